@@ -1,0 +1,1 @@
+"""One file per model family, holding only what differs from the common decoder."""

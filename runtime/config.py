@@ -1,0 +1,22 @@
+"""Options of one engine as the user gives them, before the memory plan makes them concrete."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """None means: chosen from the model and the machine, and printed by the start-up plan."""
+
+    device: str = "auto"  # auto, cpu
+    max_rows: int = 16  # sequences that run at once
+    max_context: int | None = None  # tokens per sequence, prompt and output
+    kv_memory: int | None = None  # bytes for running rows
+    swap_memory: int | None = None  # bytes for preempted sequences
+    max_step_ms: float | None = None  # bound on one step while sequences are decoding
+    max_chunk_tokens: int = 128  # prompt tokens of one sequence in one step
+    max_logit_rows: int = 64
+    max_waiting: int = 1024  # requests in the queue before new ones are refused
+    num_threads: int | None = None  # of the model's session
+    deterministic: bool = False  # the same bits for any batch, at a cost (runtime/README.md)

@@ -1,0 +1,144 @@
+"""`manifest.json`: what export knew about a model, written down. Nothing here guesses from a model's type.
+
+The graph contract (layout "slots"; T packed tokens, B rows, S longest query, L logit rows, C row capacity):
+
+| input | type | shape | meaning |
+|---|---|---|---|
+| input_ids | int64 | [T] | packed tokens of all rows, row by row |
+| position_ids | int64 | [T] | absolute position of each token |
+| seqlens_k | int32 | [B] | tokens in the row after this step, minus one (0 for an idle row) |
+| query_lengths | int32 | [B] | tokens of the row in this step; 0 marks an idle row |
+| total_length | int32 | [] | upper bound of the rows' lengths: the capacity C |
+| pad_index | int64 | [B, S] | where padded place (b, s) is taken from in [0, T); any valid index for padding |
+| unpad_index | int64 | [T] | where packed token t lies in the flattened [B * S] |
+| logit_index | int64 | [L] | packed tokens whose logits are wanted |
+| past.{i}.key, past.{i}.value | float32 | [B, kv_heads, C, head_dim] | bound to the same memory as present.{i}.* |
+
+Outputs: `logits` float32 [L, vocab_size], `present.{i}.key`, `present.{i}.value`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ortserve.runtime.errors import ManifestError
+
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """Shape of the KV cache; all layers alike."""
+
+    kind: Literal["slots"]
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: Literal["float32"]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Keys and values of all layers, in bytes."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * 4
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """Sampling values the model's author recommends; None: not stated."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ParityCase:
+    """One comparison of the exported graph with the independent reference."""
+
+    name: str  # prefill, decode, ragged batch, ...
+    num_positions: int
+    max_abs_error: float  # over logits
+    mean_kl: float  # nats, KL(reference || graph) averaged over positions
+    top1_agreement: float  # share of positions with the same most likely token
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """The proof of an export: thresholds and what was measured."""
+
+    reference: str  # what it was compared with
+    passed: bool
+    max_mean_kl: float  # threshold
+    min_top1_agreement: float  # threshold
+    cases: tuple[ParityCase, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything the runtime and the gateway need to know about an exported model."""
+
+    format_version: int
+    name: str
+    family: str
+    precision: str
+    digest: str  # sha256 over graph, weights and tokenizer; part of the system fingerprint and of cache keys
+    graph: str  # file name beside the manifest
+    min_onnxruntime: str
+    kv: KvLayout
+    hidden_size: int
+    num_heads: int
+    vocab_size: int  # width of the logits, often padded
+    num_tokens: int  # ids the tokenizer knows; larger ids are never drawn
+    max_context: int  # tokens the rotary tables cover
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    add_bos: bool  # the tokenizer itself does not add it, and the model expects it
+    num_parameters: int
+    weight_bytes: int
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
+    parity: ParityReport | None = None
+    source: str = ""  # folder name or hub id; never a machine path
+    exporter: str = ""  # ortserve and library versions
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate `folder/manifest.json`.
+
+    Raises `ManifestError` when it is missing, not JSON, of the wrong shape, or of another format version.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ManifestError(
+            f"{folder} has no {MANIFEST_NAME}: export the checkpoint first (ortserve export SRC DST)"
+        ) from None
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read ({error.strerror}): check the folder and its permissions") from None
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).format_version
+    except msgspec.MsgspecError as error:
+        raise ManifestError(f"{path} is not a manifest ({error}): export the checkpoint again") from None
+    if version != FORMAT_VERSION:
+        raise ManifestError(
+            f"{path} has format version {version}, this ortserve reads {FORMAT_VERSION}: export the checkpoint again"
+        )
+    try:
+        return msgspec.json.decode(data, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise ManifestError(f"{path} is damaged ({error}): export the checkpoint again") from None
+
+
+def manifest_json(manifest: Manifest) -> bytes:
+    """The file's content: indented JSON, stable key order."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+class _Versioned(msgspec.Struct):
+    format_version: int

@@ -1,0 +1,119 @@
+"""Frozen values that cross the engine's thread boundary. Knows token ids, never text, and no scheduling state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ortserve.runtime.errors import RequestError
+
+
+class FinishReason(StrEnum):
+    """Why a request produced its last token."""
+
+    STOP = "stop"  # an end-of-sequence id or one of `stop_token_ids`
+    LENGTH = "length"  # max_tokens, or the context is full
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is drawn; applied in the order penalties, bias, mask, temperature, top-k, top-p, min-p.
+
+    `temperature` 0 is greedy (ties to the lowest id). `seed` None lets the engine choose one; the same seed, choice
+    and prompt draw the same tokens, whatever else is in the batch.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0  # relative to the largest probability
+    repetition_penalty: float = 1.0  # over prompt and output; 1: off (CTRL, arXiv 1909.05858)
+    frequency_penalty: float = 0.0  # per occurrence in the output
+    presence_penalty: float = 0.0  # once if it occurs in the output
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    max_tokens: int | None = None  # None: the rest of the context
+    min_tokens: int = 0  # end-of-sequence ids cannot be drawn before that many tokens
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    num_logprobs: int | None = None  # None: none; 0: the drawn token's only; n: that and the n most likely
+
+    def __post_init__(self) -> None:
+        """Raise `RequestError` naming the first value outside its interval."""
+        _require(self.temperature >= 0.0, "temperature", "at least 0", self.temperature)
+        _require(self.top_k >= 0, "top_k", "at least 0 (0 switches it off)", self.top_k)
+        _require(0.0 <= self.top_p <= 1.0, "top_p", "between 0 and 1", self.top_p)
+        _require(0.0 <= self.min_p <= 1.0, "min_p", "between 0 and 1", self.min_p)
+        _require(self.repetition_penalty > 0.0, "repetition_penalty", "above 0", self.repetition_penalty)
+        _require(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "between -2 and 2", self.frequency_penalty)
+        _require(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "between -2 and 2", self.presence_penalty)
+        _require(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
+        _require(self.min_tokens >= 0, "min_tokens", "at least 0", self.min_tokens)
+        in_range = self.num_logprobs is None or 0 <= self.num_logprobs <= 20
+        _require(in_range, "num_logprobs", "between 0 and 20", self.num_logprobs)
+
+
+def _require(holds: bool, parameter: str, interval: str, value: object) -> None:
+    if not holds:  # also catches NaN, which fails every comparison
+        raise RequestError(f"{parameter} must be {interval}, not {value}", parameter=parameter)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sequence to generate. `prompt` are token ids, at least one."""
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    priority: int = 0  # larger runs first
+    choice: int = 0  # index among the n choices of one API call; part of the random key
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-softmax of the raw logits at one position: natural logarithms, never -inf."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # (token id, logprob), most likely first
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one finished request consumed; counts are tokens, times are seconds."""
+
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+    num_preemptions: int
+    queue_s: float
+    time_to_first_token_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one step added to one request. The last one of a request carries `finish` and `usage`.
+
+    A stop or end-of-sequence id that ends the request is counted in `usage` but not among `token_ids`.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()  # as many as token_ids when asked for
+    finish: FinishReason | None = None
+    usage: Usage | None = None
+    error: str | None = None  # one line, with FinishReason.ERROR
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole reply: all deltas of a request joined."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    finish: FinishReason
+    usage: Usage
