@@ -1,0 +1,121 @@
+"""The only owner of KV memory on the CPU: rows that the graph reads and writes in place, and host blocks for swapping.
+
+Knows no sequences: it moves what a Step tells it to move. Memory is anonymous, private and lazily resident (never
+numpy-allocated: transparent huge pages would make one touched token 2 MiB); released rows go back with MADV_DONTNEED.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ortserve.runtime.errors import MemoryBudgetError
+from ortserve.runtime.manifest import KvLayout
+from ortserve.runtime.step import Move, ReleaseRow, SwapIn, SwapOut
+
+PAGE_BYTES = mmap.PAGESIZE
+_MAP_NORESERVE = 0x4000  # Linux; untouched rows must not count against overcommit
+_ITEM_BYTES = 4  # float32
+_SMALLEST_BLOCK = 32  # tokens; fewer would make block tables long for no gain
+
+
+def block_size(layout: KvLayout) -> int:
+    """Tokens per block: the least number of at least 32 whose bytes per head fill whole pages, so they can be released."""
+    token_bytes = layout.head_dim * _ITEM_BYTES
+    per_page = PAGE_BYTES // math.gcd(PAGE_BYTES, token_bytes)
+    return per_page * math.ceil(_SMALLEST_BLOCK / per_page)
+
+
+@dataclass(frozen=True, slots=True)
+class KvTensor:
+    """Where one bound tensor lies: shape [rows, kv_heads, capacity, head_dim] from `address`, float32."""
+
+    name: str  # "0.key": the graph calls it past.0.key and present.0.key
+    address: int
+    row_shape: tuple[int, int, int]
+
+
+class SlotKvStore:
+    """`num_rows` rows of `capacity` tokens for every layer's keys and values, and `num_host_blocks` blocks beside them."""
+
+    def __init__(self, layout: KvLayout, *, num_rows: int, capacity: int, num_host_blocks: int) -> None:
+        self.layout = layout
+        self.num_rows = num_rows
+        self.capacity = capacity
+        self.block_size = block_size(layout)
+        assert capacity % self.block_size == 0, "a row is a whole number of blocks"
+        heads, depth = layout.num_kv_heads, layout.head_dim
+        num_tensors = 2 * layout.num_layers
+        # [layer and kind, row, head, token, channel]
+        self._row_memory, self._rows = _allocate((num_tensors, num_rows, heads, capacity, depth))
+        # [block, layer and kind, head, token, channel]: one block is contiguous, so a disk tier can write it whole
+        self._host_memory, self._host = _allocate((max(num_host_blocks, 1), num_tensors, heads, self.block_size, depth))
+        self._row_bytes = heads * capacity * depth * _ITEM_BYTES
+        self._host_block_bytes = num_tensors * heads * self.block_size * depth * _ITEM_BYTES
+
+    def tensors(self) -> list[KvTensor]:
+        """What the session binds once: for each layer its keys, then its values."""
+        shape = (self.layout.num_kv_heads, self.capacity, self.layout.head_dim)
+        return [
+            KvTensor(f"{index // 2}.{'value' if index % 2 else 'key'}", int(self._rows[index].ctypes.data), shape)
+            for index in range(len(self._rows))
+        ]
+
+    def apply(self, moves: tuple[Move, ...]) -> None:
+        """Execute a step's moves, in order."""
+        for move in moves:
+            match move:
+                case SwapOut():
+                    self._swap_out(move)
+                    self._release_row(move.slot)
+                case SwapIn():
+                    self._swap_in(move)
+                case ReleaseRow():
+                    self._release_row(move.slot)
+
+    def _swap_out(self, move: SwapOut) -> None:
+        for index, block in enumerate(move.host_blocks):
+            begin, end = self._interval(index, move.num_tokens)
+            self._host[block, :, :, : end - begin] = self._rows[:, move.slot, :, begin:end]
+
+    def _swap_in(self, move: SwapIn) -> None:
+        for index, block in enumerate(move.host_blocks):
+            begin, end = self._interval(index, move.num_tokens)
+            self._rows[:, move.slot, :, begin:end] = self._host[block, :, :, : end - begin]
+            if self._host_block_bytes % PAGE_BYTES == 0:
+                self._host_memory.madvise(
+                    mmap.MADV_DONTNEED, block * self._host_block_bytes, self._host_block_bytes
+                )
+
+    def _interval(self, index: int, num_tokens: int) -> tuple[int, int]:
+        begin = index * self.block_size
+        return begin, min(begin + self.block_size, num_tokens)
+
+    def _release_row(self, slot: int) -> None:
+        for tensor in range(len(self._rows)):
+            offset = (tensor * self.num_rows + slot) * self._row_bytes
+            self._row_memory.madvise(mmap.MADV_DONTNEED, offset, self._row_bytes)
+
+    def row(self, slot: int, num_tokens: int) -> npt.NDArray[np.float32]:
+        """A copy of a row's first tokens [2 * layers, kv_heads, num_tokens, head_dim], for tests and snapshots."""
+        return self._rows[:, slot, :, :num_tokens].copy()
+
+
+def _allocate(shape: tuple[int, ...]) -> tuple[mmap.mmap, npt.NDArray[np.float32]]:
+    num_bytes = math.prod(shape) * _ITEM_BYTES
+    try:
+        memory = mmap.mmap(
+            -1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+        )
+    except (OSError, OverflowError) as error:
+        raise MemoryBudgetError(
+            f"cannot map {num_bytes / 2**30:.1f} GiB of address space for the KV cache ({error}):"
+            " lower --max-rows or --max-context"
+        ) from None
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return memory, np.frombuffer(memory, np.float32).reshape(shape)

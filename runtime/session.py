@@ -1,0 +1,134 @@
+"""The only place that imports onnxruntime at run time: sessions with the options this project measured to be right.
+
+Knows no sequences. Sources of the options: onnxruntime_session_options_config_keys.h.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from ortserve.runtime.errors import DeviceError, ModelError
+
+_SPIN_MICROSECONDS = 50  # as fast as endless spinning, and other threads get the cores
+
+
+def runtime_version() -> str:
+    """Version of the installed ONNX Runtime."""
+    return str(ort.__version__)
+
+
+def available_providers() -> list[str]:
+    """Execution providers this build was compiled with."""
+    return list(ort.get_available_providers())
+
+
+def default_num_threads() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class Session:
+    """One graph loaded for the CPU. Not thread-safe: one thread runs it."""
+
+    def __init__(self, model: Path | bytes, *, num_threads: int | None = None, profile_prefix: str | None = None) -> None:
+        """Load a graph from its path, or from bytes for small ones.
+
+        Raises `ModelError` when ONNX Runtime refuses it.
+        """
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = num_threads or default_num_threads()
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
+        # Without VNNI the uint8 x int8 kernels saturate silently; with it this has no effect.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        options.log_severity_level = 3
+        if profile_prefix is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile_prefix
+        source = str(model) if isinstance(model, Path) else model
+        try:
+            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises a family of its own that it does not export
+            name = model if isinstance(model, Path) else "the graph"
+            raise ModelError(f"ONNX Runtime {ort.__version__} cannot load {name}: {_first_line(error)}") from error
+
+    def run(self, feeds: Mapping[str, npt.NDArray[np.generic]]) -> list[npt.NDArray[np.generic]]:
+        """Run without binding: all outputs as new arrays, in graph order."""
+        return [np.asarray(value) for value in self._session.run(None, dict(feeds))]
+
+    def binding(self) -> Binding:
+        """A new binding of this session."""
+        return Binding(self._session)
+
+    def end_profiling(self) -> Path:
+        """Stop profiling and return the JSON file it wrote."""
+        return Path(self._session.end_profiling())
+
+
+class Binding:
+    """Inputs and outputs fixed to memory; what is bound stays bound from run to run."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self._binding = session.io_binding()
+        self._held: dict[str, npt.NDArray[np.generic]] = {}  # bound memory must outlive the run
+
+    def bind_input(self, name: str, array: npt.NDArray[np.generic]) -> None:
+        """Bind a C-contiguous array without copying it."""
+        self._held[name] = array
+        self._binding.bind_cpu_input(name, array)
+
+    def bind_shared(self, past: str, present: str, address: int, shape: tuple[int, ...]) -> None:
+        """Bind one float32 buffer as input and output, so that it is updated in place. The caller keeps it alive."""
+        self._binding.bind_input(past, "cpu", 0, np.float32, shape, address)
+        self._binding.bind_output(present, "cpu", 0, np.float32, shape, address)
+
+    def bind_output(self, name: str, array: npt.NDArray[np.float32]) -> None:
+        """Have an output written into a C-contiguous array."""
+        self._held[name] = array
+        self._binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+
+    def run(self) -> None:
+        """Run the graph over what is bound; the interpreter lock is released meanwhile."""
+        self._session.run_with_iobinding(self._binding)
+
+
+def check_int8_kernels(num_threads: int = 1) -> None:
+    """Run a small MatMulInteger with full-range weights and compare with exact integers.
+
+    Raises `DeviceError` when the result is wrong: then int8 graphs would be silently wrong on this machine.
+    """
+    generator = np.random.default_rng(1)
+    activations = generator.integers(0, 256, (3, 64), np.uint8)
+    weights = generator.choice(np.array([-127, -126, 126, 127], np.int8), (64, 16))
+    activations[0], weights[:, 0] = 255, 127  # the worst case for saturating pair sums
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "b", "zero"], ["c"])],
+        "int8_check",
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, [3, 64])],
+        [helper.make_tensor_value_info("c", TensorProto.INT32, [3, 16])],
+        [
+            onnx.numpy_helper.from_array(weights, "b"),
+            onnx.numpy_helper.from_array(np.asarray(128, np.uint8), "zero"),
+        ],
+    )
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    (result,) = Session(model.SerializeToString(), num_threads=num_threads).run({"a": activations})
+    expected = (activations.astype(np.int32) - 128) @ weights.astype(np.int32)
+    if not np.array_equal(result, expected):
+        raise DeviceError(
+            "the int8 matrix kernels of this ONNX Runtime give wrong results on this CPU:"
+            " export with --precision int4 or fp32 instead"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,81 @@
+"""The immutable plan of one model call. A prefill chunk, a decode and a verification are all just rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Tokens of one sequence in this step.
+
+    ```
+    stored:   [0 ............ start)
+    fed:                     [start ... start + len(tokens))
+    logits:                         [last num_logits of them)
+    ```
+    """
+
+    request_id: str
+    slot: int  # row of the KV store
+    start: int  # position of the first token fed
+    tokens: tuple[int, ...]
+    num_logits: int  # 0 for a prompt chunk that is not the last, 1 for a decode, k + 1 to verify k drafts
+
+    @property
+    def end(self) -> int:
+        """Tokens stored in the row after this step."""
+        return self.start + len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class SwapOut:
+    """Copy a row's first tokens to host blocks, then give the row's memory back."""
+
+    slot: int
+    num_tokens: int
+    host_blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SwapIn:
+    """Copy host blocks into a row, bit for bit, then give the host blocks' memory back."""
+
+    slot: int
+    num_tokens: int
+    host_blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRow:
+    """Give a row's memory back to the system."""
+
+    slot: int
+
+
+Move: TypeAlias = SwapOut | SwapIn | ReleaseRow
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What the runner does next: first the moves, in order, then one model call over the rows (none: moves only)."""
+
+    number: int
+    moves: tuple[Move, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Packed tokens of the model call."""
+        return sum(len(row.tokens) for row in self.rows)
+
+    @property
+    def num_logits(self) -> int:
+        """Rows of the logits it returns, in the order of `rows`."""
+        return sum(row.num_logits for row in self.rows)
+
+    @property
+    def num_attended(self) -> int:
+        """Query-key pairs of the attention: what its time grows with."""
+        return sum(len(row.tokens) * row.end for row in self.rows)

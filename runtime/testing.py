@@ -1,0 +1,160 @@
+"""A synthetic model whose next token a short Python function predicts *through the KV cache*. Knows no real weights.
+
+Layer 0 averages, with uniform attention, a value made of token and position over all stored positions; layer 1 averages
+token values over the positions whose code (position mod 8) equals the code of the current token. Both averages times
+the number of positions they cover are integers, so one swapped row, block or position changes the prediction.
+The idea is onnxruntime-genai's synthetic paged model (test/python/create/create_synthetic_paged_model.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.parser
+
+from ortserve.runtime.manifest import FORMAT_VERSION, KvLayout, Manifest, manifest_json
+
+VOCAB_SIZE = 101  # prime: sums reach every token
+HEAD_DIM = 8
+NUM_CODES = 8
+
+_GRAPH = f"""
+<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+synthetic (
+  int64[T] input_ids, int64[T] position_ids, int32[B] seqlens_k, int32[B] query_lengths, int32 total_length,
+  int64[B, S] pad_index, int64[T] unpad_index, int64[L] logit_index,
+  float[B, 1, C, {HEAD_DIM}] past_0_key, float[B, 1, C, {HEAD_DIM}] past_0_value,
+  float[B, 1, C, {HEAD_DIM}] past_1_key, float[B, 1, C, {HEAD_DIM}] past_1_value
+) => (
+  float[L, {VOCAB_SIZE}] logits,
+  float[B, 1, C, {HEAD_DIM}] present_0_key, float[B, 1, C, {HEAD_DIM}] present_0_value,
+  float[B, 1, C, {HEAD_DIM}] present_1_key, float[B, 1, C, {HEAD_DIM}] present_1_value
+)
+<int64 one = {{1}}, int64 five = {{5}}, int64 codes = {{{NUM_CODES}}}, int64 vocab = {{{VOCAB_SIZE}}},
+ int64[1] last_axis = {{-1}}, int64[2] column = {{-1, 1}}, int64[2] flat = {{-1, {HEAD_DIM}}},
+ int64 three = {{3}}, int64 zero = {{0}}, float[2] sharp = {{0.0, 30.0}}, float[2] off_on = {{0.0, 1.0}},
+ int64[1] depth = {{{NUM_CODES}}}, float[1, {HEAD_DIM}] spread = {{1, 1, 1, 1, 1, 1, 1, 1}}, float half = {{0.5}}>
+{{
+  place = Mod(position_ids, five)
+  weight = Add(place, one)
+  mixed = Mul(input_ids, weight)
+  mixed_float = Cast<to = 1>(mixed)
+  mixed_column = Reshape(mixed_float, column)
+  value_0 = Mul(mixed_column, spread)
+  nothing = Sub(value_0, value_0)
+  pad_0 = Gather(value_0, pad_index)
+  pad_nothing = Gather(nothing, pad_index)
+  attended_0, present_0_key, present_0_value = com.microsoft.GroupQueryAttention<num_heads = 1, kv_num_heads = 1>(
+    pad_nothing, pad_nothing, pad_0, past_0_key, past_0_value, seqlens_k, total_length,
+    , , , , , , , , , query_lengths)
+  token_float = Cast<to = 1>(input_ids)
+  token_column = Reshape(token_float, column)
+  value_1 = Mul(token_column, spread)
+  position_code = Mod(position_ids, codes)
+  token_code = Mod(input_ids, codes)
+  key_1 = OneHot(position_code, depth, off_on)
+  query_1 = OneHot(token_code, depth, sharp)
+  key_scaled = Mul(key_1, spread)
+  pad_key = Gather(key_scaled, pad_index)
+  pad_query = Gather(query_1, pad_index)
+  pad_value = Gather(value_1, pad_index)
+  attended_1, present_1_key, present_1_value = com.microsoft.GroupQueryAttention<num_heads = 1, kv_num_heads = 1,
+    scale = 1.0>(pad_query, pad_key, pad_value, past_1_key, past_1_value, seqlens_k, total_length,
+    , , , , , , , , , query_lengths)
+  flat_0 = Reshape(attended_0, flat)
+  flat_1 = Reshape(attended_1, flat)
+  packed_0 = Gather(flat_0, unpad_index)
+  packed_1 = Gather(flat_1, unpad_index)
+  mean_0 = ReduceMean<keepdims = 0>(packed_0, last_axis)
+  mean_1 = ReduceMean<keepdims = 0>(packed_1, last_axis)
+  count_0 = Add(position_ids, one)
+  reach = Sub(position_ids, token_code)
+  sevens = Div(reach, codes)
+  matching = Add(sevens, one)
+  reached = GreaterOrEqual(reach, zero)
+  count_1 = Where(reached, matching, count_0)
+  count_0_float = Cast<to = 1>(count_0)
+  count_1_float = Cast<to = 1>(count_1)
+  sum_0 = Mul(mean_0, count_0_float)
+  sum_1 = Mul(mean_1, count_1_float)
+  whole_0 = Round(sum_0)
+  whole_1 = Round(sum_1)
+  int_0 = Cast<to = 7>(whole_0)
+  int_1 = Cast<to = 7>(whole_1)
+  weighted = Mul(int_1, three)
+  total = Add(int_0, weighted)
+  next = Mod(total, vocab)
+  wanted = Gather(next, logit_index)
+  wanted_column = Reshape(wanted, column)
+  zero_row = Sub(vocab, vocab)
+  ids = Range(zero_row, vocab, one)
+  distance = Sub(ids, wanted_column)
+  wrapped = Mod(distance, vocab)
+  far = Cast<to = 1>(wrapped)
+  scaled = Mul(far, half)
+  logits = Neg(scaled)
+}}
+"""
+
+
+def predict_next(tokens: Sequence[int]) -> int:
+    """The synthetic model's most likely token after `tokens`."""
+    position = len(tokens) - 1
+    total = sum(token * (place % 5 + 1) for place, token in enumerate(tokens))
+    code = tokens[-1] % NUM_CODES
+    covered = tokens[code :: NUM_CODES] if code <= position else tokens
+    return (total + 3 * sum(covered)) % VOCAB_SIZE
+
+
+def predict_logits(tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+    """[vocab]: zero at the next token, falling by 0.5 with each id above it, around the end."""
+    return -0.5 * ((np.arange(VOCAB_SIZE) - predict_next(tokens)) % VOCAB_SIZE).astype(np.float32)
+
+
+def write_synthetic_model(folder: Path, *, max_context: int = 256, eos_token_ids: tuple[int, ...] = (0,)) -> Manifest:
+    """Write graph and manifest into `folder` (made if missing), ready for `open_engine`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = _with_dotted_names(onnx.parser.parse_model(_GRAPH))
+    onnx.checker.check_model(model)
+    onnx.save(model, str(folder / "model.onnx"))
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        name="synthetic",
+        family="synthetic",
+        precision="fp32",
+        digest="synthetic-1",
+        graph="model.onnx",
+        min_onnxruntime="1.32.0",
+        kv=KvLayout(kind="slots", num_layers=2, num_kv_heads=1, head_dim=HEAD_DIM, dtype="float32"),
+        hidden_size=HEAD_DIM,
+        num_heads=1,
+        vocab_size=VOCAB_SIZE,
+        num_tokens=VOCAB_SIZE - 1,  # the last id plays the padding of an embedding: it is never drawn
+        max_context=max_context,
+        eos_token_ids=eos_token_ids,
+        bos_token_id=None,
+        add_bos=False,
+        num_parameters=0,
+        weight_bytes=0,
+    )
+    (folder / "manifest.json").write_bytes(manifest_json(manifest))
+    return manifest
+
+
+def _with_dotted_names(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Rename past_0_key to past.0.key and the like: the text format has no dots in names, the contract has."""
+
+    def dotted(name: str) -> str:
+        return re.sub(r"^(past|present)_(\d+)_(key|value)$", r"\1.\2.\3", name)
+
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = dotted(value.name)
+    for node in model.graph.node:
+        node.input[:] = [dotted(name) for name in node.input]
+        node.output[:] = [dotted(name) for name in node.output]
+    return model
