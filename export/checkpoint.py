@@ -1,0 +1,120 @@
+"""A Hugging Face checkpoint: configuration files and lazily read tensors. Knows files, no architecture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortserve.export.errors import ExportError
+from ortserve.export.json_fields import JsonObject, read_json, read_optional_json
+from ortserve.export.safetensors_file import StoredTensor, read_header
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", *TOKENIZER_FILES]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What lies in one checkpoint folder; tensors stay on disk until a range of them is read."""
+
+    folder: Path
+    name: str  # folder name, or last part of the hub id
+    source: str  # folder name or hub id; never a machine path
+    config: JsonObject
+    generation_config: JsonObject
+    tokenizer_config: JsonObject
+    tensors: Mapping[str, StoredTensor]
+
+    def stored(self, name: str) -> StoredTensor:
+        """Where a tensor lies. Raises `ExportError` naming the tensor when the checkpoint lacks it."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise ExportError(
+                f"{self.folder} has no tensor {name}: a shard is missing or config.json belongs to another checkpoint"
+            ) from None
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """A whole tensor as float32."""
+        return self.stored(name).read()
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows `[start, stop)` of a tensor as float32."""
+        return self.stored(name).read(start, stop)
+
+    def stacked_chunks(self, names: tuple[str, ...], max_elements: int) -> Iterator[NDArray[np.float32]]:
+        """The rows of several matrices one after another, in float32 pieces of at most `max_elements` (or one row)."""
+        for name in names:
+            shape = self.stored(name).shape
+            num_rows = max(1, max_elements // max(1, int(np.prod(shape[1:]))))
+            for start in range(0, shape[0], num_rows):
+                yield self.read_rows(name, start, start + num_rows)
+
+
+def open_checkpoint(source: str | Path) -> Checkpoint:
+    """A local folder, or a hub id such as `org/model`, which is downloaded into the hub's cache.
+
+    Raises `ExportError` when the folder or the download is missing, incomplete or damaged.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return _read_folder(folder, source=folder.resolve().name)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not folder.exists():
+        return _read_folder(_download(str(source)), source=str(source))
+    raise ExportError(f"{source} is neither a checkpoint folder nor a hub id such as org/model: check the path")
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=HUB_PATTERNS))
+    except RepositoryNotFoundError:
+        raise ExportError(f"no folder and no accessible hub repository is called {hub_id}: check the name") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise ExportError(
+            f"{hub_id} is no local folder and could not be downloaded ({reason}):"
+            " connect to the network, or download it elsewhere and name its folder"
+        ) from None
+
+
+def _read_folder(folder: Path, *, source: str) -> Checkpoint:
+    if not (folder / "config.json").exists():
+        raise ExportError(f"{folder} has no config.json: name the folder of a Hugging Face checkpoint")
+    return Checkpoint(
+        folder=folder,
+        name=source.rsplit("/", 1)[-1],
+        source=source,
+        config=read_json(folder / "config.json"),
+        generation_config=read_optional_json(folder / "generation_config.json"),
+        tokenizer_config=read_optional_json(folder / "tokenizer_config.json"),
+        tensors=_read_tensors(folder),
+    )
+
+
+def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
+    if (folder / WEIGHTS).exists():
+        return read_header(folder / WEIGHTS)
+    if not (folder / WEIGHTS_INDEX).exists():
+        raise ExportError(f"{folder} has no {WEIGHTS} or {WEIGHTS_INDEX}: export reads safetensors only")
+    shards = read_json(folder / WEIGHTS_INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise ExportError(f"{folder / WEIGHTS_INDEX} has no weight_map: download it again")
+    tensors: dict[str, StoredTensor] = {}
+    for shard in sorted(set(shards.values())):
+        if Path(shard).name != shard:
+            raise ExportError(f"{folder / WEIGHTS_INDEX} names {shard!r}, which is not a file beside it")
+        tensors |= read_header(folder / shard)
+    missing = sorted(set(shards) - set(tensors))
+    if missing:
+        raise ExportError(f"{folder}: {missing[0]} is in the index and in no shard: download the checkpoint again")
+    return tensors

@@ -1,0 +1,136 @@
+"""Stores a matrix in its precision and builds the nodes that multiply by it or look rows up. Knows no layers.
+
+int8: activations as unsigned 8 bits around 128 with one scale per row, weights as signed 8 bits with one scale per
+output feature; the integer sums are exact and every scale belongs to one row, so a row's result never depends on
+its neighbours. Weights keep the checkpoint's orientation (QGemm with transB), so a tied embedding is stored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from ortserve.export.checkpoint import Checkpoint
+from ortserve.export.graph_builder import MICROSOFT, GraphBuilder
+from ortserve.export.plan import MatrixPlan
+from ortserve.export.quantize import INT8_LIMIT, quantize_int4_blocks, quantize_int8_rows
+
+CHUNK_ELEMENTS = 1 << 21  # float32 elements quantized at a time: 8 MB, a few copies of which fit the cache budget
+ACTIVATION_ZERO = 128
+SMALLEST_SCALE = 1e-30  # an all-zero row divides by this instead of zero
+
+
+def store_matrix(graph: GraphBuilder, plan: MatrixPlan, checkpoint: Checkpoint) -> None:
+    """Stream the matrix, its scales and its bias into the data file."""
+    chunks = checkpoint.stacked_chunks(plan.linear.weights, CHUNK_ELEMENTS)
+    shape = (plan.num_rows, plan.num_columns)
+    if plan.precision == "fp32":
+        graph.weight(f"{plan.name}.weight", np.float32, shape, chunks)
+    elif plan.precision == "int8":
+        scales: list[NDArray[np.float32]] = []
+        graph.weight(f"{plan.name}.weight", np.int8, shape, _int8(chunks, scales))
+        graph.weight(f"{plan.name}.scale", np.float32, (plan.num_rows,), scales)
+    else:
+        num_blocks = -(-plan.num_columns // plan.block_size)
+        scales = []
+        packed = (plan.num_rows, num_blocks, plan.block_size // 2)
+        graph.weight(f"{plan.name}.weight", np.uint8, packed, _int4(chunks, plan.block_size, scales))
+        graph.weight(f"{plan.name}.scale", np.float32, (plan.num_rows, num_blocks), scales)
+    if plan.linear.biases:
+        biases = checkpoint.stacked_chunks(plan.linear.biases, CHUNK_ELEMENTS)
+        graph.weight(f"{plan.name}.bias", np.float32, (plan.num_rows,), biases)
+
+
+def multiply(graph: GraphBuilder, plan: MatrixPlan, value: str, *, rows: str, stored_as: str | None = None) -> str:
+    """`value [T, columns]` times the matrix: `[T, num_rows]`.
+
+    `rows` names a one-dimensional value of length T. `stored_as` is the name of another plan whose stored bytes
+    are the same matrix (a tied embedding).
+    """
+    stored = stored_as or plan.name
+    weight, scale = f"{stored}.weight", f"{stored}.scale"
+    if plan.precision == "fp32":
+        inputs = [value, weight, *([f"{plan.name}.bias"] if plan.linear.biases else [])]
+        return graph.node("Gemm", inputs, plan.name, transB=1)
+    raw = f"{plan.name}.unbiased" if plan.linear.biases else plan.name
+    if plan.precision == "int8":
+        _multiply_int8(graph, value, weight=weight, scale=scale, output=raw, rows=rows)
+    else:
+        graph.node(
+            "MatMulNBits",
+            [value, weight, scale],
+            raw,
+            domain=MICROSOFT,
+            bits=4,
+            block_size=plan.block_size,
+            K=plan.num_columns,
+            N=plan.num_rows,
+            accuracy_level=4,
+        )
+    if plan.linear.biases:
+        graph.node("Add", [raw, f"{plan.name}.bias"], plan.name)
+    return plan.name
+
+
+def look_up(graph: GraphBuilder, plan: MatrixPlan, ids: str) -> str:
+    """Rows of the stored matrix: `ids [T]` to `[T, columns]` float32."""
+    weight = f"{plan.name}.weight"
+    if plan.precision == "fp32":
+        return graph.node("Gather", [weight, ids], plan.name, axis=0)
+    codes = graph.node("Gather", [weight, ids], f"{plan.name}.codes", axis=0)
+    scales = graph.node("Gather", [f"{plan.name}.scale", ids], f"{plan.name}.scales", axis=0)
+    return graph.node("DequantizeLinear", [codes, scales], plan.name, axis=0)
+
+
+def _multiply_int8(graph: GraphBuilder, value: str, *, weight: str, scale: str, output: str, rows: str) -> None:
+    codes = graph.shared(f"{value}.codes", lambda: _quantize_rows(graph, value, rows))
+    one = graph.constant("one", np.float32(1))
+    zero = graph.constant("activation_zero", np.uint8(ACTIVATION_ZERO))
+    weight_zero = graph.constant("weight_zero", np.int8(0))
+    unscaled = graph.node(
+        "QGemm", [codes, one, zero, weight, scale, weight_zero], f"{output}.unscaled", domain=MICROSOFT, transB=1
+    )
+    graph.node("Mul", [unscaled, f"{value}.row_scale"], output)
+
+
+def _quantize_rows(graph: GraphBuilder, value: str, rows: str) -> str:
+    """Unsigned codes of `value [T, K]`; the rows' scales become `{value}.row_scale [T, 1]`."""
+    last_axis = graph.constant("last_axis", np.array([-1], np.int64))
+    magnitude = graph.node("Abs", [value], f"{value}.magnitude")
+    largest = graph.node("ReduceMax", [magnitude, last_axis], f"{value}.largest", keepdims=0)  # [T]
+    ratio = graph.constant("int8_ratio", np.float32(1 / INT8_LIMIT))
+    scaled = graph.node("Mul", [largest, ratio], f"{value}.limit")
+    smallest = graph.constant("smallest_scale", np.float32(SMALLEST_SCALE))
+    scale = graph.node("Max", [scaled, smallest], f"{value}.scale")
+    graph.node("Unsqueeze", [scale, last_axis], f"{value}.row_scale")
+    return graph.node("QuantizeLinear", [value, scale, _zero_points(graph, rows)], f"{value}.codes", axis=0)
+
+
+def _zero_points(graph: GraphBuilder, rows: str) -> str:
+    """128 for every row, `[T]` uint8: QuantizeLinear wants as many zero points as scales."""
+
+    def build() -> str:
+        shape = graph.node("Shape", [rows], f"{rows}.shape")
+        value = numpy_helper.from_array(np.array([ACTIVATION_ZERO], np.uint8))
+        return graph.node("ConstantOfShape", [shape], f"{rows}.zero_points", value=value)
+
+    return graph.shared(f"{rows}.zero_points", build)
+
+
+def _int8(chunks: Iterator[NDArray[np.float32]], scales: list[NDArray[np.float32]]) -> Iterator[NDArray[np.int8]]:
+    for chunk in chunks:
+        codes, scale = quantize_int8_rows(chunk)
+        scales.append(scale)
+        yield codes
+
+
+def _int4(
+    chunks: Iterator[NDArray[np.float32]], block_size: int, scales: list[NDArray[np.float32]]
+) -> Iterator[NDArray[np.uint8]]:
+    for chunk in chunks:
+        codes, scale = quantize_int4_blocks(chunk, block_size)
+        scales.append(scale)
+        yield codes

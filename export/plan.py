@@ -1,0 +1,146 @@
+"""What an export will write: precision and size of every matrix. Decides recipes; reads and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from ortserve.export.architecture import Architecture, Linear
+from ortserve.export.errors import ExportError
+
+Precision = Literal["fp32", "int8", "int4"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
+DEFAULT_BLOCK_SIZE = 128
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixPlan:
+    """One matrix product of the graph: `[rows, columns]` in the checkpoint's orientation."""
+
+    name: str  # of the value it produces
+    linear: Linear
+    num_rows: int  # output features
+    num_columns: int  # input features
+    precision: Precision
+    block_size: int  # int4 only
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in the data file, without alignment."""
+        bias = 4 * self.num_rows if self.linear.biases else 0
+        if self.precision == "fp32":
+            return 4 * self.num_rows * self.num_columns + bias
+        if self.precision == "int8":
+            return self.num_rows * self.num_columns + 4 * self.num_rows + bias
+        num_blocks = -(-self.num_columns // self.block_size)
+        return self.num_rows * num_blocks * (self.block_size // 2 + 4) + bias
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """The matrices and norms of one layer."""
+
+    index: int
+    attention_norm: str
+    qkv: MatrixPlan
+    attention_output: MatrixPlan
+    mlp_norm: str
+    gate: MatrixPlan
+    up: MatrixPlan
+    down: MatrixPlan
+
+    @property
+    def matrices(self) -> tuple[MatrixPlan, ...]:
+        """In graph order."""
+        return (self.qkv, self.attention_output, self.gate, self.up, self.down)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPlan:
+    """Everything decided before the first byte is written."""
+
+    architecture: Architecture
+    precision: Precision
+    max_context: int  # tokens the rotary tables cover
+    embedding: MatrixPlan  # looked up by row, never multiplied
+    layers: tuple[LayerPlan, ...]
+    lm_head: MatrixPlan
+
+    @property
+    def shares_embedding(self) -> bool:
+        """Lookup and output matrix are the same bytes in the file."""
+        return self.architecture.tied and self.embedding.precision == self.lm_head.precision
+
+    def matrices(self) -> Iterator[MatrixPlan]:
+        """Every matrix that is written, once."""
+        yield self.embedding
+        for layer in self.layers:
+            yield from layer.matrices
+        if not self.shares_embedding:
+            yield self.lm_head
+
+    @property
+    def num_parameters(self) -> int:
+        """As the checkpoint counts them: a tied matrix once."""
+        matrices = sum(
+            matrix.num_rows * matrix.num_columns + (matrix.num_rows if matrix.linear.biases else 0)
+            for matrix in self.matrices()
+        )
+        if self.architecture.tied and not self.shares_embedding:
+            matrices -= self.lm_head.num_rows * self.lm_head.num_columns
+        return matrices + self.architecture.hidden_size * (2 * len(self.layers) + 1)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the data file, without alignment."""
+        tables = 4 * self.max_context * self.architecture.rope.rotary_dim
+        norms = 4 * self.architecture.hidden_size * (2 * len(self.layers) + 1)
+        return sum(matrix.num_bytes for matrix in self.matrices()) + tables + norms
+
+
+def plan_export(
+    architecture: Architecture, *, precision: str, block_size: int | None = None, max_context: int | None = None
+) -> ExportPlan:
+    """Assign a recipe to every matrix. Raises `ExportError` for options that do not fit the model.
+
+    int4 keeps the embedding and the output matrix in int8: the last product decides between close tokens.
+    """
+    if precision not in PRECISIONS:
+        raise ExportError(f"precision {precision!r} is unknown: choose {', '.join(PRECISIONS)}")
+    if block_size is not None and (precision != "int4" or block_size not in BLOCK_SIZES):
+        raise ExportError(f"block size {block_size}: int4 takes {', '.join(map(str, BLOCK_SIZES))}, others none")
+    if max_context is not None and not 0 < max_context <= architecture.max_context:
+        raise ExportError(f"max context {max_context} is outside 1 to {architecture.max_context}, the model's own")
+    inner: Precision = next(known for known in PRECISIONS if known == precision)
+    outer: Precision = "int8" if inner == "int4" else inner
+    hidden = architecture.hidden_size
+    query = architecture.num_heads * architecture.head_dim
+    key_value = architecture.num_kv_heads * architecture.head_dim
+
+    def matrix(name: str, linear: Linear, num_rows: int, num_columns: int, kind: Precision = inner) -> MatrixPlan:
+        return MatrixPlan(name, linear, num_rows, num_columns, kind, block_size or DEFAULT_BLOCK_SIZE)
+
+    layers = tuple(
+        LayerPlan(
+            index=index,
+            attention_norm=layer.attention_norm,
+            qkv=matrix(f"layers.{index}.qkv", layer.qkv, query + 2 * key_value, hidden),
+            attention_output=matrix(f"layers.{index}.attention_output", layer.attention_output, hidden, query),
+            mlp_norm=layer.mlp_norm,
+            gate=matrix(f"layers.{index}.gate", layer.gate, architecture.intermediate_size, hidden),
+            up=matrix(f"layers.{index}.up", layer.up, architecture.intermediate_size, hidden),
+            down=matrix(f"layers.{index}.down", layer.down, hidden, architecture.intermediate_size),
+        )
+        for index, layer in enumerate(architecture.layers)
+    )
+    vocabulary = architecture.vocab_size
+    return ExportPlan(
+        architecture=architecture,
+        precision=inner,
+        max_context=max_context or architecture.max_context,
+        embedding=matrix("embedding", Linear((architecture.embedding,), ()), vocabulary, hidden, outer),
+        layers=layers,
+        lm_head=matrix("lm_head", Linear((architecture.lm_head,), ()), vocabulary, hidden, outer),
+    )

@@ -1,0 +1,157 @@
+"""From a checkpoint to a finished model folder, or to none at all. Knows the order of work, not how a part is done."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ortserve.export.checkpoint import TOKENIZER_FILES, Checkpoint, open_checkpoint
+from ortserve.export.data_file import DataFile
+from ortserve.export.decoder import build_decoder
+from ortserve.export.describe import describe_generation, describe_tokens
+from ortserve.export.errors import ExportError
+from ortserve.export.families import read_architecture
+from ortserve.export.graph_builder import GraphBuilder
+from ortserve.export.plan import ExportPlan, plan_export
+from ortserve.export.progress import show_progress
+from ortserve.export.verify import check_parity
+from ortserve.runtime.manifest import FORMAT_VERSION, MANIFEST_NAME, KvLayout, Manifest, manifest_json
+
+GRAPH_NAME = "model.onnx"
+DATA_NAME = "model.onnx.data"
+MIN_ONNXRUNTIME = "1.32"  # GroupQueryAttention with query_seqlens
+
+
+class UnprovenError(ExportError):
+    """The exported graph differs from the reference by more than its precision allows."""
+
+
+def export_checkpoint(
+    source: str | Path,
+    destination: Path,
+    *,
+    precision: str,
+    block_size: int | None = None,
+    max_context: int | None = None,
+    progress: bool = True,
+    verify: bool = True,
+    force: bool = False,
+    allow_unproven: bool = False,
+) -> Manifest:
+    """Export a checkpoint folder or hub id into the new folder `destination`.
+
+    The folder appears complete or not at all. `verify` compares the graph with the independent reference and
+    raises `UnprovenError` when the proof fails, unless `allow_unproven`. Raises `ExportError` for an unusable
+    checkpoint, an existing destination without `force`, or a full disk.
+    """
+    checkpoint = open_checkpoint(source)
+    plan = plan_export(
+        read_architecture(checkpoint), precision=precision, block_size=block_size, max_context=max_context
+    )
+    with _new_folder(destination, force=force) as folder:
+        with show_progress(f"export {checkpoint.name} {precision}", plan.num_bytes, wanted=progress) as advance:
+            manifest = _write_model(folder, plan, checkpoint, advance)
+        if verify:
+            parity = check_parity(folder, manifest, plan, checkpoint)
+            manifest = replace(manifest, parity=parity)
+            if not parity.passed and not allow_unproven:
+                worst = max(case.mean_kl for case in parity.cases)
+                agreement = min(case.top1_agreement for case in parity.cases)
+                raise UnprovenError(
+                    f"{checkpoint.name} in {precision} differs from the reference: mean KL {worst:.3g} (limit"
+                    f" {parity.max_mean_kl:.3g}), top-1 agreement {agreement:.1%} (limit {parity.min_top1_agreement:.1%}):"
+                    " choose a higher precision, or publish it anyway with --allow-unproven"
+                )
+        (folder / MANIFEST_NAME).write_bytes(manifest_json(manifest))
+    return manifest
+
+
+def model_digest(folder: Path) -> str:
+    """sha256 over the sha256 of graph, weights and tokenizer.json; a missing file counts as empty."""
+    digest = hashlib.sha256()
+    for name in (GRAPH_NAME, DATA_NAME, "tokenizer.json"):
+        digest.update(_file_digest(folder / name))
+    return digest.hexdigest()
+
+
+def _write_model(folder: Path, plan: ExportPlan, checkpoint: Checkpoint, advance: Callable[[int], None]) -> Manifest:
+    tokens = describe_tokens(checkpoint, plan.architecture.vocab_size)
+    with DataFile(folder / DATA_NAME, progress=advance) as data:
+        graph = GraphBuilder(data)
+        build_decoder(graph, plan, checkpoint)
+        data_digest = data.sha256
+        weight_bytes = data.num_bytes
+    serialized = graph.model(name=checkpoint.name, producer_version=_version("ortserve")).SerializeToString()
+    (folder / GRAPH_NAME).write_bytes(serialized)
+    for name in TOKENIZER_FILES:
+        if (checkpoint.folder / name).exists():
+            shutil.copyfile(checkpoint.folder / name, folder / name)
+    digests = (hashlib.sha256(serialized).digest(), data_digest, _file_digest(folder / "tokenizer.json"))
+    architecture = plan.architecture
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        name=checkpoint.name,
+        family=architecture.family,
+        precision=plan.precision,
+        digest=hashlib.sha256(b"".join(digests)).hexdigest(),
+        graph=GRAPH_NAME,
+        min_onnxruntime=MIN_ONNXRUNTIME,
+        kv=KvLayout("slots", len(plan.layers), architecture.num_kv_heads, architecture.head_dim, "float32"),
+        hidden_size=architecture.hidden_size,
+        num_heads=architecture.num_heads,
+        vocab_size=architecture.vocab_size,
+        num_tokens=tokens.num_tokens,
+        max_context=plan.max_context,
+        eos_token_ids=tokens.eos_token_ids,
+        bos_token_id=tokens.bos_token_id,
+        add_bos=tokens.add_bos,
+        num_parameters=plan.num_parameters,
+        weight_bytes=weight_bytes,
+        generation=describe_generation(checkpoint),
+        source=checkpoint.source,
+        exporter=", ".join(f"{name} {_version(name)}" for name in ("ortserve", "onnx", "onnxruntime")),
+    )
+
+
+@contextmanager
+def _new_folder(destination: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary sibling that takes the destination's name on success and vanishes on any error."""
+    destination = destination.resolve()
+    if destination.exists() and not force:
+        raise ExportError(f"{destination} exists: choose another destination, or replace it with --force")
+    partial = destination.with_name(f".{destination.name}.partial-{os.getpid()}")
+    replaced = destination.with_name(f".{destination.name}.replaced-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise ExportError(f"{partial.parent} cannot be written ({error.strerror}): choose another destination") from None
+    try:
+        yield partial
+        if destination.exists():
+            destination.rename(replaced)
+        partial.rename(destination)
+    except OSError as error:
+        raise ExportError(f"{destination} cannot be written ({error.strerror or error}): free disk space") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _file_digest(path: Path) -> bytes:
+    if not path.exists():
+        return hashlib.sha256().digest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown"
