@@ -1,0 +1,165 @@
+"""The body of POST /v1/chat/completions, read field by field. What is not implemented is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ortserve.gateway.errors import bad_request, unsupported_parameter
+from ortserve.gateway.schema.fields import Fields, invalid_type, invalid_value
+from ortserve.gateway.schema.messages import Message, read_messages
+from ortserve.gateway.schema.sampling import (
+    CONSTRAINT_FIELDS,
+    SAMPLING_FIELDS,
+    SamplingDefaults,
+    Vocabulary,
+    read_include_usage,
+    read_num_choices,
+    read_sampling,
+    read_stops,
+    refuse_constraints,
+)
+from ortserve.runtime.request import SamplingParams
+
+MAX_TOP_LOGPROBS = 20
+REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+VERBOSITIES = ("low", "medium", "high")
+SERVICE_TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
+MAX_METADATA_PAIRS = 16
+
+# Accepted, without effect on a text-only, self-hosted server.
+IGNORED_FIELDS = frozenset(
+    "store safety_identifier prompt_cache_key prompt_cache_retention prompt_cache_options prediction"
+    " parallel_tool_calls include_reasoning".split()
+)
+CHAT_FIELDS = (
+    SAMPLING_FIELDS
+    | IGNORED_FIELDS
+    | frozenset(CONSTRAINT_FIELDS)
+    | frozenset(
+        "model messages max_tokens max_completion_tokens logprobs top_logprobs response_format tools tool_choice"
+        " functions function_call modalities audio moderation web_search_options reasoning_effort verbosity metadata"
+        " service_tier chat_template_kwargs add_generation_prompt continue_final_message".split()
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One validated call. `template_options` are extra variables of the chat template."""
+
+    model: str
+    messages: tuple[Message, ...]
+    sampling: SamplingParams
+    num_choices: int
+    stops: tuple[str, ...]
+    stream: bool
+    include_usage: bool
+    template_options: Mapping[str, object]
+    add_generation_prompt: bool
+
+
+def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary) -> ChatRequest:
+    """Validate a whole body; `ApiError` (400) names the first field that is wrong or not supported."""
+    model = fields.required_string("model")
+    messages = read_messages(fields)
+    _refuse_unsupported(fields)
+    _check_accepted(fields)
+    stream = fields.boolean("stream")
+    max_tokens = fields.integer("max_tokens", 1)
+    max_completion_tokens = fields.integer("max_completion_tokens", 1)
+    sampling = read_sampling(
+        fields,
+        defaults,
+        vocabulary,
+        max_tokens=max_tokens if max_completion_tokens is None else max_completion_tokens,
+        num_logprobs=_read_num_logprobs(fields),
+    )
+    return ChatRequest(
+        model=model,
+        messages=messages,
+        sampling=sampling,
+        num_choices=read_num_choices(fields),
+        stops=read_stops(fields),
+        stream=stream,
+        include_usage=read_include_usage(fields, stream=stream),
+        template_options=_read_template_options(fields),
+        add_generation_prompt=fields.boolean("add_generation_prompt", default=True),
+    )
+
+
+def _read_num_logprobs(fields: Fields) -> int | None:
+    top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
+    if fields.boolean("logprobs"):
+        return top or 0
+    if top is not None and top > 0:
+        message = "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled."
+        raise bad_request(message, param="top_logprobs", code="invalid_value")
+    return None
+
+
+def _refuse_unsupported(fields: Fields) -> None:
+    response_format = fields.object("response_format")
+    if response_format is not None and response_format.required_string("type") != "text":
+        raise unsupported_parameter("response_format", "only supports {'type': 'text'} in this version.")
+    for key in ("tools", "functions"):
+        if fields.array(key, "an array of objects"):
+            raise unsupported_parameter(key, "is not supported: this version does not call tools yet.")
+    for key in ("tool_choice", "function_call"):
+        value = fields.get(key)
+        if value is not None and not isinstance(value, str | dict):
+            raise invalid_type(key, "one of a string or object", value)
+        if value not in (None, "none", "auto"):
+            message = f"Invalid value for '{key}': '{key}' is only allowed when tools are specified."
+            raise bad_request(message, param=key, code="invalid_value")
+    for key in ("moderation", "web_search_options"):
+        if fields.has(key):
+            raise unsupported_parameter(key, "is not supported with this model.")
+    if fields.boolean("continue_final_message"):
+        raise unsupported_parameter("continue_final_message", "is not supported by this version.")
+    refuse_constraints(fields)
+    _refuse_audio(fields)
+
+
+def _refuse_audio(fields: Fields) -> None:
+    for modality in fields.array("modalities", "an array of strings") or ():
+        if modality != "text":
+            message = f"Invalid value: '{modality}'. This model supports the modality 'text' only."
+            raise bad_request(message, param="modalities", code="unsupported_value")
+    if fields.has("audio"):
+        raise unsupported_parameter("audio", "is not supported with this model.")
+
+
+def _check_accepted(fields: Fields) -> None:
+    """Fields without effect here must still have the right shape, so that a client's mistake shows."""
+    fields.choice("verbosity", VERBOSITIES)
+    fields.choice("service_tier", SERVICE_TIERS)
+    fields.boolean("store")
+    fields.boolean("parallel_tool_calls")
+    fields.string("user")
+    metadata = fields.object("metadata")
+    if metadata is None:
+        return
+    if len(metadata.data) > MAX_METADATA_PAIRS:
+        message = f"Invalid 'metadata': too many properties. Expected at most {MAX_METADATA_PAIRS} key-value pairs."
+        raise bad_request(message, param="metadata", code="object_above_max_properties")
+    for key in metadata.data:
+        if len(key) > 64:
+            message = f"Invalid 'metadata': key '{key[:64]}...' is longer than 64 characters."
+            raise bad_request(message, param="metadata", code="invalid_value")
+        metadata.string(key, max_length=512)
+
+
+def _read_template_options(fields: Fields) -> Mapping[str, object]:
+    options: dict[str, object] = {}
+    effort = fields.string("reasoning_effort")
+    if effort is not None:
+        if effort not in REASONING_EFFORTS:
+            raise invalid_value("reasoning_effort", effort, REASONING_EFFORTS)
+        options["reasoning_effort"] = effort
+        if effort == "none":
+            options["enable_thinking"] = False
+    extra = fields.object("chat_template_kwargs")
+    if extra is not None:
+        options.update(extra.data)
+    return options

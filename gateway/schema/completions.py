@@ -1,0 +1,120 @@
+"""The body of POST /v1/completions, read field by field. What is not implemented is refused by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ortserve.gateway.errors import bad_request, unsupported_parameter
+from ortserve.gateway.schema.fields import Fields, empty_array, invalid_type
+from ortserve.gateway.schema.sampling import (
+    CONSTRAINT_FIELDS,
+    SAMPLING_FIELDS,
+    SamplingDefaults,
+    Vocabulary,
+    read_include_usage,
+    read_num_choices,
+    read_sampling,
+    read_stops,
+    read_token_ids,
+    refuse_constraints,
+)
+from ortserve.runtime.request import SamplingParams
+
+DEFAULT_MAX_TOKENS = 16
+MAX_LOGPROBS = 20  # OpenAI allows 5
+MAX_PROMPTS = 2048
+COMPLETION_FIELDS = (
+    SAMPLING_FIELDS
+    | frozenset(CONSTRAINT_FIELDS)
+    | frozenset("model prompt max_tokens echo logprobs best_of suffix response_format".split())
+)
+
+TYPE_OF_PROMPT = "one of a string, array of strings, array of integers or array of arrays of integers"
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """One validated call. A prompt is text or token ids; `max_tokens` 0 generates nothing (only with `echo`)."""
+
+    model: str
+    prompts: tuple[str | tuple[int, ...], ...]
+    sampling: SamplingParams
+    max_tokens: int
+    num_choices: int
+    stops: tuple[str, ...]
+    echo: bool
+    stream: bool
+    include_usage: bool
+
+
+def read_completion(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary) -> CompletionRequest:
+    """Validate a whole body; `ApiError` (400) names the first field that is wrong or not supported."""
+    model = fields.required_string("model")
+    prompts = _read_prompts(fields, vocabulary)
+    echo = fields.boolean("echo")
+    num_choices = read_num_choices(fields)
+    num_logprobs = fields.integer("logprobs", 0, MAX_LOGPROBS)
+    _refuse_unsupported(fields, num_choices=num_choices, scores_prompt=echo and num_logprobs is not None)
+    max_tokens = fields.integer("max_tokens", 0)
+    max_tokens = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
+    if max_tokens == 0 and not echo:
+        message = "Invalid 'max_tokens': 0 is only allowed with 'echo', since nothing would be returned."
+        raise bad_request(message, param="max_tokens", code="integer_below_min_value")
+    stream = fields.boolean("stream")
+    sampling = read_sampling(
+        fields, defaults, vocabulary, max_tokens=max(max_tokens, 1), num_logprobs=num_logprobs
+    )
+    return CompletionRequest(
+        model=model,
+        prompts=prompts,
+        sampling=sampling,
+        max_tokens=max_tokens,
+        num_choices=num_choices,
+        stops=read_stops(fields),
+        echo=echo,
+        stream=stream,
+        include_usage=read_include_usage(fields, stream=stream),
+    )
+
+
+def _read_prompts(fields: Fields, vocabulary: Vocabulary) -> tuple[str | tuple[int, ...], ...]:
+    value = fields.get("prompt")
+    if value is None:
+        return ("",)  # the beginning of a document
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list):
+        raise invalid_type("prompt", TYPE_OF_PROMPT, value)
+    if not value:
+        raise empty_array("prompt")
+    if isinstance(value[0], int) and not isinstance(value[0], bool):
+        return (read_token_ids(value, "prompt", vocabulary),)
+    if len(value) > MAX_PROMPTS:
+        message = (
+            f"Invalid 'prompt': array too long. Expected an array with maximum length {MAX_PROMPTS}, "
+            f"but got an array with length {len(value)} instead."
+        )
+        raise bad_request(message, param="prompt", code="array_above_max_length")
+    return tuple(_read_prompt(item, f"prompt[{index}]", vocabulary) for index, item in enumerate(value))
+
+
+def _read_prompt(item: object, param: str, vocabulary: Vocabulary) -> str | tuple[int, ...]:
+    if isinstance(item, str):
+        return item
+    if isinstance(item, list):
+        return read_token_ids(item, param, vocabulary)
+    raise invalid_type(param, "one of a string or array of integers", item)
+
+
+def _refuse_unsupported(fields: Fields, *, num_choices: int, scores_prompt: bool) -> None:
+    if fields.string("suffix"):
+        raise unsupported_parameter("suffix", "is not supported with this model: it cannot fill in the middle.")
+    if scores_prompt:
+        raise unsupported_parameter("logprobs", "together with 'echo' is not supported by this version.")
+    best_of = fields.integer("best_of", 0, 20)
+    if best_of is not None and best_of > max(num_choices, 1):
+        raise unsupported_parameter("best_of", "greater than 'n' is not supported by this version.")
+    response_format = fields.object("response_format")
+    if response_format is not None and response_format.required_string("type") != "text":
+        raise unsupported_parameter("response_format", "only supports {'type': 'text'} in this version.")
+    refuse_constraints(fields)
