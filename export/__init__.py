@@ -1,1 +1,1 @@
-"""Turns Hugging Face checkpoints into quantized ONNX graphs with KV inputs and outputs. Knows no server and no request."""
+"""Turns Hugging Face checkpoints into quantized ONNX graphs with KV inputs and outputs. Knows no server."""

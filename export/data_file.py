@@ -74,7 +74,7 @@ class DataFile:
             self._write(np.zeros(gap, np.uint8))
 
     def _write(self, chunk: NDArray[Any]) -> None:
-        data = memoryview(chunk.reshape(-1).view(np.uint8))
+        data = chunk.reshape(-1).view(np.uint8).data
         self._file.write(data)
         self._hash.update(data)
         self.num_bytes += len(data)

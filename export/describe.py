@@ -25,7 +25,7 @@ def describe_tokens(checkpoint: Checkpoint, vocab_size: int) -> TokenFacts:
 
     Raises `ExportError` when tokenizer.json cannot be read or knows more ids than the embedding has rows.
     """
-    tokenizer = _open_tokenizer(checkpoint)
+    tokenizer = open_tokenizer(checkpoint)
     num_tokens = vocab_size
     if tokenizer is not None:
         num_tokens = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -51,8 +51,9 @@ def describe_generation(checkpoint: Checkpoint) -> GenerationDefaults:
 
     def positive(key: str) -> float | None:
         value = fields.get(key)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return float(value) if is_number and value > 0 else None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return None
+        return float(value) if value > 0 else None
 
     top_k = positive("top_k")
     return GenerationDefaults(
@@ -63,7 +64,7 @@ def describe_generation(checkpoint: Checkpoint) -> GenerationDefaults:
     )
 
 
-def _open_tokenizer(checkpoint: Checkpoint) -> Any:
+def open_tokenizer(checkpoint: Checkpoint) -> Any:
     """A `tokenizers.Tokenizer`, or None when the checkpoint has no tokenizer.json."""
     path = checkpoint.folder / "tokenizer.json"
     if not path.exists():

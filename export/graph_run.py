@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class GraphRun:
             if info == "logits"
         )
         bounds = np.cumsum([0, *(len(row.tokens) for row in rows)])
-        return [logits[start:stop].copy() for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [logits[start:stop].copy() for start, stop in pairwise(bounds)]
 
     def _output_order(self) -> list[str]:
         """Outputs come in the order they were first bound."""

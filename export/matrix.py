@@ -57,7 +57,9 @@ def multiply(graph: GraphBuilder, plan: MatrixPlan, value: str, *, rows: str, st
         return graph.node("Gemm", inputs, plan.name, transB=1)
     raw = f"{plan.name}.unbiased" if plan.linear.biases else plan.name
     if plan.precision == "int8":
-        _multiply_int8(graph, value, weight=weight, scale=scale, output=raw, rows=rows)
+        _multiply_int8(
+            graph, value, weight=weight, scale=scale, num_rows=plan.num_rows, output=raw, rows=rows
+        )
     else:
         graph.node(
             "MatMulNBits",
@@ -85,13 +87,20 @@ def look_up(graph: GraphBuilder, plan: MatrixPlan, ids: str) -> str:
     return graph.node("DequantizeLinear", [codes, scales], plan.name, axis=0)
 
 
-def _multiply_int8(graph: GraphBuilder, value: str, *, weight: str, scale: str, output: str, rows: str) -> None:
+def _multiply_int8(
+    graph: GraphBuilder, value: str, *, weight: str, scale: str, num_rows: int, output: str, rows: str
+) -> None:
+    """QGemm wants as many weight zero points as scales, though all are 0.
+
+    They are not shared between matrices: without VNNI, ONNX Runtime rewrites weights and zero points as unsigned,
+    matrix by matrix, and refuses a zero point that it has rewritten before.
+    """
     codes = graph.shared(f"{value}.codes", lambda: _quantize_rows(graph, value, rows))
     one = graph.constant("one", np.float32(1))
     zero = graph.constant("activation_zero", np.uint8(ACTIVATION_ZERO))
-    weight_zero = graph.constant("weight_zero", np.int8(0))
+    weight_zeros = graph.weight(f"{output}.weight_zeros", np.int8, (num_rows,), [np.zeros(num_rows, np.int8)])
     unscaled = graph.node(
-        "QGemm", [codes, one, zero, weight, scale, weight_zero], f"{output}.unscaled", domain=MICROSOFT, transB=1
+        "QGemm", [codes, one, zero, weight, scale, weight_zeros], f"{output}.unscaled", domain=MICROSOFT, transB=1
     )
     graph.node("Mul", [unscaled, f"{value}.row_scale"], output)
 

@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
+def _ignore(num_written: int) -> None:
+    del num_written
+
+
 @contextmanager
 def show_progress(title: str, num_bytes: int, *, wanted: bool) -> Iterator[Callable[[int], None]]:
     """Yields a function that is told how many bytes have just been written."""
     if not wanted or not sys.stderr.isatty():
-        yield lambda num_written: None
+        yield _ignore
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn

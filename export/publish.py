@@ -58,7 +58,7 @@ def export_checkpoint(
         with show_progress(f"export {checkpoint.name} {precision}", plan.num_bytes, wanted=progress) as advance:
             manifest = _write_model(folder, plan, checkpoint, advance)
         if verify:
-            parity = check_parity(folder, manifest, plan, checkpoint)
+            parity = check_parity(folder, manifest, plan.architecture, checkpoint)
             manifest = replace(manifest, parity=parity)
             if not parity.passed and not allow_unproven:
                 worst = max(case.mean_kl for case in parity.cases)

@@ -41,4 +41,6 @@ def quantize_int4_blocks(
     codes += INT4_ZERO
     np.clip(codes, 0, 15, out=codes)
     nibbles = codes.astype(np.uint8)
-    return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4), scale
+    low_nibbles, high_nibbles = nibbles[..., 0::2], nibbles[..., 1::2]
+    packed: NDArray[np.uint8] = low_nibbles | (high_nibbles * np.uint8(16))
+    return packed, scale

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ def reference_logits(
     lengths = [len(sequence) for sequence in sequences]
     tokens = np.concatenate([np.asarray(sequence, np.int64) for sequence in sequences])
     bounds = np.cumsum([0, *lengths])
-    spans = [slice(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    spans = [slice(start, stop) for start, stop in pairwise(bounds)]
     stream = np.stack([checkpoint.read_rows(architecture.embedding, token, token + 1)[0] for token in tokens])
     for layer in architecture.layers:
         normed = _rms_norm(stream, checkpoint.read(layer.attention_norm), architecture.norm_epsilon)
@@ -61,7 +62,8 @@ def _split_linear(checkpoint: Checkpoint, linear: Linear, value: Floats) -> list
 
 def _rms_norm(value: Floats, weight: Floats, epsilon: float) -> Floats:
     mean_square = np.mean(np.square(value, dtype=np.float64), axis=-1, keepdims=True)
-    return (value / np.sqrt(mean_square + epsilon)).astype(np.float32) * weight
+    normed: Floats = (value / np.sqrt(mean_square + epsilon)).astype(np.float32) * weight
+    return normed
 
 
 def _attend(architecture: Architecture, query: Floats, key: Floats, value: Floats) -> Floats:
@@ -97,7 +99,7 @@ def _rotate(heads: Floats, rope: Rope) -> Floats:
 
 def _frequency(rope: Rope, pair: int) -> float:
     """Radians per position of one pair; Llama 3 stretches by wavelength (its release's `apply_scaling`)."""
-    frequency = 1.0 / rope.theta ** (2 * pair / rope.rotary_dim)
+    frequency = 1.0 / math.pow(rope.theta, 2 * pair / rope.rotary_dim)
     if rope.kind == "linear":
         return frequency / rope.factor
     if rope.kind == "llama3":

@@ -42,7 +42,11 @@ class StoredTensor:
         stop = self.shape[0] if stop is None else min(stop, self.shape[0])
         row = math.prod(self.shape[1:])
         count = max(stop - start, 0) * row
-        data = np.fromfile(self.path, self.dtype, count, offset=self.offset + start * row * self.dtype.itemsize)
+        offset = self.offset + start * row * self.dtype.itemsize
+        try:
+            data = np.fromfile(self.path, self.dtype, count, offset=offset)
+        except OSError as error:
+            raise ExportError(f"{self.path} cannot be read ({error.strerror}): check the checkpoint folder") from None
         if data.size != count:
             raise ExportError(f"{self.path} is truncated: download it again")
         return data.astype(np.float32, copy=False).reshape(-1, *self.shape[1:])
@@ -78,7 +82,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 def _stored(path: Path, name: str, entry: Any, *, base: int, size: int) -> StoredTensor:
     if entry["dtype"] not in DTYPES:
         raise ExportError(
-            f"{path}: {name} has type {entry['dtype']}, export reads {', '.join(DTYPES)}: use the unquantized checkpoint"
+            f"{path}: {name} has type {entry['dtype']}, export reads {', '.join(DTYPES)}:"
+            " use the unquantized checkpoint"
         )
     dtype = DTYPES[entry["dtype"]]
     begin, end = entry["data_offsets"]

@@ -5,27 +5,34 @@ Knows the reference and the graph contract, not how the graph was built.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ortserve.export.architecture import Architecture
 from ortserve.export.checkpoint import Checkpoint
+from ortserve.export.describe import open_tokenizer
+from ortserve.export.errors import ExportError
 from ortserve.export.graph_run import GraphRun, RowInput
-from ortserve.export.plan import ExportPlan
 from ortserve.export.reference import reference_logits
 from ortserve.runtime.manifest import Manifest, ParityCase, ParityReport
 
 Floats = NDArray[np.float32]
+Sequences = Sequence[Sequence[int]]
 SENTENCES = (
     "The harbour was quiet that morning, and the first boats were already far out on the grey water.",
     "def add(first, second):\n    return first + second\n",
     "Question: what is the capital of France? Answer: the capital of France is Paris.",
 )
+NUM_ROWS = len(SENTENCES)
 LARGE_MODEL = 100_000_000  # parameters; above it the proof uses fewer positions
 REFERENCE = "independent NumPy float32 forward pass (export/reference.py)"
+# Tokens of each row in successive ragged steps: decodes, chunks and idle rows, in every combination of neighbours.
+RAGGED_STEPS = ((1, 5, 0), (1, 0, 7), (0, 1, 1), (4, 1, 0), (2, 3, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +50,114 @@ LIMITS: Mapping[str, Limits] = {
 }
 
 
-def check_parity(folder: Path, manifest: Manifest, plan: ExportPlan, checkpoint: Checkpoint) -> ParityReport:
-    """Compare at prefill, token-by-token decode, and ragged steps mixing decode, chunks and idle rows."""
-    num_positions = 24 if plan.num_parameters > LARGE_MODEL else 48
+def check_parity(folder: Path, manifest: Manifest, architecture: Architecture, checkpoint: Checkpoint) -> ParityReport:
+    """Compare at prefill, token-by-token decode, and ragged steps mixing decode, chunks and idle rows.
+
+    Raises `ExportError` when either side gives values that are not finite: no limit could be stated for those.
+    """
+    limits = LIMITS[manifest.precision]
+    num_positions = min(24 if manifest.num_parameters > LARGE_MODEL else 48, manifest.max_context)
     sequences = proof_sequences(checkpoint, manifest, num_positions=num_positions)
-    expected = reference_logits(checkpoint, plan.architecture, sequences)
-    found = {
-        "prefill": _prefill(GraphRun(folder, manifest, num_rows=3, capacity=2 * num_positions), sequences),
+    expected = reference_logits(checkpoint, architecture, sequences)
+    if not all(np.isfinite(logits).all() for logits in expected):
+        raise ExportError(
+            f"{checkpoint.folder}: the reference computes values that are not finite: its weights are damaged"
+        )
+    run = GraphRun(folder, manifest, num_rows=NUM_ROWS, capacity=2 * num_positions)
+    steps: Mapping[str, Callable[[GraphRun, Sequences], list[Floats]]] = {
+        "prefill": _prefill,
+        "decode": _decode,
+        "ragged": _ragged,
     }
-    run = GraphRun(folder, manifest, num_rows=3, capacity=2 * num_positions)
-    found["decode"] = _decode(run, sequences)
-    found["ragged"] = _ragged(run, sequences)
-    limits = LIMITS[plan.precision]
-    cases = tuple(_compare(name, expected, logits) for name, logits in found.items())
+    cases = tuple(
+        _compare(name, expected, compute(run, sequences), num_tokens=manifest.num_tokens)
+        for name, compute in steps.items()
+    )
     passed = all(
         case.mean_kl <= limits.max_mean_kl and case.top1_agreement >= limits.min_top1_agreement for case in cases
     )
     return ParityReport(REFERENCE, passed, limits.max_mean_kl, limits.min_top1_agreement, cases)
+
+
+def proof_sequences(checkpoint: Checkpoint, manifest: Manifest, *, num_positions: int) -> list[list[int]]:
+    """Three sequences of unequal length, the longest of `num_positions` tokens.
+
+    Sentences where there is a tokenizer; otherwise ids drawn, by a fixed seed, from those that can be generated.
+    """
+    lengths = [num_positions, max(1, num_positions * 2 // 3), max(1, num_positions // 2)]
+    tokenizer = open_tokenizer(checkpoint)
+    if tokenizer is None:
+        generator = np.random.default_rng(7)
+        return [generator.integers(0, manifest.num_tokens, length).tolist() for length in lengths]
+    sequences: list[list[int]] = []
+    for sentence, length in zip(SENTENCES, lengths, strict=True):
+        tokens = [manifest.bos_token_id] if manifest.add_bos and manifest.bos_token_id is not None else []
+        tokens += tokenizer.encode(sentence, add_special_tokens=True).ids
+        if not tokens:
+            raise ExportError(f"{checkpoint.folder}: tokenizer.json encodes a sentence to nothing: download it again")
+        sequences.append((tokens * (1 + length // len(tokens)))[:length])
+    return sequences
+
+
+def _prefill(run: GraphRun, sequences: Sequences) -> list[Floats]:
+    """All of every row at once."""
+    return run.run([RowInput(tokens, 0) for tokens in sequences])
+
+
+def _decode(run: GraphRun, sequences: Sequences) -> list[Floats]:
+    """One token of every row per run; rows that have ended are idle."""
+    return _in_steps(run, sequences, ((1,) * len(sequences),))
+
+
+def _ragged(run: GraphRun, sequences: Sequences) -> list[Floats]:
+    """Decodes beside chunks beside idle rows."""
+    return _in_steps(run, sequences, RAGGED_STEPS)
+
+
+def _in_steps(run: GraphRun, sequences: Sequences, pattern: Sequence[Sequence[int]]) -> list[Floats]:
+    """Feed the rows by the repeated pattern of chunk lengths; logits as if each row had been fed alone at once."""
+    done = [0] * len(sequences)
+    pieces: list[list[Floats]] = [[] for _ in sequences]
+    for lengths in cycle(pattern):
+        if all(fed == len(tokens) for fed, tokens in zip(done, sequences, strict=True)):
+            return [np.concatenate(piece) for piece in pieces]
+        rows = [
+            RowInput(tokens[fed : fed + length], fed)
+            for tokens, fed, length in zip(sequences, done, lengths, strict=True)
+        ]
+        if not any(row.tokens for row in rows):
+            continue  # the rows this step would feed have ended; an empty run is not allowed
+        for index, (row, logits) in enumerate(zip(rows, run.run(rows), strict=True)):
+            done[index] += len(row.tokens)
+            pieces[index].append(logits)
+    raise AssertionError("a pattern feeds every row")
+
+
+def _compare(name: str, expected: Sequence[Floats], found: Sequence[Floats], *, num_tokens: int) -> ParityCase:
+    """Differences over the ids that can be drawn: padding of the embedding is masked before every draw."""
+    divergences: list[float] = []
+    num_agreeing = 0
+    max_abs_error = 0.0
+    for wanted_rows, found_rows in zip(expected, found, strict=True):
+        for wanted, got in zip(wanted_rows[:, :num_tokens], found_rows[:, :num_tokens], strict=True):
+            if not np.isfinite(got).all():
+                raise ExportError(f"the exported graph computes values that are not finite ({name}): report a bug")
+            divergences.append(_kl(wanted, got))
+            num_agreeing += int(np.argmax(wanted) == np.argmax(got))
+            max_abs_error = max(max_abs_error, float(np.abs(wanted - got).max()))
+    num_positions = len(divergences)
+    return ParityCase(
+        name, num_positions, max_abs_error, sum(divergences) / num_positions, num_agreeing / num_positions
+    )
+
+
+def _kl(wanted: Floats, found: Floats) -> float:
+    """KL(softmax(wanted) || softmax(found)) in nats, never below 0."""
+    log_wanted, log_found = _log_softmax(wanted), _log_softmax(found)
+    return max(0.0, float(np.sum(np.exp(log_wanted) * (log_wanted - log_found))))
+
+
+def _log_softmax(logits: Floats) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - float(logits.max())
+    normalized: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return normalized
