@@ -13,7 +13,11 @@ MAX_LINE_BYTES = 8_192  # chunk sizes and trailers
 
 
 class ProtocolError(Exception):
-    """The peer does not speak HTTP/1.1 as RFC 9112 defines it, or closed before the reply was complete."""
+    """The peer does not speak HTTP/1.1 as RFC 9112 defines it."""
+
+
+class DisconnectedError(ProtocolError):
+    """The peer closed, or the network broke, before the reply was complete."""
 
 
 class _State(Enum):
@@ -67,7 +71,7 @@ class ReplyParser:
             self._state = _State.COMPLETE
         elif self._state is not _State.COMPLETE:
             where = "before its head" if self.status == 0 else "in the middle of the body"
-            raise ProtocolError(f"the server closed the connection {where}")
+            raise DisconnectedError(f"the server closed the connection {where}")
 
     def _head(self, data: bytes) -> bytes:
         """Parse the head when it is whole; returns what follows it."""
