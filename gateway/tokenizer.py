@@ -41,7 +41,7 @@ class TextTokenizer:
         return self._rules.strips_first_space
 
     def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
-        """Token ids. With special tokens the beginning-of-sequence id comes first if the model expects it, never twice."""
+        """Token ids. With special tokens the beginning-of-sequence id comes first if the model expects it, once."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         bos = self._bos_token_id
         if not add_special_tokens or bos is None:

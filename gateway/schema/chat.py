@@ -29,17 +29,46 @@ MAX_METADATA_PAIRS = 16
 
 # Accepted, without effect on a text-only, self-hosted server.
 IGNORED_FIELDS = frozenset(
-    "store safety_identifier prompt_cache_key prompt_cache_retention prompt_cache_options prediction"
-    " parallel_tool_calls include_reasoning".split()
+    [
+        "store",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "prompt_cache_options",
+        "prediction",
+        "parallel_tool_calls",
+        "include_reasoning",
+    ]
 )
 CHAT_FIELDS = (
     SAMPLING_FIELDS
     | IGNORED_FIELDS
     | frozenset(CONSTRAINT_FIELDS)
     | frozenset(
-        "model messages max_tokens max_completion_tokens logprobs top_logprobs response_format tools tool_choice"
-        " functions function_call modalities audio moderation web_search_options reasoning_effort verbosity metadata"
-        " service_tier chat_template_kwargs add_generation_prompt continue_final_message".split()
+        [
+            "model",
+            "messages",
+            "max_tokens",
+            "max_completion_tokens",
+            "logprobs",
+            "top_logprobs",
+            "response_format",
+            "tools",
+            "tool_choice",
+            "functions",
+            "function_call",
+            "modalities",
+            "audio",
+            "moderation",
+            "web_search_options",
+            "reasoning_effort",
+            "verbosity",
+            "metadata",
+            "service_tier",
+            "chat_template_kwargs",
+            "add_generation_prompt",
+            "continue_final_message",
+        ]
     )
 )
 

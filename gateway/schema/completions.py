@@ -26,7 +26,7 @@ MAX_PROMPTS = 2048
 COMPLETION_FIELDS = (
     SAMPLING_FIELDS
     | frozenset(CONSTRAINT_FIELDS)
-    | frozenset("model prompt max_tokens echo logprobs best_of suffix response_format".split())
+    | frozenset(["model", "prompt", "max_tokens", "echo", "logprobs", "best_of", "suffix", "response_format"])
 )
 
 TYPE_OF_PROMPT = "one of a string, array of strings, array of integers or array of arrays of integers"
@@ -61,9 +61,7 @@ def read_completion(fields: Fields, defaults: SamplingDefaults, vocabulary: Voca
         message = "Invalid 'max_tokens': 0 is only allowed with 'echo', since nothing would be returned."
         raise bad_request(message, param="max_tokens", code="integer_below_min_value")
     stream = fields.boolean("stream")
-    sampling = read_sampling(
-        fields, defaults, vocabulary, max_tokens=max(max_tokens, 1), num_logprobs=num_logprobs
-    )
+    sampling = read_sampling(fields, defaults, vocabulary, max_tokens=max(max_tokens, 1), num_logprobs=num_logprobs)
     return CompletionRequest(
         model=model,
         prompts=prompts,

@@ -50,7 +50,9 @@ def invalid_value(param: str, value: object, supported: Collection[str]) -> ApiE
 
 def empty_array(param: str) -> ApiError:
     """A 400: at least one element is needed."""
-    message = f"Invalid '{param}': empty array. Expected an array with minimum length 1, but got an empty array instead."
+    message = (
+        f"Invalid '{param}': empty array. Expected an array with minimum length 1, but got an empty array instead."
+    )
     return bad_request(message, param=param, code="empty_array")
 
 

@@ -61,9 +61,9 @@ def read_messages(fields: Fields) -> tuple[Message, ...]:
     return tuple(_read_message(item) for item in items)
 
 
-def num_bytes(messages: Sequence[Message]) -> int:
-    """UTF-8 bytes of all contents: a lower bound of what the prompt must hold."""
-    return sum(len(message.content.encode()) for message in messages)
+def num_characters(messages: Sequence[Message]) -> int:
+    """Characters of all contents: a lower bound of the bytes that the prompt must hold."""
+    return sum(len(message.content) for message in messages)
 
 
 def _read_message(fields: Fields) -> Message:

@@ -14,8 +14,25 @@ MAX_CHOICES = 128
 INT64_MAX = 2**63 - 1
 
 SAMPLING_FIELDS = frozenset(
-    "temperature top_p top_k min_p repetition_penalty frequency_penalty presence_penalty logit_bias seed min_tokens"
-    " stop_token_ids ignore_eos n stop stream stream_options user".split()
+    [
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "frequency_penalty",
+        "presence_penalty",
+        "logit_bias",
+        "seed",
+        "min_tokens",
+        "stop_token_ids",
+        "ignore_eos",
+        "n",
+        "stop",
+        "stream",
+        "stream_options",
+        "user",
+    ]
 )
 # Constraints other servers know under these names: answering as if they had been applied would be wrong.
 CONSTRAINT_FIELDS = (
@@ -97,7 +114,9 @@ def read_stops(fields: Fields) -> tuple[str, ...]:
             f"but got an array with length {len(items)} instead."
         )
         raise bad_request(message, param="stop", code="array_above_max_length")
-    return tuple(_stop(item, "stop" if isinstance(value, str) else f"stop[{index}]") for index, item in enumerate(items))
+    return tuple(
+        _stop(item, "stop" if isinstance(value, str) else f"stop[{index}]") for index, item in enumerate(items)
+    )
 
 
 def _stop(item: object, param: str) -> str:
@@ -124,7 +143,9 @@ def refuse_constraints(fields: Fields) -> None:
     """A 400 for constraint fields of other servers, which would otherwise be silently ignored."""
     for key in CONSTRAINT_FIELDS:
         if fields.has(key):
-            message = f"Unsupported parameter: '{key}' is not supported by this version: replies cannot be constrained yet."
+            message = (
+                f"Unsupported parameter: '{key}' is not supported by this version: replies cannot be constrained yet."
+            )
             raise bad_request(message, param=key, code="unsupported_parameter")
 
 
@@ -165,4 +186,3 @@ def _token_id(value: object, param: str, vocabulary: Vocabulary) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise invalid_type(param, "an integer", value)
     return vocabulary.check(value, param)
-

@@ -1,0 +1,78 @@
+"""The ASGI application of one served model. Knows no socket and no command line."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ortserve.gateway.edge import MAX_BODY_BYTES, Edge, Gate, problem_response
+from ortserve.gateway.errors import ApiError, Problem, invalid_url, method_not_allowed
+from ortserve.gateway.routes.chat import ChatRoute
+from ortserve.gateway.routes.completions import CompletionRoute
+from ortserve.gateway.routes.health import HealthRoute
+from ortserve.gateway.routes.models import ModelsRoute
+from ortserve.gateway.service import ModelService
+from ortserve.gateway.watch import Patience
+
+
+def build_app(
+    service: ModelService,
+    *,
+    api_key: str | None = None,
+    patience: Patience | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> Starlette:
+    """Routes and layers. `patience` bounds silent and stalled streams."""
+    patience = patience or Patience()
+    models = ModelsRoute(service)
+    health = HealthRoute(service)
+    routes = [
+        Route("/v1/chat/completions", ChatRoute(service, patience).post, methods=["POST"]),
+        Route("/v1/completions", CompletionRoute(service, patience).post, methods=["POST"]),
+        Route("/v1/models", models.index),
+        Route("/v1/models/{id:path}", models.one),
+        Route("/health", health.get),
+        Route("/", health.get),
+    ]
+    middleware = [
+        Middleware(Edge),
+        Middleware(
+            CORSMiddleware,
+            allow_origins=["*"],
+            allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
+            allow_headers=["*"],  # reflected: a literal * would not cover Authorization
+            expose_headers=["x-request-id"],
+        ),
+        Middleware(Gate, api_key=api_key, max_body_bytes=max_body_bytes),
+    ]
+    app = Starlette(
+        routes=routes,
+        middleware=middleware,
+        exception_handlers={HTTPException: _http_problem, ApiError: _api_problem},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _http_problem(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals: no such path, or not with this method."""
+    assert isinstance(error, HTTPException)
+    path = request.scope["path"]
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        problem = method_not_allowed(request.method, path, ", ".join(sorted(allowed.split(", "))))
+    elif error.status_code == 404:
+        problem = invalid_url(request.method, path)
+    else:
+        problem = Problem(error.status_code, error.detail)
+    return problem_response(problem)
+
+
+async def _api_problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return problem_response(error.problem)

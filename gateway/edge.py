@@ -1,0 +1,152 @@
+"""The outermost ASGI layers: request id and access line, then authentication, body and failures. Know no field.
+
+Every reply passes here, so every reply has an `x-request-id`, every failure the envelope, and every body a bound.
+"""
+
+from __future__ import annotations
+
+import hmac
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ortserve.gateway.errors import ApiError, Problem, from_runtime, internal_error, unauthorized
+from ortserve.gateway.exchange import SCOPE_KEY, Exchange, exchange_of
+from ortserve.gateway.logs import log
+from ortserve.runtime.errors import OrtserveError
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+OPEN_PATHS = ("/", "/health")  # load balancers have no key
+ALIASED = ("chat", "completions", "models")  # clients whose base URL lacks /v1
+METHODS_WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
+
+
+class Edge:
+    """Gives every exchange its record and its access line."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Part of ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange()
+        given = Headers(scope=scope).get("x-request-id", "")
+        if 0 < len(given) <= 128 and given.isascii() and given.isprintable():
+            exchange.request_id = given
+        scope[SCOPE_KEY] = exchange
+        request_id = exchange.request_id.encode()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        method, path = scope["method"], scope["path"]
+        with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            finally:
+                log().info("request", method=method, path=path, **exchange.log_fields())
+
+
+class Gate:
+    """Checks the key, tolerates spellings of paths, reads the body, and turns every failure into the envelope."""
+
+    def __init__(self, app: ASGIApp, *, api_key: str | None = None, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+        self._app = app
+        self._api_key = None if api_key is None else api_key.encode()
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Part of ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = exchange_of(scope)
+        scope["path"] = canonical_path(scope["path"])
+        try:
+            refusal = self._refusal(scope)
+            if scope["method"] in METHODS_WITH_BODY:
+                limit = self._max_body_bytes if refusal is None else 0
+                body = await read_body(receive, limit)
+                if body is None:
+                    exchange.outcome = "disconnected"
+                    return
+                if refusal is None and len(body) > limit:
+                    refusal = too_large(limit)
+                exchange.body = body
+            if refusal is not None:
+                await problem_response(refusal)(scope, receive, send)
+            elif scope["method"] == "OPTIONS":
+                await Response(status_code=204)(scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
+        except Exception as error:
+            if not isinstance(error, ApiError | OrtserveError):
+                log().exception("request_failed")
+            exchange.outcome = "failed"
+            if exchange.status == 0:
+                await problem_response(problem_of(error))(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> Problem | None:
+        if self._api_key is None or scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS":
+            return None
+        headers = Headers(scope=scope)
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        if hmac.compare_digest(given.encode(), self._api_key):
+            return None
+        return unauthorized(given=bool(given))
+
+
+async def read_body(receive: Receive, limit: int) -> bytes | None:
+    """The whole body, None when the client has gone. Past the limit the rest is read and dropped, and the result is
+    longer than the limit: Hypercorn's queue would block the connection if nobody read it.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunk = message.get("body", b"")
+        if chunk and size <= limit:
+            chunks.append(chunk)
+            size += len(chunk)
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+def canonical_path(path: str) -> str:
+    """One spelling per route: no empty segments, no trailing slash, one /v1, and /v1 where clients leave it out."""
+    parts = [part for part in path.split("/") if part]
+    while parts[:2] == ["v1", "v1"]:
+        del parts[0]
+    if parts and parts[0] in ALIASED:
+        parts.insert(0, "v1")
+    return "/" + "/".join(parts)
+
+
+def problem_of(error: Exception) -> Problem:
+    """What the client is told of any exception."""
+    if isinstance(error, ApiError):
+        return error.problem
+    if isinstance(error, OrtserveError):
+        return from_runtime(error, prompt_param="prompt")
+    return internal_error()
+
+
+def problem_response(problem: Problem) -> Response:
+    """The envelope as a reply."""
+    return Response(problem.body(), problem.status, dict(problem.headers), "application/json")
+
+
+def too_large(limit: int) -> Problem:
+    """A 413 naming the limit."""
+    return Problem(413, f"Request body too large: at most {limit} bytes are accepted.", code="request_too_large")

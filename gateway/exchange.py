@@ -1,0 +1,62 @@
+"""What is known about one HTTP exchange: its id, body, times and counts, for replies and the access log.
+
+Knows no route. Never holds prompts or replies.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ortserve.gateway.generation import Generation
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
+
+SCOPE_KEY = "ortserve.exchange"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """The one mutable record of a request, from its first byte to its access line."""
+
+    request_id: str = field(default_factory=lambda: f"req_{secrets.token_hex(16)}")
+    started: float = field(default_factory=time.monotonic)
+    status: int = 0  # 0: nothing sent yet
+    outcome: str = "done"  # done, disconnected, stalled, failed
+    num_prompt_tokens: int | None = None
+    num_output_tokens: int | None = None
+    first_token_s: float | None = None  # from the request to the first token
+    body: bytes = b""
+
+    def note(self, generation: Generation) -> None:
+        """Take over the counts of what was generated."""
+        usage = generation.usage()
+        self.num_prompt_tokens = usage.num_prompt_tokens
+        self.num_output_tokens = usage.num_output_tokens
+        if generation.first_token_at is not None:
+            self.first_token_s = generation.first_token_at - self.started
+
+    def log_fields(self) -> Mapping[str, object]:
+        """Fields of the access line besides method and path."""
+        fields: dict[str, object] = {
+            "status": self.status,
+            "duration_ms": round((time.monotonic() - self.started) * 1000, 1),
+            "outcome": self.outcome,
+        }
+        if self.num_prompt_tokens is not None:
+            fields["prompt_tokens"] = self.num_prompt_tokens
+            fields["completion_tokens"] = self.num_output_tokens
+        if self.first_token_s is not None:
+            fields["ttft_ms"] = round(self.first_token_s * 1000, 1)
+        return fields
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """The record the outermost layer has put there."""
+    exchange = scope[SCOPE_KEY]
+    assert isinstance(exchange, Exchange)
+    return exchange

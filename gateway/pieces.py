@@ -1,0 +1,151 @@
+"""Tokens of one choice to pieces of text, each with the log-probabilities of exactly the tokens it shows.
+
+Knows no request and no wire format. A token's entry waits until its text is final: it may still become part of a stop
+string, or of a character whose last bytes have not come.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ortserve.gateway.text import StopScanner, Utf8Decoder
+from ortserve.gateway.tokenizer import TextTokenizer
+from ortserve.runtime.request import TokenLogprobs
+
+LOWEST_LOGPROB = -9999.0  # the API's word for "impossible"; JSON has no infinities
+
+
+@dataclass(frozen=True, slots=True)
+class ShownToken:
+    """One emitted token: its exact bytes, and the most likely tokens at its place."""
+
+    text: str
+    data: bytes
+    logprob: float
+    top: tuple[tuple[str, bytes, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that can be shown now. `stopped`: a stop string has ended the choice."""
+
+    text: str
+    tokens: tuple[ShownToken, ...] = ()
+    stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    token: ShownToken
+    piece: str  # the characters this token completed
+    num_leading: int  # bytes of an unfinished character before this token
+    start: int  # characters decoded before this token
+    end: int  # it is shown whole once that many characters are
+
+
+class TextAssembler:
+    """The text of one choice so far. Feed tokens in order, then finish once."""
+
+    __slots__ = (
+        "_decoder", "_num_decoded", "_num_shown", "_scanner", "_stops", "_strip", "_tokenizer", "_waiting",
+        "_with_logprobs", "num_tokens", "stopped",
+    )  # fmt: skip
+
+    def __init__(
+        self, tokenizer: TextTokenizer, stops: Sequence[str], *, strip_first_space: bool, with_logprobs: bool
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = Utf8Decoder()
+        self._scanner = StopScanner(stops)
+        self._stops = bool(stops)
+        self._strip = strip_first_space
+        self._with_logprobs = with_logprobs
+        self._waiting: deque[_Waiting] = deque()
+        self._num_decoded = 0  # characters
+        self._num_shown = 0
+        self.num_tokens = 0  # fed, up to and including the one that completed a stop string
+        self.stopped = False
+
+    def feed(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> Piece:
+        """The text that these tokens make final. Not to be called again once stopped."""
+        if self._stops or self._with_logprobs:
+            return self._feed_one_by_one(token_ids, logprobs)
+        self.num_tokens += len(token_ids)
+        token_bytes = self._tokenizer.token_bytes
+        data = token_bytes(token_ids[0]) if len(token_ids) == 1 else b"".join(map(token_bytes, token_ids))
+        return Piece(self._decoder.feed(self._stripped(data) if self._strip else data))
+
+    def finish(self) -> Piece:
+        """The held suffix; an unfinished character is dropped, and with it what only it showed."""
+        text = "" if self.stopped else self._scanner.flush()
+        self._num_shown += len(text)
+        return Piece(text, (*self._release(), *self._cut()), stopped=self.stopped)
+
+    def _feed_one_by_one(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> Piece:
+        texts: list[str] = []
+        for place, token_id in enumerate(token_ids):
+            num_leading = self._decoder.num_pending
+            data = self._tokenizer.token_bytes(token_id)
+            if self._strip:
+                data = self._stripped(data)
+            piece = self._decoder.feed(data)
+            if self._with_logprobs:
+                self._wait(self._shown(logprobs[place], data), piece, num_leading)
+            self._num_decoded += len(piece)
+            self.num_tokens += 1
+            scan = self._scanner.feed(piece)
+            texts.append(scan.text)
+            self._num_shown += len(scan.text)
+            if scan.stopped:
+                self.stopped = True
+                break
+        tokens = self._release()
+        if self.stopped:
+            tokens = (*tokens, *self._cut())
+        return Piece("".join(texts), tokens, stopped=self.stopped)
+
+    def _stripped(self, data: bytes) -> bytes:
+        if data:
+            self._strip = False
+        return data[1:] if data.startswith(b" ") else data
+
+    def _wait(self, token: ShownToken, piece: str, num_leading: int) -> None:
+        end = self._num_decoded + len(piece)
+        if self._decoder.num_pending:
+            end += 1  # its last bytes belong to the next character
+        self._waiting.append(_Waiting(token, piece, num_leading, self._num_decoded, end))
+
+    def _release(self) -> tuple[ShownToken, ...]:
+        if not self._waiting or self._waiting[0].end > self._num_shown:
+            return ()
+        released = []
+        while self._waiting and self._waiting[0].end <= self._num_shown:
+            released.append(self._waiting.popleft().token)
+        return tuple(released)
+
+    def _cut(self) -> tuple[ShownToken, ...]:
+        """Tokens shown in part when the text ends, cut to what was shown; later ones are dropped."""
+        cut = []
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            shown = waiting.piece[: max(self._num_shown - waiting.start, 0)]
+            num_bytes = len(shown.encode()) - waiting.num_leading
+            if num_bytes > 0:
+                data = waiting.token.data[:num_bytes]
+                cut.append(replace(waiting.token, text=data.decode("utf-8", "replace"), data=data))
+        return tuple(cut)
+
+    def _shown(self, entry: TokenLogprobs, data: bytes) -> ShownToken:
+        tokenizer = self._tokenizer
+        text = data.decode("utf-8", "replace") if data else tokenizer.token_name(entry.token_id)
+        top = tuple(
+            (tokenizer.token_name(token_id), tokenizer.token_bytes(token_id), _finite(logprob))
+            for token_id, logprob in entry.top
+        )
+        return ShownToken(text, data, _finite(entry.logprob), top)
+
+
+def _finite(logprob: float) -> float:
+    return logprob if logprob > LOWEST_LOGPROB else LOWEST_LOGPROB  # also catches NaN

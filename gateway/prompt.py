@@ -1,0 +1,90 @@
+"""Conversations and texts as token ids that fit the context. Knows no sampling and no reply.
+
+Anything longer than a few kilobytes is prepared in a worker pool: the event loop carries every running stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from ortserve.gateway.errors import ApiError, bad_request, context_overflow
+from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.schema.chat import ChatRequest
+from ortserve.gateway.schema.messages import num_characters
+from ortserve.gateway.template import ChatTemplate
+from ortserve.gateway.tokenizer import TextTokenizer
+
+INLINE_BYTES = 2048  # rendering and tokenizing that much stays below 1 ms
+
+Result = TypeVar("Result")
+
+
+class PromptEncoder:
+    """Template, tokenizer and the limits a prompt must keep."""
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        template: ChatTemplate | None,
+        pool: WorkPool,
+        *,
+        max_context: int,
+        empty_prompt: int | None,
+    ) -> None:
+        """`empty_prompt` is the id that begins a document when the prompt has no tokens at all."""
+        self._tokenizer = tokenizer
+        self._template = template
+        self._pool = pool
+        self._max_context = max_context
+        self._empty_prompt = empty_prompt
+
+    async def encode_chat(self, request: ChatRequest, *, num_body_bytes: int) -> tuple[int, ...]:
+        """The rendered conversation as ids. The template writes the special tokens itself, so none are added.
+
+        `num_body_bytes` is the length of the request's JSON: it decides whether the work leaves the event loop.
+        """
+        template = self._template
+        if template is None:
+            message = "This model has no chat template and cannot answer chat requests: use /v1/completions."
+            raise bad_request(message, param="messages", code="unsupported_parameter")
+        self._refuse_too_long(num_characters(request.messages), "messages")
+
+        def prepare() -> tuple[int, ...]:
+            text = template.render(
+                [message.template_value() for message in request.messages],
+                add_generation_prompt=request.add_generation_prompt,
+                options=request.template_options,
+            )
+            return self._encode(text, "messages", add_special_tokens=False)
+
+        return await self._run(prepare, num_body_bytes)
+
+    async def encode_text(self, text: str) -> tuple[int, ...]:
+        """A plain prompt as ids, with the beginning-of-sequence id if the model expects one."""
+        self._refuse_too_long(len(text), "prompt")
+        return await self._run(lambda: self._encode(text, "prompt", add_special_tokens=True), len(text))
+
+    def check_length(self, ids: Sequence[int], param: str) -> None:
+        """Raise `ApiError` (400) unless at least one token can be generated after `ids`."""
+        if len(ids) >= self._max_context:
+            raise ApiError(context_overflow(len(ids), self._max_context, param=param))
+
+    async def _run(self, prepare: Callable[[], Result], size: int) -> Result:
+        return prepare() if size <= INLINE_BYTES else await self._pool.run(prepare)
+
+    def _encode(self, text: str, param: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        self._refuse_too_long(len(text.encode()), param)
+        ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        if not ids:
+            if self._empty_prompt is None:
+                raise bad_request(f"Invalid '{param}': the prompt has no tokens.", param=param, code="invalid_value")
+            ids = (self._empty_prompt,)
+        self.check_length(ids, param)
+        return ids
+
+    def _refuse_too_long(self, size: int, param: str) -> None:
+        """`size` is at most the UTF-8 length: no token covers more than the longest one's bytes."""
+        num_tokens = -(-size // self._tokenizer.longest_token)
+        if num_tokens >= self._max_context:
+            raise ApiError(context_overflow(num_tokens, self._max_context, param=param, exact=False))

@@ -1,0 +1,1 @@
+"""One file per endpoint: body in, engine asked, reply out. Knows no engine internals."""

@@ -1,0 +1,73 @@
+"""POST /v1/chat/completions. Knows no template and no token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.generation import Generation
+from ortserve.gateway.routes.bodies import json_response, now, read_request, reply_id
+from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
+from ortserve.gateway.schema.chat import CHAT_FIELDS, ChatRequest, read_chat
+from ortserve.gateway.schema.replies import ChatChoice, ChatMessage, ChatReply, chat_logprobs, usage_reply
+from ortserve.gateway.service import ModelService
+from ortserve.gateway.sse import ChatChunks
+from ortserve.gateway.stream import EventStream
+from ortserve.gateway.watch import Patience
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRoute:
+    """The endpoint of one model."""
+
+    service: ModelService
+    patience: Patience
+
+    async def post(self, request: Request) -> Response | EventStream:
+        """Answer one conversation, whole or streamed."""
+        service = self.service
+        body = exchange_of(request.scope).body
+        chat = await read_request(
+            body,
+            lambda fields: read_chat(fields, service.defaults, service.vocabulary),
+            CHAT_FIELDS,
+            service.pool,
+        )
+        generation = await service.start_chat(chat, num_body_bytes=len(body))
+        if not chat.stream:
+            return await self._whole(request, chat, generation)
+        chunks = ChatChunks(
+            reply_id=reply_id("chatcmpl"),
+            created=now(),
+            model=service.name,
+            fingerprint=service.fingerprint,
+            include_usage=chat.include_usage,
+        )
+        return EventStream(generation, chunks, self.patience)
+
+    async def _whole(self, request: Request, chat: ChatRequest, generation: Generation) -> Response:
+        created = now()
+        choices = await wait_for_choices(request, generation, self.patience)
+        if choices is None:
+            return Response(status_code=CLIENT_CLOSED)
+        with_logprobs = chat.sampling.num_logprobs is not None
+        reply = ChatReply(
+            id=reply_id("chatcmpl"),
+            created=created,
+            model=self.service.name,
+            choices=[
+                ChatChoice(
+                    index=choice.index,
+                    message=ChatMessage(choice.text),
+                    logprobs=chat_logprobs(choice.tokens) if with_logprobs else None,
+                    finish_reason=choice.finish,
+                )
+                for choice in choices
+            ],
+            usage=usage_reply(generation.usage()),
+            system_fingerprint=self.service.fingerprint,
+        )
+        return json_response(reply)

@@ -1,0 +1,77 @@
+"""POST /v1/completions. Knows no tokenizer and no template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.generation import Generation, WholeChoice
+from ortserve.gateway.routes.bodies import json_response, now, read_request, reply_id
+from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
+from ortserve.gateway.schema.completions import COMPLETION_FIELDS, CompletionRequest, read_completion
+from ortserve.gateway.schema.replies import CompletionChoice, CompletionReply, completion_logprobs, usage_reply
+from ortserve.gateway.service import ModelService
+from ortserve.gateway.sse import CompletionChunks
+from ortserve.gateway.stream import EventStream
+from ortserve.gateway.watch import Patience
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRoute:
+    """The endpoint of one model."""
+
+    service: ModelService
+    patience: Patience
+
+    async def post(self, request: Request) -> Response | EventStream:
+        """Continue one or more prompts, whole or streamed."""
+        service = self.service
+        completion = await read_request(
+            exchange_of(request.scope).body,
+            lambda fields: read_completion(fields, service.defaults, service.vocabulary),
+            COMPLETION_FIELDS,
+            service.pool,
+        )
+        prompts = await service.read_prompts(completion)
+        echoes = [prompt.echo for prompt in prompts for _ in range(completion.num_choices)]
+        generation = service.start_completion(completion, prompts)
+        if not completion.stream:
+            return await self._whole(request, completion, generation, echoes)
+        chunks = CompletionChunks(
+            tuple(echoes),
+            reply_id=reply_id("cmpl"),
+            created=now(),
+            model=service.name,
+            fingerprint=service.fingerprint,
+            include_usage=completion.include_usage,
+        )
+        return EventStream(generation, chunks, self.patience)
+
+    async def _whole(
+        self, request: Request, completion: CompletionRequest, generation: Generation, echoes: Sequence[str]
+    ) -> Response:
+        created = now()
+        choices = await wait_for_choices(request, generation, self.patience)
+        if choices is None:
+            return Response(status_code=CLIENT_CLOSED)
+        with_logprobs = completion.sampling.num_logprobs is not None
+        reply = CompletionReply(
+            id=reply_id("cmpl"),
+            created=created,
+            model=self.service.name,
+            choices=[
+                _choice(choice, echo, with_logprobs=with_logprobs) for choice, echo in zip(choices, echoes, strict=True)
+            ],
+            usage=usage_reply(generation.usage()),
+            system_fingerprint=self.service.fingerprint,
+        )
+        return json_response(reply)
+
+
+def _choice(choice: WholeChoice, echo: str, *, with_logprobs: bool) -> CompletionChoice:
+    logprobs = completion_logprobs(choice.tokens, offset=len(echo)) if with_logprobs else None
+    return CompletionChoice(choice.index, echo + choice.text, logprobs, choice.finish)

@@ -1,0 +1,27 @@
+"""Waiting for a whole reply while its client is still there. Knows no endpoint."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+
+from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.generation import Generation, WholeChoice, collect
+from ortserve.gateway.watch import Patience, Watch
+
+CLIENT_CLOSED = 499  # nginx's word for it; only the access log sees it
+
+
+async def wait_for_choices(request: Request, generation: Generation, patience: Patience) -> list[WholeChoice] | None:
+    """All choices; None when the client has left, which cancels them."""
+    exchange = exchange_of(request.scope)
+    choices = None
+    try:
+        async with Watch(request.receive, patience=patience) as watch:
+            choices = await collect(generation)
+    finally:
+        generation.close()
+        exchange.note(generation)
+    if watch.reason is not None:
+        exchange.outcome = watch.reason
+        return None
+    return choices

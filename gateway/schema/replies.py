@@ -1,0 +1,198 @@
+"""Whole replies as OpenAI's JSON objects. Knows no generation: values are filled in by the routes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from ortserve.gateway.generation import FinishWord, TokenUsage
+from ortserve.gateway.pieces import ShownToken
+
+
+class PromptDetails(msgspec.Struct, frozen=True):
+    """How the prompt's tokens were obtained."""
+
+    cached_tokens: int
+    audio_tokens: int = 0
+
+
+class CompletionDetails(msgspec.Struct, frozen=True):
+    """Kinds of output tokens this server does not distinguish yet."""
+
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
+
+
+class UsageReply(msgspec.Struct, frozen=True):
+    """Token counts of one call."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
+
+
+class TopLogprob(msgspec.Struct, frozen=True):
+    """One of the most likely tokens at a place."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """One emitted token and its rivals."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True):
+    """Log-probabilities of a chat choice, or of one of its chunks."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    """The assistant's turn."""
+
+    content: str
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+    annotations: list[str] = []
+
+
+class ChatChoice(msgspec.Struct, frozen=True):
+    """One of `n` answers."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishWord
+
+
+class ChatReply(msgspec.Struct, frozen=True):
+    """The answer to POST /v1/chat/completions."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageReply
+    system_fingerprint: str
+    object: Literal["chat.completion"] = "chat.completion"
+    service_tier: Literal["default"] = "default"
+
+
+class CompletionLogprobs(msgspec.Struct, frozen=True):
+    """Log-probabilities of a text choice, or of one of its chunks; offsets are characters of the whole text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(msgspec.Struct, frozen=True):
+    """One continuation of one prompt."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishWord
+
+
+class CompletionReply(msgspec.Struct, frozen=True):
+    """The answer to POST /v1/completions."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: UsageReply
+    system_fingerprint: str
+    object: Literal["text_completion"] = "text_completion"
+
+
+class GenerationValues(msgspec.Struct, frozen=True):
+    """Sampling values used when a request omits them."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+
+
+class ModelReply(msgspec.Struct, frozen=True):
+    """One entry of GET /v1/models. The last three fields are extensions."""
+
+    id: str
+    created: int
+    owned_by: str
+    max_model_len: int
+    context_length: int
+    generation_defaults: GenerationValues
+    object: Literal["model"] = "model"
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    """The answer to GET /v1/models."""
+
+    data: list[ModelReply]
+    object: Literal["list"] = "list"
+
+
+def usage_reply(usage: TokenUsage) -> UsageReply:
+    """Counts in OpenAI's nesting."""
+    return UsageReply(
+        prompt_tokens=usage.num_prompt_tokens,
+        completion_tokens=usage.num_output_tokens,
+        total_tokens=usage.num_prompt_tokens + usage.num_output_tokens,
+        prompt_tokens_details=PromptDetails(usage.num_cached_tokens),
+        completion_tokens_details=CompletionDetails(),
+    )
+
+
+def chat_logprobs(tokens: tuple[ShownToken, ...]) -> ChatLogprobs:
+    """Entries whose bytes joined are the UTF-8 of the text they belong to."""
+    return ChatLogprobs(
+        [
+            TokenLogprob(
+                token=shown.text,
+                logprob=shown.logprob,
+                bytes=list(shown.data),
+                top_logprobs=[TopLogprob(text, logprob, list(data)) for text, data, logprob in shown.top],
+            )
+            for shown in tokens
+        ]
+    )
+
+
+def completion_logprobs(tokens: tuple[ShownToken, ...], *, offset: int) -> CompletionLogprobs:
+    """Parallel lists, as the older API has them. The drawn token is always among the top ones, with the same float."""
+    offsets = []
+    place = offset
+    for shown in tokens:
+        offsets.append(place)
+        place += len(shown.text)
+    return CompletionLogprobs(
+        tokens=[shown.text for shown in tokens],
+        token_logprobs=[shown.logprob for shown in tokens],
+        top_logprobs=[_top(shown) for shown in tokens],
+        text_offset=offsets,
+    )
+
+
+def _top(shown: ShownToken) -> dict[str, float]:
+    top: dict[str, float] = {}
+    for text, _, logprob in shown.top:
+        top.setdefault(text, logprob)  # tokens may share a text; the most likely one comes first
+    top.setdefault(shown.text, shown.logprob)
+    return top

@@ -1,0 +1,218 @@
+"""One served model: validated calls become engine requests, and their tokens text. Knows no HTTP and no wire format."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ortserve.gateway.errors import ApiError, from_runtime, model_not_found
+from ortserve.gateway.generation import Choice, Generation
+from ortserve.gateway.pieces import TextAssembler
+from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.prompt import PromptEncoder
+from ortserve.gateway.schema.chat import ChatRequest
+from ortserve.gateway.schema.completions import CompletionRequest
+from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
+from ortserve.gateway.template import ChatTemplate, load_chat_template
+from ortserve.gateway.tokenizer import TextTokenizer, load_tokenizer
+from ortserve.runtime.errors import OrtserveError
+from ortserve.runtime.request import Request, SamplingParams
+
+if TYPE_CHECKING:
+    from ortserve.runtime.driver import AsyncEngine, Driver
+    from ortserve.runtime.manifest import Manifest
+
+DefaultsSource = Literal["model", "openai"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelText:
+    """What the gateway reads beside the graph: how this model's tokens become text and back."""
+
+    tokenizer: TextTokenizer
+    template: ChatTemplate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Ids to continue, and the text they came from when it must be echoed."""
+
+    ids: tuple[int, ...]
+    echo: str = ""
+
+
+def load_model_text(folder: Path, manifest: Manifest) -> ModelText:
+    """Read tokenizer and chat template; raises `ModelError` when they are missing or unusable."""
+    tokenizer = load_tokenizer(folder, bos_token_id=manifest.bos_token_id, add_bos=manifest.add_bos)
+    return ModelText(tokenizer, load_chat_template(folder))
+
+
+def sampling_defaults(manifest: Manifest, source: DefaultsSource) -> SamplingDefaults:
+    """The model author's values where stated and wanted, OpenAI's otherwise."""
+    if source == "openai":
+        return SamplingDefaults()
+    stated = manifest.generation
+    return SamplingDefaults(
+        temperature=1.0 if stated.temperature is None else min(max(stated.temperature, 0.0), 2.0),
+        top_p=1.0 if stated.top_p is None else stated.top_p,
+        top_k=0 if stated.top_k is None else max(stated.top_k, 0),
+        repetition_penalty=1.0 if stated.repetition_penalty is None else stated.repetition_penalty,
+    )
+
+
+class ModelService:
+    """Everything routes need of one model. Belongs to the event loop its engine was made in."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        engine: AsyncEngine,
+        text: ModelText,
+        pool: WorkPool,
+        *,
+        name: str,
+        defaults: SamplingDefaults,
+        created: int,
+    ) -> None:
+        manifest = driver.manifest
+        self.driver = driver
+        self.name = name
+        self.defaults = defaults
+        self.created = created
+        self.manifest = manifest
+        self.pool = pool
+        self.vocabulary = Vocabulary(min(manifest.num_tokens, manifest.vocab_size))
+        self.fingerprint = _fingerprint(manifest, defaults)
+        self.tokenizer = text.tokenizer
+        self._engine = engine
+        self._prompts = PromptEncoder(
+            text.tokenizer,
+            text.template,
+            pool,
+            max_context=driver.max_context,
+            empty_prompt=_first_id(manifest),
+        )
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of prompt and output together."""
+        return self.driver.max_context
+
+    def check_model(self, name: str) -> None:
+        """Raise `ApiError` (404) unless this is the served name or the model's own."""
+        if name not in (self.name, self.manifest.name):
+            raise model_not_found(name, self.name)
+
+    async def start_chat(self, request: ChatRequest, *, num_body_bytes: int) -> Generation:
+        """Validate, tokenize and submit. Everything wrong with the request raises `ApiError` here."""
+        self.check_model(request.model)
+        ids = await self._prompts.encode_chat(request, num_body_bytes=num_body_bytes)
+        return self._submit(
+            [ids], request.sampling, request.num_choices, request.stops, param="messages", strip_first_space=True
+        )
+
+    async def read_prompts(self, request: CompletionRequest) -> tuple[Prompt, ...]:
+        """The prompts as ids; raises `ApiError` for the first that cannot be continued."""
+        self.check_model(request.model)
+        prompts = []
+        for prompt in request.prompts:
+            if isinstance(prompt, str):
+                ids, text = await self._prompts.encode_text(prompt), prompt
+            else:
+                self._prompts.check_length(prompt, "prompt")
+                ids, text = prompt, self._decode(prompt) if request.echo else ""
+            prompts.append(Prompt(ids, text if request.echo else ""))
+        return tuple(prompts)
+
+    def start_completion(self, request: CompletionRequest, prompts: Sequence[Prompt]) -> Generation:
+        """Submit every prompt's choices: index is prompt * n + choice. Nothing is generated for `max_tokens` 0."""
+        ids = [prompt.ids for prompt in prompts]
+        if request.max_tokens == 0:
+            return Generation((), [len(prompt) for prompt in ids])
+        return self._submit(
+            ids, request.sampling, request.num_choices, request.stops, param="prompt", strip_first_space=False
+        )
+
+    def _submit(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        sampling: SamplingParams,
+        num_choices: int,
+        stops: Sequence[str],
+        *,
+        param: str,
+        strip_first_space: bool,
+    ) -> Generation:
+        call = secrets.token_hex(8)
+        strip = strip_first_space and self.tokenizer.strips_first_space
+        choices: list[Choice] = []
+        try:
+            for ids in prompts:
+                for place in range(num_choices):
+                    index = len(choices)
+                    request = Request(f"{call}-{index}", ids, self._clamped(sampling, len(ids)), choice=place)
+                    assembler = TextAssembler(
+                        self.tokenizer,
+                        stops,
+                        strip_first_space=strip,
+                        with_logprobs=sampling.num_logprobs is not None,
+                    )
+                    choices.append(Choice(index, self._engine.submit(request), assembler))
+        except BaseException as error:
+            for choice in choices:
+                choice.stream.close()
+            if isinstance(error, OrtserveError):
+                raise ApiError(from_runtime(error, prompt_param=param)) from error
+            raise
+        return Generation(choices, [len(ids) for ids in prompts])
+
+    def _clamped(self, sampling: SamplingParams, num_prompt_tokens: int) -> SamplingParams:
+        """OpenAI clamps to the context and finishes with `length` instead of refusing."""
+        room = self.max_context - num_prompt_tokens
+        if sampling.max_tokens is None or sampling.max_tokens <= room:
+            return sampling
+        return replace(sampling, max_tokens=room)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        assembler = TextAssembler(
+            self.tokenizer, (), strip_first_space=self.tokenizer.strips_first_space, with_logprobs=False
+        )
+        return assembler.feed(ids).text
+
+
+def open_service(
+    folder: Path, driver: Driver, *, name: str | None = None, defaults: DefaultsSource = "model", created: int = 0
+) -> ModelService:
+    """The service of an opened model; call it inside the running event loop. Raises `ModelError`."""
+    from ortserve.runtime.driver import AsyncEngine
+
+    asyncio.get_running_loop()
+    manifest = driver.manifest
+    text = load_model_text(folder, manifest)
+    return ModelService(
+        driver,
+        AsyncEngine(driver),
+        text,
+        WorkPool(),
+        name=name or manifest.name,
+        defaults=sampling_defaults(manifest, defaults),
+        created=created,
+    )
+
+
+def _first_id(manifest: Manifest) -> int | None:
+    """How a document begins: the beginning-of-sequence id, else the end of the one before it."""
+    if manifest.bos_token_id is not None:
+        return manifest.bos_token_id
+    return manifest.eos_token_ids[0] if manifest.eos_token_ids else None
+
+
+def _fingerprint(manifest: Manifest, defaults: SamplingDefaults) -> str:
+    """Changes whenever the same request and seed may give another reply."""
+    text = f"{manifest.digest} {manifest.precision} {manifest.exporter} {defaults}"
+    return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -1,0 +1,173 @@
+"""Server-sent events of streamed replies, byte for byte in the order clients need. Knows no socket and no engine.
+
+The constant parts of a chunk are encoded once per stream: a chunk costs the JSON of its text and two concatenations.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from ortserve.gateway.errors import Problem
+from ortserve.gateway.generation import ChoicePiece, FinishWord, TokenUsage
+from ortserve.gateway.schema.replies import chat_logprobs, completion_logprobs, usage_reply
+
+DONE = b"data: [DONE]\n\n"
+# One comment line and no blank line: clients that treat a blank line as an event would fail on an empty one.
+PING = b": ping\n"
+NO_DELTA = b'},"logprobs":null,"finish_reason":null}]'
+
+
+class ChunkWriter(Protocol):
+    """Frames of one streamed reply."""
+
+    def begin(self, num_choices: int) -> bytes:
+        """What is sent as soon as the request has been admitted."""
+
+    def piece(self, piece: ChoicePiece) -> bytes:
+        """Frames of one piece: its text, then in a frame of its own its finish."""
+
+    def end(self, usage: TokenUsage) -> bytes:
+        """The usage frame if asked for, and the terminator."""
+
+
+def error_frame(problem: Problem) -> bytes:
+    """A failure after the first byte; the stream ends right after it, without the terminator."""
+    return b"data: " + problem.body() + b"\n\n"
+
+
+class _Envelope:
+    """The parts around the choices, equal in all chunks of one stream."""
+
+    __slots__ = ("_after", "_before", "_encode", "_include_usage")
+
+    def __init__(
+        self,
+        object_: str,
+        *,
+        reply_id: str,
+        created: int,
+        model: str,
+        fingerprint: str,
+        include_usage: bool,
+        **extra: str,
+    ) -> None:
+        encode = msgspec.json.Encoder().encode
+        fields = {
+            "id": reply_id,
+            "object": object_,
+            "created": created,
+            "model": model,
+            "system_fingerprint": fingerprint,
+            **extra,
+        }
+        self._encode = encode
+        self._include_usage = include_usage
+        self._before = b"data: " + encode(fields)[:-1] + b',"choices":'
+        self._after = b',"usage":null}\n\n' if include_usage else b"}\n\n"
+
+    def frame(self, choices: bytes) -> bytes:
+        """One chunk; `choices` is a JSON array."""
+        return self._before + choices + self._after
+
+    def end(self, usage: TokenUsage) -> bytes:
+        """The last frames."""
+        if not self._include_usage:
+            return DONE
+        return self._before + b'[],"usage":' + self._encode(usage_reply(usage)) + b"}\n\n" + DONE
+
+
+class ChatChunks(_Envelope):
+    """chat.completion.chunk frames: role once per choice, then content, then finish."""
+
+    __slots__ = ("_content_after", "_content_before")
+
+    def __init__(self, *, reply_id: str, created: int, model: str, fingerprint: str, include_usage: bool) -> None:
+        super().__init__(
+            "chat.completion.chunk",
+            reply_id=reply_id,
+            created=created,
+            model=model,
+            fingerprint=fingerprint,
+            include_usage=include_usage,
+            service_tier="default",
+        )
+        self._content_before: list[bytes] = []
+        self._content_after = b"}" + NO_DELTA[1:] + self._after
+
+    def begin(self, num_choices: int) -> bytes:
+        """The role of every choice, in order: helpers index choices by first appearance."""
+        delta = b'"delta":{"role":"assistant","content":"","refusal":null'
+        frames = []
+        for index in range(num_choices):
+            self._content_before.append(self._before + b'[{"index":%d,"delta":{"content":' % index)
+            frames.append(self.frame(b'[{"index":%d,' % index + delta + NO_DELTA))
+        return b"".join(frames)
+
+    def piece(self, piece: ChoicePiece) -> bytes:
+        """Content without role; the finish in a chunk of its own."""
+        frames = b""
+        if piece.tokens:
+            frames = self._content_before[piece.index] + self._encode(piece.text)
+            frames += b'},"logprobs":' + self._encode(chat_logprobs(piece.tokens)) + b',"finish_reason":null}]'
+            frames += self._after
+        elif piece.text:
+            frames = self._content_before[piece.index] + self._encode(piece.text) + self._content_after
+        return frames if piece.finish is None else frames + self._finish(piece.index, piece.finish)
+
+    def _finish(self, index: int, finish: FinishWord) -> bytes:
+        reason = finish.encode()
+        return self.frame(b'[{"index":%d,"delta":{},"logprobs":null,"finish_reason":"%b"}]' % (index, reason))
+
+
+class CompletionChunks(_Envelope):
+    """text_completion frames: text, then an empty text with the finish. `echoes` come first, one per choice."""
+
+    __slots__ = ("_echoes", "_num_characters")
+
+    def __init__(
+        self,
+        echoes: tuple[str, ...],
+        *,
+        reply_id: str,
+        created: int,
+        model: str,
+        fingerprint: str,
+        include_usage: bool,
+    ) -> None:
+        super().__init__(
+            "text_completion",
+            reply_id=reply_id,
+            created=created,
+            model=model,
+            fingerprint=fingerprint,
+            include_usage=include_usage,
+        )
+        self._echoes = echoes
+        self._num_characters = [len(echo) for echo in echoes]  # where the next token's text begins
+
+    def begin(self, num_choices: int) -> bytes:
+        """Echoed prompts, when asked for."""
+        assert num_choices == len(self._echoes)
+        return b"".join(self._text(index, echo, b"null") for index, echo in enumerate(self._echoes) if echo)
+
+    def piece(self, piece: ChoicePiece) -> bytes:
+        """Text and its log-probabilities; the finish in a chunk of its own."""
+        frames = b""
+        if piece.tokens:
+            logprobs = completion_logprobs(piece.tokens, offset=self._num_characters[piece.index])
+            frames = self._text(piece.index, piece.text, self._encode(logprobs))
+        elif piece.text:
+            frames = self._text(piece.index, piece.text, b"null")
+        self._num_characters[piece.index] += len(piece.text)
+        return frames if piece.finish is None else frames + self.finish(piece.index, piece.finish)
+
+    def finish(self, index: int, finish: FinishWord) -> bytes:
+        """The last chunk of one choice."""
+        reason = finish.encode()
+        return self.frame(b'[{"index":%d,"text":"","logprobs":null,"finish_reason":"%b"}]' % (index, reason))
+
+    def _text(self, index: int, text: str, logprobs: bytes) -> bytes:
+        head = b'[{"index":%d,"text":' % index
+        return self.frame(head + self._encode(text) + b',"logprobs":' + logprobs + b',"finish_reason":null}]')

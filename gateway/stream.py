@@ -1,0 +1,68 @@
+"""The ASGI response of a streamed reply: one write per engine step, cancelled when nobody reads. Knows no field.
+
+Bare ASGI instead of starlette's StreamingResponse, which starts a task group per response and re-encodes each chunk.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+
+from starlette.types import Receive, Scope, Send
+
+from ortserve.gateway.errors import ApiError, internal_error
+from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.generation import Generation
+from ortserve.gateway.logs import log
+from ortserve.gateway.sse import PING, ChunkWriter, error_frame
+from ortserve.gateway.watch import Patience, Watch
+
+HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+class EventStream:
+    """Streams a generation that has already been admitted: from here on, failures are frames."""
+
+    def __init__(self, generation: Generation, writer: ChunkWriter, patience: Patience) -> None:
+        self._generation = generation
+        self._writer = writer
+        self._patience = patience
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Part of ASGI."""
+        exchange = exchange_of(scope)
+        generation = self._generation
+        last = b""
+        try:
+            async with Watch(receive, send, ping=PING, patience=self._patience) as watch:
+                await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+                last = await self._pump(watch)
+            if watch.reason is not None:
+                exchange.outcome = watch.reason
+                return
+            if last.startswith(b'data: {"error"'):
+                exchange.outcome = "failed"
+        finally:
+            generation.close()
+            exchange.note(generation)
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _pump(self, watch: Watch) -> bytes:
+        """Send everything but the last frames, which are returned: the body must end in the same write."""
+        writer = self._writer
+        try:
+            await watch.send_body(writer.begin(self._generation.num_choices))
+            async with aclosing(self._generation.batches()) as batches:
+                async for batch in batches:
+                    await watch.send_body(
+                        writer.piece(batch[0]) if len(batch) == 1 else b"".join(map(writer.piece, batch))
+                    )
+            return writer.end(self._generation.usage())
+        except ApiError as error:
+            return error_frame(error.problem)
+        except Exception:
+            log().exception("stream_failed")
+            return error_frame(internal_error())
