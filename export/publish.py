@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +16,7 @@ from ortserve.export.describe import describe_generation, describe_tokens
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
 from ortserve.export.graph_builder import GraphBuilder
+from ortserve.export.new_folder import new_folder
 from ortserve.export.plan import ExportPlan, plan_export
 from ortserve.export.progress import show_progress
 from ortserve.export.verify import check_parity
@@ -54,7 +53,7 @@ def export_checkpoint(
     plan = plan_export(
         read_architecture(checkpoint), precision=precision, block_size=block_size, max_context=max_context
     )
-    with _new_folder(destination, force=force) as folder:
+    with new_folder(destination, force=force, marker=MANIFEST_NAME) as folder:
         with show_progress(f"export {checkpoint.name} {precision}", plan.num_bytes, wanted=progress) as advance:
             manifest = _write_model(folder, plan, checkpoint, advance)
         if verify:
@@ -65,7 +64,8 @@ def export_checkpoint(
                 agreement = min(case.top1_agreement for case in parity.cases)
                 raise UnprovenError(
                     f"{checkpoint.name} in {precision} differs from the reference: mean KL {worst:.3g} (limit"
-                    f" {parity.max_mean_kl:.3g}), top-1 agreement {agreement:.1%} (limit {parity.min_top1_agreement:.1%}):"
+                    f" {parity.max_mean_kl:.3g}), top-1 agreement {agreement:.1%}"
+                    f" (limit {parity.min_top1_agreement:.1%}):"
                     " choose a higher precision, or publish it anyway with --allow-unproven"
                 )
         (folder / MANIFEST_NAME).write_bytes(manifest_json(manifest))
@@ -117,30 +117,6 @@ def _write_model(folder: Path, plan: ExportPlan, checkpoint: Checkpoint, advance
         source=checkpoint.source,
         exporter=", ".join(f"{name} {_version(name)}" for name in ("ortserve", "onnx", "onnxruntime")),
     )
-
-
-@contextmanager
-def _new_folder(destination: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary sibling that takes the destination's name on success and vanishes on any error."""
-    destination = destination.resolve()
-    if destination.exists() and not force:
-        raise ExportError(f"{destination} exists: choose another destination, or replace it with --force")
-    partial = destination.with_name(f".{destination.name}.partial-{os.getpid()}")
-    replaced = destination.with_name(f".{destination.name}.replaced-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise ExportError(f"{partial.parent} cannot be written ({error.strerror}): choose another destination") from None
-    try:
-        yield partial
-        if destination.exists():
-            destination.rename(replaced)
-        partial.rename(destination)
-    except OSError as error:
-        raise ExportError(f"{destination} cannot be written ({error.strerror or error}): free disk space") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _file_digest(path: Path) -> bytes:

@@ -25,6 +25,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F64": np.dtype(np.float64),
 }
+DTYPE_NAMES: Mapping[np.dtype[Any], str] = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
@@ -112,9 +113,16 @@ class NewTensor:
 
 
 def write_tensors(
-    path: Path, tensors: Iterable[NewTensor], chunks_of: Callable[[NewTensor], Iterable[NDArray[np.float32]]]
+    path: Path,
+    tensors: Iterable[NewTensor],
+    chunks_of: Callable[[NewTensor], Iterable[NDArray[np.float32]]],
+    *,
+    progress: Callable[[int], None],
 ) -> None:
-    """Write a file tensor by tensor; `chunks_of` yields each one's values in row-major order, in pieces."""
+    """Write a file tensor by tensor; `chunks_of` yields each one's values in row-major order, in pieces.
+
+    `progress` is told the number of bytes just written. Raises `OSError` when the disk is full.
+    """
     tensors = tuple(tensors)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -131,4 +139,5 @@ def write_tensors(
             for chunk in chunks_of(tensor):
                 values = np.ascontiguousarray(chunk.astype(DTYPES[tensor.dtype], copy=False))
                 file.write(values.reshape(-1).view(np.uint8).data)
+                progress(values.nbytes)
             assert file.tell() - start == tensor.num_bytes, tensor
