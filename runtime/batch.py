@@ -1,6 +1,7 @@
 """Turns a Step into the packed arrays of the graph contract (runtime/manifest.py) and checks them before the run.
 
-Knows no sessions and no sequences. A violated contract would abort the whole run inside the kernel, so it is found here.
+Knows no sessions and no sequences. A violated contract would abort the whole run inside the kernel, so it is found
+here.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def build_batch(step: Step, *, num_rows: int, capacity: int) -> Batch:
     slots = np.fromiter((row.slot for row in step.rows), np.int64, len(step.rows))
     counts = np.fromiter((len(row.tokens) for row in step.rows), np.int64, len(step.rows))
     logits = np.fromiter((row.num_logits for row in step.rows), np.int64, len(step.rows))
-    _check(starts, slots, counts, logits, num_rows, capacity)
+    assert np.all((logits >= 0) & (logits <= counts)), "logits of tokens that are not fed"
+    _check_places(starts, slots, counts, num_rows=num_rows, capacity=capacity)
 
     num_tokens, longest = int(counts.sum()), int(counts.max())
     ends = np.cumsum(counts)  # of each row among the packed tokens
@@ -71,9 +73,7 @@ def build_batch(step: Step, *, num_rows: int, capacity: int) -> Batch:
     )
 
 
-def _check(
-    starts: Int64Array, slots: Int64Array, counts: Int64Array, logits: Int64Array, num_rows: int, capacity: int
-) -> None:
+def _check_places(starts: Int64Array, slots: Int64Array, counts: Int64Array, *, num_rows: int, capacity: int) -> None:
     assert len(slots) > 0, "a run needs at least one row: batch 0 kills the process"
     assert slots.min() >= 0, "negative slot"
     assert slots.max() < num_rows, f"slot {slots.max()} beyond the {num_rows} bound rows"
@@ -82,4 +82,3 @@ def _check(
     assert starts.min() >= 0, "negative start"
     reach = int(starts.max() + counts.max())
     assert reach <= capacity, f"padded rows reach {reach}, the capacity is {capacity}"
-    assert np.all((logits >= 0) & (logits <= counts)), "logits of tokens that are not fed"

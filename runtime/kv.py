@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ortserve.runtime.errors import MemoryBudgetError
 from ortserve.runtime.manifest import KvLayout
-from ortserve.runtime.step import Move, ReleaseRow, SwapIn, SwapOut
+from ortserve.runtime.step import CopyRow, Move, ReleaseRow, SwapIn, SwapOut
 
 PAGE_BYTES = mmap.PAGESIZE
 _MAP_NORESERVE = 0x4000  # Linux; untouched rows must not count against overcommit
@@ -24,7 +24,7 @@ _SMALLEST_BLOCK = 32  # tokens; fewer would make block tables long for no gain
 
 
 def block_size(layout: KvLayout) -> int:
-    """Tokens per block: the least number of at least 32 whose bytes per head fill whole pages, so they can be released."""
+    """Tokens per block: the least number of at least 32 whose bytes per head fill whole pages, to be releasable."""
     token_bytes = layout.head_dim * _ITEM_BYTES
     per_page = PAGE_BYTES // math.gcd(PAGE_BYTES, token_bytes)
     return per_page * math.ceil(_SMALLEST_BLOCK / per_page)
@@ -40,7 +40,7 @@ class KvTensor:
 
 
 class SlotKvStore:
-    """`num_rows` rows of `capacity` tokens for every layer's keys and values, and `num_host_blocks` blocks beside them."""
+    """`num_rows` rows of `capacity` tokens for every layer's keys and values, and `num_host_blocks` blocks."""
 
     def __init__(self, layout: KvLayout, *, num_rows: int, capacity: int, num_host_blocks: int) -> None:
         self.layout = layout
@@ -74,6 +74,8 @@ class SlotKvStore:
                     self._release_row(move.slot)
                 case SwapIn():
                     self._swap_in(move)
+                case CopyRow():
+                    self._rows[:, move.slot, :, : move.num_tokens] = self._rows[:, move.source, :, : move.num_tokens]
                 case ReleaseRow():
                     self._release_row(move.slot)
 
@@ -87,9 +89,7 @@ class SlotKvStore:
             begin, end = self._interval(index, move.num_tokens)
             self._rows[:, move.slot, :, begin:end] = self._host[block, :, :, : end - begin]
             if self._host_block_bytes % PAGE_BYTES == 0:
-                self._host_memory.madvise(
-                    mmap.MADV_DONTNEED, block * self._host_block_bytes, self._host_block_bytes
-                )
+                self._host_memory.madvise(mmap.MADV_DONTNEED, block * self._host_block_bytes, self._host_block_bytes)
 
     def _interval(self, index: int, num_tokens: int) -> tuple[int, int]:
         begin = index * self.block_size
@@ -109,7 +109,9 @@ def _allocate(shape: tuple[int, ...]) -> tuple[mmap.mmap, npt.NDArray[np.float32
     num_bytes = math.prod(shape) * _ITEM_BYTES
     try:
         memory = mmap.mmap(
-            -1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE,
+            -1,
+            num_bytes,
+            flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE,
             prot=mmap.PROT_READ | mmap.PROT_WRITE,
         )
     except (OSError, OverflowError) as error:

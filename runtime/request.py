@@ -69,6 +69,7 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     priority: int = 0  # larger runs first
     choice: int = 0  # index among the n choices of one API call; part of the random key
+    group: str | None = None  # requests of one group have the same prompt, which is computed once
 
 
 @dataclass(frozen=True, slots=True)

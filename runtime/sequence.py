@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from ortserve.runtime.request import Request
-from ortserve.runtime.sampler import TokenHistory
+from ortserve.runtime.history import TokenHistory
+from ortserve.runtime.request import FinishReason, Request
+from ortserve.runtime.sampler import Draw
 
 
 class Stage(Enum):
@@ -27,15 +28,18 @@ class Sequence:
     arrival: int  # order of submission; smaller is older
     arrived_s: float
     tokens: list[int]  # prompt, then output
-    stop_ids: frozenset[int]  # end-of-sequence and stop ids that end this request
+    eos_ids: frozenset[int]  # ids that end this request once min_tokens are drawn
+    stop_ids: frozenset[int]  # ids that end this request at any time
     history: TokenHistory | None  # only when a penalty is on
     stage: Stage = Stage.WAITING
     num_computed: int = 0  # tokens whose keys and values are stored
-    row: int | None = None
-    blocks: list[int] = field(default_factory=list)  # device blocks; counts the row's resident memory
+    slot: int | None = None  # row of the KV store, while RUNNING
+    blocks: list[int] = field(default_factory=list)  # counts the row's resident memory, while RUNNING
     host_blocks: list[int] = field(default_factory=list)  # while SWAPPED
+    held_priority: int = 0  # while RUNNING: with the age it was admitted at; only a larger one displaces it
+    num_copied: int = 0  # prompt tokens taken over from another choice of the same prompt
     num_preemptions: int = 0
-    last_step: int = -1  # number of the last step that had this sequence
+    last_step: int = -1  # number of the last step that fed this sequence
     waiting_since_s: float = 0.0
     first_run_s: float | None = None
     first_token_s: float | None = None
@@ -54,3 +58,24 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens not computed yet; 1 means the next step of this sequence is a plain decode."""
         return len(self.tokens) - self.num_computed
+
+    def next_draw(self) -> Draw:
+        """How the token after `tokens` is drawn."""
+        position = self.num_output_tokens
+        is_early = position < self.request.sampling.min_tokens
+        return Draw(
+            sampling=self.request.sampling,
+            seed=self.seed,
+            choice=self.request.choice,
+            position=position,
+            history=self.history,
+            banned=tuple(sorted(self.eos_ids)) if is_early else (),
+        )
+
+    def finish_after(self, token: int) -> FinishReason | None:
+        """Whether drawing `token`, the last of `tokens`, ends the request."""
+        if token in self.eos_ids or token in self.stop_ids:
+            return FinishReason.STOP
+        if self.num_output_tokens >= self.max_tokens:
+            return FinishReason.LENGTH
+        return None

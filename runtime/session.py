@@ -25,6 +25,15 @@ def runtime_version() -> str:
     return str(ort.__version__)
 
 
+def require_version(least: str) -> None:
+    """Raise `DeviceError` when the installed ONNX Runtime is older than `least` ("1.32")."""
+    if _numbers(runtime_version()) < _numbers(least):
+        raise DeviceError(
+            f"the model needs ONNX Runtime {least} or newer, installed is {runtime_version()}:"
+            f" pip install 'onnxruntime>={least}'"
+        )
+
+
 def available_providers() -> list[str]:
     """Execution providers this build was compiled with."""
     return list(ort.get_available_providers())
@@ -38,7 +47,9 @@ def default_num_threads() -> int:
 class Session:
     """One graph loaded for the CPU. Not thread-safe: one thread runs it."""
 
-    def __init__(self, model: Path | bytes, *, num_threads: int | None = None, profile_prefix: str | None = None) -> None:
+    def __init__(
+        self, model: Path | bytes, *, num_threads: int | None = None, profile_prefix: str | None = None
+    ) -> None:
         """Load a graph from its path, or from bytes for small ones.
 
         Raises `ModelError` when ONNX Runtime refuses it.
@@ -132,3 +143,7 @@ def check_int8_kernels(num_threads: int = 1) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("+", maxsplit=1)[0].split(".") if part.isdigit())

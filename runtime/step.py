@@ -33,6 +33,7 @@ class Row:
 class SwapOut:
     """Copy a row's first tokens to host blocks, then give the row's memory back."""
 
+    request_id: str
     slot: int
     num_tokens: int
     host_blocks: tuple[int, ...]
@@ -42,9 +43,20 @@ class SwapOut:
 class SwapIn:
     """Copy host blocks into a row, bit for bit, then give the host blocks' memory back."""
 
+    request_id: str
     slot: int
     num_tokens: int
     host_blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRow:
+    """Copy the first tokens of one row into another: the choices of one prompt share its computation."""
+
+    request_id: str  # whose row is written
+    source: int
+    slot: int
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +66,7 @@ class ReleaseRow:
     slot: int
 
 
-Move: TypeAlias = SwapOut | SwapIn | ReleaseRow
+Move: TypeAlias = SwapOut | SwapIn | CopyRow | ReleaseRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +91,9 @@ class Step:
     def num_attended(self) -> int:
         """Query-key pairs of the attention: what its time grows with."""
         return sum(len(row.tokens) * row.end for row in self.rows)
+
+    @property
+    def request_ids(self) -> frozenset[str]:
+        """Everyone whose state this step touches: lost if it is abandoned."""
+        moved = [move.request_id for move in self.moves if not isinstance(move, ReleaseRow)]
+        return frozenset([*moved, *(row.request_id for row in self.rows)])

@@ -107,7 +107,7 @@ def predict_next(tokens: Sequence[int]) -> int:
     position = len(tokens) - 1
     total = sum(token * (place % 5 + 1) for place, token in enumerate(tokens))
     code = tokens[-1] % NUM_CODES
-    covered = tokens[code :: NUM_CODES] if code <= position else tokens
+    covered = tokens[code::NUM_CODES] if code <= position else tokens
     return (total + 3 * sum(covered)) % VOCAB_SIZE
 
 

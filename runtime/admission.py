@@ -1,0 +1,59 @@
+"""Whether a request can ever run on this model: checked by the caller's thread before anything is queued.
+
+Knows sizes and vocabulary, not what is running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ortserve.runtime.errors import ContextLengthError, RequestError
+from ortserve.runtime.history import TokenHistory
+from ortserve.runtime.manifest import Manifest
+from ortserve.runtime.plan import EnginePlan
+from ortserve.runtime.request import Request
+from ortserve.runtime.sequence import Sequence
+
+
+def check_request(request: Request, manifest: Manifest, plan: EnginePlan) -> None:
+    """Raise `RequestError` for an empty prompt or unknown ids, `ContextLengthError` for a prompt that is too long."""
+    if not request.prompt:
+        raise RequestError("the prompt has no tokens: send at least one", parameter="prompt")
+    if len(request.prompt) >= plan.max_context:
+        raise ContextLengthError(len(request.prompt), plan.max_context)
+    sampling = request.sampling
+    _check_ids(request.prompt, manifest.num_tokens, "prompt")
+    _check_ids(sampling.stop_token_ids, manifest.num_tokens, "stop_token_ids")
+    _check_ids((token for token, _ in sampling.logit_bias), manifest.num_tokens, "logit_bias")
+
+
+def new_sequence(
+    request: Request, manifest: Manifest, plan: EnginePlan, *, seed: int, arrival: int, now_s: float
+) -> Sequence:
+    """The engine's state of a checked request. `max_tokens` is cut to what the context leaves."""
+    sampling = request.sampling
+    room = plan.max_context - len(request.prompt)
+    has_penalty = (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty) != (
+        1.0,
+        0.0,
+        0.0,
+    )
+    return Sequence(
+        request=request,
+        seed=seed,
+        max_tokens=room if sampling.max_tokens is None else min(sampling.max_tokens, room),
+        arrival=arrival,
+        arrived_s=now_s,
+        tokens=list(request.prompt),
+        eos_ids=frozenset(() if sampling.ignore_eos else manifest.eos_token_ids),
+        stop_ids=frozenset(sampling.stop_token_ids),
+        history=TokenHistory(request.prompt) if has_penalty else None,
+    )
+
+
+def _check_ids(ids: Iterable[int], num_tokens: int, parameter: str) -> None:
+    for place, token in enumerate(ids):
+        if not 0 <= token < num_tokens:
+            raise RequestError(
+                f"{parameter}[{place}] is {token}, the model has token ids 0 to {num_tokens - 1}", parameter=parameter
+            )

@@ -1,0 +1,51 @@
+"""Checks the laws of blocks, rows and counters on a scheduler between steps. Changes nothing; tests call it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ortserve.runtime.plan import EnginePlan
+from ortserve.runtime.scheduler import Scheduler
+from ortserve.runtime.sequence import Sequence, Stage
+
+
+def audit(scheduler: Scheduler, plan: EnginePlan) -> list[str]:
+    """Every violated law as one line; empty when all hold."""
+    sequences = list(scheduler.sequences)
+    violations = [line for sequence in sequences for line in _audit_sequence(sequence, plan)]
+    placement = scheduler.placement
+    for name, pool, held in (
+        ("blocks", placement.blocks, Counter(block for s in sequences for block in s.blocks)),
+        ("host blocks", placement.host_blocks, Counter(block for s in sequences for block in s.host_blocks)),
+    ):
+        references = pool.references()
+        expected = tuple(held[block] for block in range(pool.num_blocks))
+        if references != expected:
+            violations.append(f"{name}: reference counts {references} differ from the holders {expected}")
+        if pool.num_free != references.count(0):
+            violations.append(f"{name}: {pool.num_free} on the free list, {references.count(0)} without holder")
+    slots = [sequence.slot for sequence in sequences if sequence.slot is not None]
+    if sorted([*slots, *placement.free_slots]) != list(range(plan.num_rows)):
+        violations.append(f"rows: {slots} held and {placement.free_slots} free are not each row once")
+    queued = {sequence.request.id for sequence in placement.queued}
+    expected_queue = {sequence.request.id for sequence in sequences if sequence.stage is not Stage.RUNNING}
+    if queued != expected_queue:
+        violations.append(f"queue: holds {queued}, expected {expected_queue}")
+    return violations
+
+
+def _audit_sequence(sequence: Sequence, plan: EnginePlan) -> list[str]:
+    name = sequence.request.id
+    count = -(-sequence.num_computed // plan.block_size)
+    laws = {
+        "0 <= num_computed <= len(tokens)": 0 <= sequence.num_computed <= len(sequence.tokens),
+        "len(tokens) <= max_context": len(sequence.tokens) <= plan.max_context,
+        "tokens begin with the prompt": tuple(sequence.tokens[: sequence.num_prompt_tokens]) == sequence.request.prompt,
+        "a row exactly while running": (sequence.slot is not None) == (sequence.stage is Stage.RUNNING),
+        "blocks exactly while running": bool(sequence.blocks) == (sequence.stage is Stage.RUNNING),
+        "blocks cover what is computed": sequence.stage is not Stage.RUNNING or len(sequence.blocks) >= count,
+        "host blocks cover what is computed": len(sequence.host_blocks)
+        == (count if sequence.stage is Stage.SWAPPED else 0),
+        "nothing computed while waiting": sequence.stage is not Stage.WAITING or sequence.num_computed == 0,
+    }
+    return [f"{name}: {law} does not hold" for law, holds in laws.items() if not holds]

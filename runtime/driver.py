@@ -1,0 +1,268 @@
+"""Gives an engine its thread, and callers a thread-safe door: one inbox in, one wake-up per step out.
+
+Knows nothing of what a request means. The asyncio side (`AsyncEngine`) lives here because the crossing does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Protocol
+
+import structlog
+
+from ortserve.runtime.admission import check_request
+from ortserve.runtime.engine import Engine, EngineStats
+from ortserve.runtime.errors import EngineClosedError, OverloadedError
+from ortserve.runtime.manifest import Manifest
+from ortserve.runtime.plan import EnginePlan
+from ortserve.runtime.request import Delta, FinishReason, Request
+
+_JOIN_S = 30.0  # one step of the largest model on a slow machine, with a margin
+
+
+class Outlet(Protocol):
+    """Where a request's deltas go."""
+
+    def deliver(self, deltas: Sequence[Delta]) -> None:
+        """Take all deltas of one step for this outlet. Called on the engine's thread: it must not block or raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Submit:
+    request: Request
+    outlet: Outlet
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    request_id: str
+
+
+class Driver:
+    """One engine on one thread. Every method may be called from any thread."""
+
+    def __init__(self, engine: Engine, manifest: Manifest, plan: EnginePlan) -> None:
+        self.manifest = manifest
+        self.plan = plan
+        self._engine = engine
+        self._inbox: deque[_Submit | _Cancel] = deque()
+        self._changed = threading.Condition()
+        self._outlets: dict[str, Outlet] = {}  # engine thread only
+        self._num_open = 0  # submitted and not finished; guarded by _changed
+        self._stats = EngineStats()
+        self._finish_rate = _FinishRate()
+        self._closed_reason: str | None = None  # set once no request is accepted any more
+        self._drain_until: float | None = None
+        self._thread = threading.Thread(target=self._run, name="ortserve-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of one sequence, prompt and output."""
+        return self.plan.max_context
+
+    @property
+    def healthy(self) -> bool:
+        """Requests are accepted."""
+        return self._closed_reason is None
+
+    def stats(self) -> EngineStats:
+        """As of the last step."""
+        return self._stats
+
+    def submit(self, request: Request, outlet: Outlet) -> None:
+        """Queue a request; its deltas go to `outlet` until one carries `finish`.
+
+        Raises `RequestError` (`ContextLengthError`) when it can never run, `OverloadedError` when the queue is full,
+        `EngineClosedError` after `close` or a crash of the engine's thread.
+        """
+        check_request(request, self.manifest, self.plan)
+        with self._changed:
+            if self._closed_reason is not None:
+                raise EngineClosedError(self._closed_reason)
+            num_ahead = self._num_open - self.plan.num_rows
+            if num_ahead >= self.plan.max_waiting:
+                raise OverloadedError(
+                    f"{num_ahead} requests are waiting, which is the limit",
+                    retry_after_s=self._finish_rate.seconds_for(1 + num_ahead - self.plan.max_waiting),
+                )
+            self._num_open += 1
+            self._inbox.append(_Submit(request, outlet))
+            self._changed.notify()
+
+    def cancel(self, request_id: str) -> None:
+        """End a request; its outlet gets a last delta with `CANCELLED`. Unknown and finished ids are ignored."""
+        with self._changed:
+            self._inbox.append(_Cancel(request_id))
+            self._changed.notify()
+
+    def close(self, *, drain_s: float = 0.0) -> None:
+        """Accept nothing more, give running requests up to `drain_s` seconds, cancel the rest, and stop the thread."""
+        with self._changed:
+            if self._closed_reason is None:
+                self._closed_reason = "the engine is shutting down"
+            self._drain_until = monotonic() + drain_s
+            self._changed.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(drain_s + _JOIN_S)
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                self._turn()
+            self._finish_all(FinishReason.CANCELLED, None)
+        except BaseException as error:  # a defect of the engine itself: nobody may wait for it forever
+            structlog.get_logger("ortserve.driver").exception("the engine's thread has died")
+            with self._changed:
+                self._closed_reason = f"the engine has failed ({type(error).__name__}): restart the server"
+            self._finish_all(FinishReason.ERROR, self._closed_reason)
+
+    def _wait_for_work(self) -> bool:
+        """Block until something is to be done; False when the driver is closed and drained."""
+        with self._changed:
+            while True:
+                if self._drain_until is not None and (
+                    monotonic() >= self._drain_until or not (self._inbox or self._engine.has_work)
+                ):
+                    return False
+                if self._inbox or self._engine.has_work:
+                    return True
+                self._changed.wait()
+
+    def _turn(self) -> None:
+        """Take what has arrived, run one step, hand out what it added."""
+        with self._changed:
+            commands = list(self._inbox)
+            self._inbox.clear()
+        deltas: list[Delta] = []
+        for command in commands:
+            if isinstance(command, _Submit):
+                self._outlets[command.request.id] = command.outlet
+                self._engine.add(command.request)
+            else:
+                ended = self._engine.cancel(command.request_id)
+                deltas += [] if ended is None else [ended]
+        if self._engine.has_work:
+            deltas += self._engine.step()
+        self._stats = self._engine.stats()
+        self._hand_out(deltas)
+
+    def _hand_out(self, deltas: list[Delta]) -> None:
+        by_outlet: dict[int, tuple[Outlet, list[Delta]]] = {}
+        num_finished = 0
+        for delta in deltas:
+            outlet = self._outlets[delta.request_id]
+            by_outlet.setdefault(id(outlet), (outlet, []))[1].append(delta)
+            if delta.finish is not None:
+                del self._outlets[delta.request_id]
+                num_finished += 1
+        if num_finished:
+            with self._changed:
+                self._num_open -= num_finished
+                self._finish_rate.add(num_finished, monotonic())
+        for outlet, own in by_outlet.values():
+            outlet.deliver(own)
+
+    def _finish_all(self, finish: FinishReason, error: str | None) -> None:
+        with self._changed:
+            late = [command for command in self._inbox if isinstance(command, _Submit)]
+            self._inbox.clear()
+        for command in late:
+            self._outlets[command.request.id] = command.outlet
+        self._hand_out([Delta(request_id, (), finish=finish, error=error) for request_id in list(self._outlets)])
+
+
+class _FinishRate:
+    """Requests finished per second of late, to estimate how long a queue takes."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=64)
+
+    def add(self, count: int, now_s: float) -> None:
+        self._times.extend([now_s] * count)
+
+    def seconds_for(self, count: int) -> float:
+        if len(self._times) < 2 or self._times[-1] == self._times[0]:
+            return 1.0
+        return count * (self._times[-1] - self._times[0]) / (len(self._times) - 1)
+
+
+class AsyncEngine:
+    """The driver as one event loop sees it: all deltas of a step arrive in one wake-up."""
+
+    def __init__(self, driver: Driver) -> None:
+        """Must be called in the loop that will read the streams."""
+        self.driver = driver
+        self._loop = asyncio.get_running_loop()
+        self._streams: dict[str, DeltaStream] = {}
+
+    def submit(self, request: Request) -> DeltaStream:
+        """Queue a request. Raises as `Driver.submit` does, before anything is streamed."""
+        stream = DeltaStream(request.id, self.driver)
+        self._streams[request.id] = stream
+        try:
+            self.driver.submit(request, self)
+        except BaseException:
+            del self._streams[request.id]
+            raise
+        return stream
+
+    def deliver(self, deltas: Sequence[Delta]) -> None:
+        """Part of `Outlet`: called on the engine's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._dispatch, deltas)
+        except RuntimeError:  # the loop is closed: nobody is left to read
+            for delta in deltas:
+                if delta.finish is None:
+                    self.driver.cancel(delta.request_id)
+
+    def _dispatch(self, deltas: Sequence[Delta]) -> None:
+        for delta in deltas:
+            stream = self._streams[delta.request_id]
+            if delta.finish is not None:
+                del self._streams[delta.request_id]
+            stream.put(delta)
+
+
+class DeltaStream:
+    """The deltas of one request, in order; the last one carries `finish`. One reader."""
+
+    __slots__ = ("_deltas", "_driver", "_is_read", "_waiter", "is_finished", "request_id")
+
+    def __init__(self, request_id: str, driver: Driver) -> None:
+        self.request_id = request_id
+        self.is_finished = False  # the last delta has arrived, read or not
+        self._driver = driver
+        self._deltas: deque[Delta] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_read = False
+
+    def put(self, delta: Delta) -> None:
+        """Called by `AsyncEngine` in the loop."""
+        self._deltas.append(delta)
+        self.is_finished = delta.finish is not None
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def __aiter__(self) -> DeltaStream:
+        return self
+
+    async def __anext__(self) -> Delta:
+        if self._is_read:
+            raise StopAsyncIteration
+        while not self._deltas:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        delta = self._deltas.popleft()
+        self._is_read = delta.finish is not None
+        return delta
+
+    def close(self) -> None:
+        """Cancel the request unless it has finished. What has arrived can still be read."""
+        if not self.is_finished:
+            self._driver.cancel(self.request_id)

@@ -1,0 +1,166 @@
+"""One model serving many requests: plan, run, pick, commit. Synchronous; knows no threads (`driver` gives it one).
+
+An exception before the commit abandons the step: its requests fail, all others go on.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from time import monotonic
+
+import structlog
+
+from ortserve.runtime.admission import new_sequence
+from ortserve.runtime.manifest import Manifest
+from ortserve.runtime.pace import Pace
+from ortserve.runtime.plan import EnginePlan
+from ortserve.runtime.request import Delta, FinishReason, Request, Usage
+from ortserve.runtime.runner import Logits, Runner
+from ortserve.runtime.sampler import Drawn, Sampler
+from ortserve.runtime.scheduler import Advance, Scheduler
+from ortserve.runtime.sequence import Sequence, Stage
+from ortserve.runtime.step import Step
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counters since the start, and states at the time of asking."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_swapped: int = 0
+    num_free_blocks: int = 0
+    num_preemptions: int = 0
+    num_steps: int = 0
+    num_failed_steps: int = 0
+    num_fed_tokens: int = 0  # prompts, outputs and whatever was computed again
+    num_output_tokens: int = 0
+    num_finished: int = 0
+
+
+class Engine:
+    """Requests in, deltas out. Not thread-safe."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        plan: EnginePlan,
+        runner: Runner,
+        sampler: Sampler,
+        *,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._manifest = manifest
+        self._plan = plan
+        self._runner = runner
+        self._sampler = sampler
+        self._clock = clock
+        self._pace = Pace(max_step_ms=plan.max_step_ms, max_chunk_tokens=plan.max_chunk_tokens)
+        self.scheduler = Scheduler(plan, self._pace)
+        self._num_arrivals = 0
+        self._stats = EngineStats()
+        self._log = structlog.get_logger("ortserve.engine")
+
+    @property
+    def has_work(self) -> bool:
+        """`step` would do something."""
+        return self.scheduler.has_work
+
+    def add(self, request: Request) -> None:
+        """Queue a request that `admission.check_request` has passed."""
+        now = self._clock()
+        seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
+        self.scheduler.add(
+            new_sequence(request, self._manifest, self._plan, seed=seed, arrival=self._num_arrivals, now_s=now),
+            now,
+        )
+        self._num_arrivals += 1
+
+    def cancel(self, request_id: str) -> Delta | None:
+        """End a request now; None when it has already finished."""
+        sequence = self.scheduler.find(request_id)
+        if sequence is None:
+            return None
+        return self._end(sequence, FinishReason.CANCELLED)
+
+    def step(self) -> list[Delta]:
+        """Run one step and return what it added to each request, in no particular order."""
+        number = self._stats.num_steps
+        step = self.scheduler.plan(number, self._clock())
+        if step is None:
+            return []
+        begun = self._clock()
+        try:
+            logits = self._runner.run(step)
+            ran = self._clock()
+            drawn = self._pick(step, logits)
+        except Exception as error:  # whatever the kernels, the memory or the sampler raise: nothing is committed yet
+            self._log.exception("step failed", step=number, requests=sorted(step.request_ids))
+            return self._abandon(step, error)
+        now = self._clock()
+        if step.rows:
+            self._pace.observe(step.num_tokens, step.num_attended, (ran - begun) * 1000)
+        advances = self.scheduler.commit(step, drawn, now)
+        self._stats.num_steps += 1
+        self._stats.num_fed_tokens += step.num_tokens
+        self._stats.num_output_tokens += len(advances)
+        return [self._delta(advance, now) for advance in advances]
+
+    def stats(self) -> EngineStats:
+        """A copy that stays as it is."""
+        stages = [sequence.stage for sequence in self.scheduler.sequences]
+        placement = self.scheduler.placement
+        return replace(
+            self._stats,
+            num_running=stages.count(Stage.RUNNING),
+            num_waiting=stages.count(Stage.WAITING),
+            num_swapped=stages.count(Stage.SWAPPED),
+            num_free_blocks=placement.blocks.num_free,
+            num_preemptions=placement.num_preemptions,
+        )
+
+    def _pick(self, step: Step, logits: Logits) -> list[Drawn]:
+        sequences = [self.scheduler.find(row.request_id) for row in step.rows if row.num_logits]
+        draws = [sequence.next_draw() for sequence in sequences if sequence is not None]
+        return self._sampler.draw(logits, draws) if draws else []
+
+    def _abandon(self, step: Step, error: Exception) -> list[Delta]:
+        self._stats = replace(self._stats, num_steps=step.number + 1, num_failed_steps=self._stats.num_failed_steps + 1)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lost = [self.scheduler.find(request_id) for request_id in sorted(step.request_ids)]
+        return [self._end(sequence, FinishReason.ERROR, reason) for sequence in lost if sequence is not None]
+
+    def _delta(self, advance: Advance, now_s: float) -> Delta:
+        sequence, drawn = advance.sequence, advance.drawn
+        if drawn.token_id is None:
+            return self._end(sequence, FinishReason.ERROR, "the model's logits are not finite numbers")
+        self._stats.num_finished += advance.finish is not None
+        is_shown = advance.finish is not FinishReason.STOP
+        return Delta(
+            request_id=sequence.request.id,
+            token_ids=(drawn.token_id,) if is_shown else (),
+            logprobs=(drawn.logprobs,) if is_shown and drawn.logprobs is not None else (),
+            finish=advance.finish,
+            usage=None if advance.finish is None else _usage(sequence, now_s),
+        )
+
+    def _end(self, sequence: Sequence, finish: FinishReason, error: str | None = None) -> Delta:
+        self.scheduler.remove(sequence)
+        self._stats.num_finished += 1
+        return Delta(sequence.request.id, (), finish=finish, usage=_usage(sequence, self._clock()), error=error)
+
+
+def _usage(sequence: Sequence, now_s: float) -> Usage:
+    begun = now_s if sequence.first_run_s is None else sequence.first_run_s
+    first = now_s if sequence.first_token_s is None else sequence.first_token_s
+    return Usage(
+        num_prompt_tokens=sequence.num_prompt_tokens,
+        num_cached_tokens=sequence.num_copied,
+        num_output_tokens=sequence.num_output_tokens,
+        num_preemptions=sequence.num_preemptions,
+        queue_s=begun - sequence.arrived_s,
+        time_to_first_token_s=first - sequence.arrived_s,
+        total_s=now_s - sequence.arrived_s,
+    )

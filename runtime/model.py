@@ -1,0 +1,126 @@
+"""The in-process API: open a model folder, generate and stream token ids from any thread. Knows no text.
+
+```python
+from ortserve import runtime
+
+with runtime.open("models/pocket") as model:
+    print(model.generate([1, 2, 3], runtime.SamplingParams(max_tokens=8)).token_ids)
+```
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.driver import Driver
+from ortserve.runtime.engine import EngineStats
+from ortserve.runtime.errors import EngineError
+from ortserve.runtime.manifest import Manifest
+from ortserve.runtime.opening import open_driver
+from ortserve.runtime.plan import EnginePlan
+from ortserve.runtime.request import Completion, Delta, FinishReason, Request, SamplingParams, TokenLogprobs
+
+
+def open(folder: str | os.PathLike[str], config: EngineConfig | None = None) -> Model:
+    """Load an exported folder and start its engine.
+
+    Raises `ManifestError`, `ModelError`, `DeviceError` or `MemoryBudgetError`, each one line with the remedy.
+    """
+    return Model(open_driver(Path(folder), config))
+
+
+class Model:
+    """A running engine. Requests from all threads share its continuous batch."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._numbers = itertools.count()
+
+    @property
+    def manifest(self) -> Manifest:
+        """What export wrote down about the model."""
+        return self._driver.manifest
+
+    @property
+    def plan(self) -> EnginePlan:
+        """Rows, context and memory the engine runs with."""
+        return self._driver.plan
+
+    def stats(self) -> EngineStats:
+        """Counters as of the last step."""
+        return self._driver.stats()
+
+    def stream(
+        self, prompt: Sequence[int], sampling: SamplingParams | None = None, *, request_id: str | None = None
+    ) -> Iterator[Delta]:
+        """Deltas as they are generated; the last one carries `finish` and `usage`. Closing it early cancels.
+
+        Raises `RequestError` (`ContextLengthError`), `OverloadedError` or `EngineClosedError` at once, and
+        `EngineError` in the middle when the engine loses the request.
+        """
+        name = f"local-{next(self._numbers)}" if request_id is None else request_id
+        outlet = _QueueOutlet()
+        self._driver.submit(Request(name, tuple(prompt), sampling or SamplingParams()), outlet)
+        return self._read(name, outlet)
+
+    def generate(
+        self, prompt: Sequence[int], sampling: SamplingParams | None = None, *, request_id: str | None = None
+    ) -> Completion:
+        """The whole reply. Raises as `stream` does."""
+        return join(list(self.stream(prompt, sampling, request_id=request_id)))
+
+    def cancel(self, request_id: str) -> None:
+        """End a request of any thread; its stream gets a last delta with `FinishReason.CANCELLED`."""
+        self._driver.cancel(request_id)
+
+    def close(self, *, drain_s: float = 0.0) -> None:
+        """Stop the engine, after giving running requests up to `drain_s` seconds."""
+        self._driver.close(drain_s=drain_s)
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self, request_id: str, outlet: _QueueOutlet) -> Iterator[Delta]:
+        finish: FinishReason | None = None
+        try:
+            while finish is None:
+                delta = outlet.deltas.get()
+                finish = delta.finish
+                if finish is FinishReason.ERROR:
+                    raise EngineError(delta.error or "the engine lost the request")
+                yield delta
+        finally:
+            if finish is None:
+                self._driver.cancel(request_id)
+
+
+def join(deltas: Sequence[Delta]) -> Completion:
+    """All deltas of one finished request as one reply."""
+    last = deltas[-1]
+    assert last.finish is not None
+    assert last.usage is not None
+    tokens: tuple[int, ...] = tuple(itertools.chain.from_iterable(delta.token_ids for delta in deltas))
+    logprobs: tuple[TokenLogprobs, ...] = tuple(itertools.chain.from_iterable(delta.logprobs for delta in deltas))
+    return Completion(last.request_id, tokens, logprobs, last.finish, last.usage)
+
+
+class _QueueOutlet:
+    """Hands deltas to one reading thread."""
+
+    def __init__(self) -> None:
+        self.deltas: queue.SimpleQueue[Delta] = queue.SimpleQueue()
+
+    def deliver(self, deltas: Sequence[Delta]) -> None:
+        for delta in deltas:
+            self.deltas.put(delta)

@@ -1,0 +1,51 @@
+"""Composes a running engine from an exported folder: manifest, session, memory plan, KV store, runner, sampler, driver.
+
+The one place in the runtime that knows all parts; it decides nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.driver import Driver
+from ortserve.runtime.engine import Engine
+from ortserve.runtime.errors import DeviceError
+from ortserve.runtime.kv import SlotKvStore
+from ortserve.runtime.machine import memory_budget
+from ortserve.runtime.manifest import Manifest, read_manifest
+from ortserve.runtime.plan import EnginePlan, plan_engine
+from ortserve.runtime.runner import Runner, load_session
+from ortserve.runtime.sampler import Sampler
+from ortserve.runtime.session import check_int8_kernels, require_version
+
+DEVICES = ("auto", "cpu")
+
+
+def open_driver(folder: Path, config: EngineConfig | None = None) -> Driver:
+    """Load `folder` (manifest.json and its graph) and start its engine.
+
+    Raises `ManifestError` or `ModelError` for an unusable folder, `DeviceError` for an unfit machine or runtime,
+    `MemoryBudgetError` when rows and context do not fit.
+    """
+    config = config or EngineConfig()
+    manifest = read_manifest(folder)
+    engine, plan = open_engine(folder, manifest, config)
+    return Driver(engine, manifest, plan)
+
+
+def open_engine(folder: Path, manifest: Manifest, config: EngineConfig) -> tuple[Engine, EnginePlan]:
+    """The engine without a thread, for tests and benchmarks. Raises as `open_driver` does."""
+    if config.device not in DEVICES:
+        raise DeviceError(f"--device {config.device} is not available in this version: use {' or '.join(DEVICES)}")
+    require_version(manifest.min_onnxruntime)
+    if manifest.precision == "int8":
+        check_int8_kernels()
+    session = load_session(folder, manifest, num_threads=config.num_threads)
+    plan = plan_engine(manifest, config, available_bytes=memory_budget().available)
+    store = SlotKvStore(
+        manifest.kv, num_rows=plan.num_rows, capacity=plan.capacity, num_host_blocks=plan.num_host_blocks
+    )
+    runner = Runner(manifest, session, store, max_logit_rows=plan.max_logit_rows)
+    sampler = Sampler(manifest.num_tokens, num_threads=config.num_threads)
+    return Engine(manifest, plan, runner, sampler), plan

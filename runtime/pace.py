@@ -1,0 +1,98 @@
+"""Learns how long steps take and says how many prompt tokens the next one may carry. Knows no sequences and no clock.
+
+A step's time is nearly linear in the tokens it feeds and the query-key pairs it attends to. Steps are remembered by
+shape, so that what a prompt chunk costs is still known after an hour of plain decoding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+AUTO_FACTOR = 3.0  # without a limit: a step that carries prompt tokens may take this many times a decode step
+SMALLEST_CHUNK = 16  # prompts always advance
+_REMEMBER = 0.1  # weight of the newest step of a shape
+_FEWEST_SHAPES = 3  # as many as there are terms
+
+
+@dataclass(slots=True)
+class _Shape:
+    """Averages over the steps of one shape."""
+
+    tokens: float
+    attended: float
+    milliseconds: float
+
+    def add(self, tokens: int, attended: int, milliseconds: float) -> None:
+        # One outlier (a page fault, another process) must not move the average far.
+        milliseconds = min(milliseconds, 3 * self.milliseconds)
+        self.tokens += _REMEMBER * (tokens - self.tokens)
+        self.attended += _REMEMBER * (attended - self.attended)
+        self.milliseconds += _REMEMBER * (milliseconds - self.milliseconds)
+
+
+class Pace:
+    """Bounds the prompt tokens of steps in which sequences decode."""
+
+    def __init__(self, *, max_step_ms: float | None, max_chunk_tokens: int) -> None:
+        self._max_step_ms = max_step_ms
+        self._max_chunk_tokens = max_chunk_tokens
+        self._shapes: dict[tuple[int, int], _Shape] = {}
+        self._terms: npt.NDArray[np.float64] | None = None  # of base, token, pair; None: to be fitted again
+
+    def observe(self, tokens: int, attended: int, milliseconds: float) -> None:
+        """A step fed `tokens` and attended to `attended` query-key pairs."""
+        key = (_bucket(tokens), _bucket(attended))
+        shape = self._shapes.get(key)
+        if shape is None:
+            self._shapes[key] = _Shape(float(tokens), float(attended), milliseconds)
+        else:
+            shape.add(tokens, attended, milliseconds)
+        self._terms = None
+
+    def predict(self, tokens: int, attended: int) -> float | None:
+        """Milliseconds of a step; None while too little has been seen."""
+        if len(self._shapes) < _FEWEST_SHAPES:
+            return None
+        if self._terms is None:
+            self._terms = self._fit()
+        return float(self._terms @ (1.0, tokens, attended))
+
+    def chunk_tokens(self, *, decode_tokens: int, decode_attended: int, start: int) -> int:
+        """Prompt tokens that a step with these decode rows may carry for a sequence with `start` tokens stored."""
+        if decode_tokens == 0 and self._max_step_ms is None:
+            return self._max_chunk_tokens
+        plain = self.predict(decode_tokens, decode_attended)
+        if plain is None:
+            return min(4 * SMALLEST_CHUNK, self._max_chunk_tokens)
+        limit = self._max_step_ms if self._max_step_ms is not None else AUTO_FACTOR * plain
+        largest = self._max_chunk_tokens
+        while largest > SMALLEST_CHUNK:
+            attended = decode_attended + largest * (start + largest)
+            predicted = self.predict(decode_tokens + largest, attended)
+            if predicted is None or predicted <= limit:
+                break
+            largest -= SMALLEST_CHUNK
+        return max(largest, min(SMALLEST_CHUNK, self._max_chunk_tokens))
+
+    def _fit(self) -> npt.NDArray[np.float64]:
+        """Least squares of the relative error, without negative terms."""
+        shapes = self._shapes.values()
+        times = np.array([shape.milliseconds for shape in shapes])
+        features = np.array([[1.0, shape.tokens, shape.attended] for shape in shapes]) / times[:, None]
+        terms = np.zeros(3)
+        active = np.arange(3)
+        while len(active):
+            solution = np.linalg.lstsq(features[:, active], np.ones(len(times)), rcond=None)[0]
+            if np.all(solution >= 0):
+                terms[active] = solution
+                break
+            active = active[solution >= 0]
+        return terms
+
+
+def _bucket(count: int) -> int:
+    """Half octaves."""
+    return round(2 * np.log2(count)) if count > 0 else -1

@@ -1,0 +1,179 @@
+"""Who holds a row and whose bytes are where: the queue, admission, growth and preemption. Knows no logits.
+
+A preempted sequence is copied to host blocks and later restored bit for bit; only when no host block is free is it
+computed again from its tokens.
+"""
+
+from __future__ import annotations
+
+from ortserve.runtime.blocks import BlockPool
+from ortserve.runtime.plan import EnginePlan
+from ortserve.runtime.sequence import Sequence, Stage
+from ortserve.runtime.step import CopyRow, Move, ReleaseRow, SwapIn, SwapOut
+
+AGEING_S = 30.0  # so long in the queue counts as one more priority
+
+
+class Placement:
+    """Rows, blocks and the queue of one engine."""
+
+    def __init__(self, plan: EnginePlan) -> None:
+        self.blocks = BlockPool(plan.num_blocks)
+        self.host_blocks = BlockPool(plan.num_host_blocks)
+        self._plan = plan
+        self._free_slots = list(range(plan.num_rows))
+        self._queue: list[Sequence] = []  # WAITING and SWAPPED
+        self._running: list[Sequence] = []
+        self._moves: list[Move] = []
+        self.num_preemptions = 0
+
+    @property
+    def has_moves(self) -> bool:
+        """Bytes are to be moved even if no sequence runs."""
+        return bool(self._moves)
+
+    @property
+    def free_slots(self) -> tuple[int, ...]:
+        """Rows nobody holds, for the audit."""
+        return tuple(self._free_slots)
+
+    @property
+    def queued(self) -> tuple[Sequence, ...]:
+        """Sequences without a row."""
+        return tuple(self._queue)
+
+    def by_age(self) -> list[Sequence]:
+        """Running sequences, largest priority first, then oldest: the last one is the next victim."""
+        return sorted(self._running, key=_rank)
+
+    def take_moves(self) -> tuple[Move, ...]:
+        """The moves decided since the last call, in order."""
+        moves, self._moves = tuple(self._moves), []
+        return moves
+
+    def enqueue(self, sequence: Sequence) -> None:
+        """Put a sequence without a row into the queue."""
+        self._queue.append(sequence)
+
+    def discard(self, sequence: Sequence) -> None:
+        """Free everything a sequence holds, in whatever stage it is."""
+        if sequence.stage is Stage.RUNNING:
+            self._leave_row(sequence)
+        else:
+            self._queue.remove(sequence)
+        self.host_blocks.release(sequence.host_blocks)
+        sequence.host_blocks = []
+
+    def admit(self, now_s: float) -> None:
+        """Give rows to the head of the queue while rows and memory last, and to larger priorities at others' cost."""
+        self._queue.sort(key=lambda sequence: (-_aged_priority(sequence, now_s), sequence.arrival))
+        for sequence in list(self._queue):
+            leader = self._leader(sequence)
+            if leader is not None and leader.num_computed < self._num_shared(sequence):
+                continue  # what it would compute is being computed; those behind it may pass
+            if not self._make_room(sequence):
+                return
+            sequence.held_priority = _aged_priority(sequence, now_s)
+            self._enter_row(sequence, self._leader(sequence))
+
+    def grow(self, sequence: Sequence) -> None:
+        """Let a running sequence store one more token, preempting the youngest (perhaps itself) until it can."""
+        while self._num_missing(sequence, sequence.num_computed + 1) > self.blocks.num_free:
+            victim = self.by_age()[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return
+        sequence.blocks += self.blocks.allocate(self._num_missing(sequence, sequence.num_computed + 1))
+
+    def _num_missing(self, sequence: Sequence, num_tokens: int) -> int:
+        """Blocks to add before `num_tokens` fit."""
+        return max(0, -(-num_tokens // self._plan.block_size) - len(sequence.blocks))
+
+    def _leader(self, sequence: Sequence) -> Sequence | None:
+        """A running sequence that computes or has computed the same prompt for another choice of the same call."""
+        request = sequence.request
+        if request.group is None or sequence.stage is not Stage.WAITING or self._num_shared(sequence) == 0:
+            return None
+        return next(
+            (
+                other
+                for other in self._running
+                if other.request.group == request.group and other.request.prompt == request.prompt
+            ),
+            None,
+        )
+
+    def _num_shared(self, sequence: Sequence) -> int:
+        """Prompt tokens to copy: the last is computed for its logits, with one before it for exactness."""
+        return max(0, sequence.num_prompt_tokens - (2 if self._plan.deterministic else 1))
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Whether a row and blocks are free, after preempting smaller priorities if that is enough."""
+        num_blocks = self._num_missing(sequence, len(sequence.tokens) + 1)
+        if self._has_room(num_blocks, len(self._running)):
+            return True
+        lower = [other for other in self.by_age() if other.held_priority < sequence.request.priority]
+        freed = sum(len(other.blocks) for other in lower)
+        if not lower or self.blocks.num_free + freed < num_blocks:
+            return False
+        while not self._has_room(num_blocks, 0):
+            self._preempt(lower.pop())
+        return True
+
+    def _has_room(self, num_blocks: int, num_spare: int) -> bool:
+        """`num_spare` blocks stay free, so that running sequences can grow before anyone is preempted again."""
+        return bool(self._free_slots) and self.blocks.num_free >= num_blocks + num_spare
+
+    def _enter_row(self, sequence: Sequence, leader: Sequence | None) -> None:
+        self._queue.remove(sequence)
+        slot = min(self._free_slots)  # low slots keep the bound batch narrow
+        self._free_slots.remove(slot)
+        sequence.blocks = self.blocks.allocate(self._num_missing(sequence, len(sequence.tokens) + 1))
+        if sequence.stage is Stage.SWAPPED:
+            self._moves.append(SwapIn(sequence.request.id, slot, sequence.num_computed, tuple(sequence.host_blocks)))
+            self.host_blocks.release(sequence.host_blocks)
+            sequence.host_blocks = []
+        elif leader is not None:
+            assert leader.slot is not None
+            count = self._num_shared(sequence)
+            self._moves.append(CopyRow(sequence.request.id, leader.slot, slot, count))
+            sequence.num_computed = sequence.num_copied = count
+        sequence.stage = Stage.RUNNING
+        sequence.slot = slot
+        self._running.append(sequence)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Copy a running sequence out, or drop what it has computed, and queue it again."""
+        assert sequence.slot is not None
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        count = -(-sequence.num_computed // self._plan.block_size)
+        if 0 < count <= self.host_blocks.num_free:
+            slot = sequence.slot
+            sequence.host_blocks = self.host_blocks.allocate(count)
+            self._moves.append(SwapOut(sequence.request.id, slot, sequence.num_computed, tuple(sequence.host_blocks)))
+            self._leave_row(sequence, release=False)
+            sequence.stage = Stage.SWAPPED
+        else:
+            self._leave_row(sequence)
+            sequence.num_computed = 0
+            sequence.stage = Stage.WAITING
+        self._queue.append(sequence)
+
+    def _leave_row(self, sequence: Sequence, *, release: bool = True) -> None:
+        assert sequence.slot is not None
+        if release:
+            self._moves.append(ReleaseRow(sequence.slot))
+        self._free_slots.append(sequence.slot)
+        self.blocks.release(sequence.blocks)
+        self._running.remove(sequence)
+        sequence.blocks = []
+        sequence.slot = None
+
+
+def _aged_priority(sequence: Sequence, now_s: float) -> int:
+    return sequence.request.priority + int((now_s - sequence.waiting_since_s) / AGEING_S)
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return -sequence.request.priority, sequence.arrival

@@ -1,0 +1,101 @@
+"""Resolves the user's options into the numbers an engine runs with, before KV memory is mapped. Allocates nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.errors import MemoryBudgetError
+from ortserve.runtime.kv import block_size
+from ortserve.runtime.manifest import Manifest
+
+EXACT_CUT = 128  # in deterministic mode chunks end at its multiples: attention then gives the same bits for any cut
+MAX_DEFAULT_CONTEXT = 131_072
+KV_SHARE = 0.5  # of the memory that is free once the weights are loaded
+SWAP_SHARE = 0.25  # of the KV budget, beside it
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlan:
+    """Concrete sizes of one engine. A block is `block_size` tokens of all layers."""
+
+    num_rows: int
+    max_context: int  # tokens of one sequence
+    capacity: int  # tokens a row has room for: the context and one chunk beyond it, padding included
+    block_size: int
+    bytes_per_block: int
+    num_blocks: int  # resident blocks of all rows together
+    num_host_blocks: int  # blocks of preempted sequences
+    max_chunk_tokens: int
+    max_logit_rows: int
+    max_waiting: int
+    max_step_ms: float | None
+    deterministic: bool
+
+    @property
+    def kv_bytes(self) -> int:
+        """Budget of the rows' resident memory."""
+        return self.num_blocks * self.bytes_per_block
+
+    @property
+    def swap_bytes(self) -> int:
+        """Budget of preempted sequences."""
+        return self.num_host_blocks * self.bytes_per_block
+
+    @property
+    def virtual_bytes(self) -> int:
+        """Address space of the rows; only what is used becomes resident."""
+        return self.num_rows * self.capacity * self.bytes_per_block // self.block_size
+
+    def __str__(self) -> str:
+        """One line for the start-up log."""
+        return (
+            f"{self.num_rows} rows of {self.max_context} tokens; KV budget {self.kv_bytes / GIB:.2f} GiB"
+            f" ({self.num_blocks * self.block_size} tokens resident at once), swap {self.swap_bytes / GIB:.2f} GiB,"
+            f" address space {self.virtual_bytes / GIB:.2f} GiB"
+        )
+
+
+def plan_engine(manifest: Manifest, config: EngineConfig, *, available_bytes: int) -> EnginePlan:
+    """Fit rows and context into memory. `available_bytes`: free now, with the weights already loaded.
+
+    Raises `MemoryBudgetError` when one sequence of the wanted context does not fit; it names the largest that does.
+    """
+    size = block_size(manifest.kv)
+    bytes_per_block = size * manifest.kv.bytes_per_token
+    budget = int(available_bytes * KV_SHARE) if config.kv_memory is None else config.kv_memory
+    num_blocks = budget // bytes_per_block
+    fits = num_blocks * size
+    wanted = config.max_context or min(manifest.max_context, MAX_DEFAULT_CONTEXT, max(fits, size))
+    if wanted > manifest.max_context:
+        raise MemoryBudgetError(
+            f"--max-context {wanted} is more than the {manifest.max_context} tokens the exported model covers:"
+            " lower it, or export again with a larger --max-context"
+        )
+    if wanted > fits:
+        raise MemoryBudgetError(
+            f"a context of {wanted} tokens needs {wanted * manifest.kv.bytes_per_token / GIB:.2f} GiB of KV cache and"
+            f" {budget / GIB:.2f} GiB are available: lower --max-context to at most {fits}, or raise --kv-memory"
+        )
+    # More blocks than all rows can use would only be a larger number.
+    num_blocks = min(num_blocks, config.max_rows * -(-wanted // size))
+    swap = int(num_blocks * bytes_per_block * SWAP_SHARE) if config.swap_memory is None else config.swap_memory
+    chunk = config.max_chunk_tokens
+    if config.deterministic:
+        chunk = max(chunk // EXACT_CUT, 1) * EXACT_CUT
+    chunk = min(chunk, wanted)
+    return EnginePlan(
+        num_rows=config.max_rows,
+        max_context=wanted,
+        capacity=-(-(wanted + chunk) // size) * size,
+        block_size=size,
+        bytes_per_block=bytes_per_block,
+        num_blocks=num_blocks,
+        num_host_blocks=swap // bytes_per_block,
+        max_chunk_tokens=chunk,
+        max_logit_rows=config.max_logit_rows,
+        max_waiting=config.max_waiting,
+        max_step_ms=config.max_step_ms,
+        deterministic=config.deterministic,
+    )
