@@ -28,11 +28,11 @@ def build_decoder(graph: GraphBuilder, plan: ExportPlan, checkpoint: Checkpoint)
     delta: str | None = None  # what the previous layer adds to the residual stream
     for layer in plan.layers:
         is_last = layer is plan.layers[-1]
-        residual, delta = _layer(
-            graph, plan, checkpoint, layer, residual=residual, delta=delta, is_last=is_last
-        )
+        residual, delta = _layer(graph, plan, checkpoint, layer, residual=residual, delta=delta, is_last=is_last)
     assert delta is not None
-    final, _ = _normalize(graph, plan, checkpoint, architecture.final_norm, name="final_norm", residual=residual, delta=delta)
+    final, _ = _normalize(
+        graph, plan, checkpoint, architecture.final_norm, name="final_norm", residual=residual, delta=delta
+    )
     if not plan.shares_embedding:
         store_matrix(graph, plan.lm_head, checkpoint)
     stored = plan.embedding.name if plan.shares_embedding else None
@@ -73,7 +73,9 @@ def _layer(
         rows = "logit_index"
     context = attend(graph, plan.architecture, layer.index, qkv, max_context=plan.max_context, take=take)
     attention = multiply(graph, layer.attention_output, context, rows=rows)
-    normed, residual = _normalize(graph, plan, checkpoint, layer.mlp_norm, name=f"{prefix}.mlp_norm", residual=residual, delta=attention)
+    normed, residual = _normalize(
+        graph, plan, checkpoint, layer.mlp_norm, name=f"{prefix}.mlp_norm", residual=residual, delta=attention
+    )
     gate = multiply(graph, layer.gate, normed, rows=rows)
     # QuickGelu with alpha 1 is x * sigmoid(x), in one pass
     gate = graph.node("QuickGelu", [gate], f"{prefix}.gate_active", domain=MICROSOFT, alpha=1.0)

@@ -1,4 +1,10 @@
-"""The one error export raises on purpose. Knows no exit statuses: the command line maps it to 2."""
+"""The errors export raises on purpose. Knows no exit statuses: the command line maps them.
+
+ModelError
+└── ExportError           the checkpoint, the destination or an option cannot be used
+    └── CheckFailedError  everything could be read, and a check the caller asked for failed
+        └── UnprovenError the exported graph differs from the reference by more than its precision allows
+"""
 
 from __future__ import annotations
 
@@ -7,3 +13,11 @@ from ortserve.runtime.errors import ModelError
 
 class ExportError(ModelError):
     """The checkpoint or the destination cannot be used; one line: what, where, what to do."""
+
+
+class CheckFailedError(ExportError):
+    """A model that can be read is not what it should be."""
+
+
+class UnprovenError(CheckFailedError):
+    """The exported graph differs from the reference by more than its precision allows."""

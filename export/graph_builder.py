@@ -55,9 +55,7 @@ class GraphBuilder:
             self._initializers[name] = numpy_helper.from_array(np.asarray(value), name)
         return name
 
-    def weight(
-        self, name: str, dtype: type[np.generic], shape: tuple[int, ...], chunks: Iterable[NDArray[Any]]
-    ) -> str:
+    def weight(self, name: str, dtype: type[np.generic], shape: tuple[int, ...], chunks: Iterable[NDArray[Any]]) -> str:
         """Stream a tensor into the external data file."""
         assert name not in self._initializers, name
         self._initializers[name] = self._data.append(name, np.dtype(dtype), shape, chunks)

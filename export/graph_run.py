@@ -33,6 +33,7 @@ class GraphRun:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # failures are raised, not also printed
         options.intra_op_num_threads = num_threads
         options.add_session_config_entry("session.x64quantprecision", "1")
         options.add_session_config_entry("session.intra_op.spin_duration_us", "50")

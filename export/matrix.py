@@ -57,9 +57,7 @@ def multiply(graph: GraphBuilder, plan: MatrixPlan, value: str, *, rows: str, st
         return graph.node("Gemm", inputs, plan.name, transB=1)
     raw = f"{plan.name}.unbiased" if plan.linear.biases else plan.name
     if plan.precision == "int8":
-        _multiply_int8(
-            graph, value, weight=weight, scale=scale, num_rows=plan.num_rows, output=raw, rows=rows
-        )
+        _multiply_int8(graph, value, weight=weight, scale=scale, num_rows=plan.num_rows, output=raw, rows=rows)
     else:
         graph.node(
             "MatMulNBits",

@@ -13,22 +13,18 @@ from ortserve.export.checkpoint import TOKENIZER_FILES, Checkpoint, open_checkpo
 from ortserve.export.data_file import DataFile
 from ortserve.export.decoder import build_decoder
 from ortserve.export.describe import describe_generation, describe_tokens
-from ortserve.export.errors import ExportError
+from ortserve.export.errors import UnprovenError
 from ortserve.export.families import read_architecture
 from ortserve.export.graph_builder import GraphBuilder
+from ortserve.export.integrity import DATA_NAME, GRAPH_NAME, file_digest, join_digests
 from ortserve.export.new_folder import new_folder
 from ortserve.export.plan import ExportPlan, plan_export
 from ortserve.export.progress import show_progress
 from ortserve.export.verify import check_parity
 from ortserve.runtime.manifest import FORMAT_VERSION, MANIFEST_NAME, KvLayout, Manifest, manifest_json
 
-GRAPH_NAME = "model.onnx"
-DATA_NAME = "model.onnx.data"
+RECIPE = 1  # raise it when the same checkpoint becomes another graph: caches of exports then miss
 MIN_ONNXRUNTIME = "1.32"  # GroupQueryAttention with query_seqlens
-
-
-class UnprovenError(ExportError):
-    """The exported graph differs from the reference by more than its precision allows."""
 
 
 def export_checkpoint(
@@ -72,14 +68,6 @@ def export_checkpoint(
     return manifest
 
 
-def model_digest(folder: Path) -> str:
-    """sha256 over the sha256 of graph, weights and tokenizer.json; a missing file counts as empty."""
-    digest = hashlib.sha256()
-    for name in (GRAPH_NAME, DATA_NAME, "tokenizer.json"):
-        digest.update(_file_digest(folder / name))
-    return digest.hexdigest()
-
-
 def _write_model(folder: Path, plan: ExportPlan, checkpoint: Checkpoint, advance: Callable[[int], None]) -> Manifest:
     tokens = describe_tokens(checkpoint, plan.architecture.vocab_size)
     with DataFile(folder / DATA_NAME, progress=advance) as data:
@@ -92,14 +80,14 @@ def _write_model(folder: Path, plan: ExportPlan, checkpoint: Checkpoint, advance
     for name in TOKENIZER_FILES:
         if (checkpoint.folder / name).exists():
             shutil.copyfile(checkpoint.folder / name, folder / name)
-    digests = (hashlib.sha256(serialized).digest(), data_digest, _file_digest(folder / "tokenizer.json"))
+    graph_digest, tokenizer_digest = hashlib.sha256(serialized).digest(), file_digest(folder / "tokenizer.json")
     architecture = plan.architecture
     return Manifest(
         format_version=FORMAT_VERSION,
         name=checkpoint.name,
         family=architecture.family,
         precision=plan.precision,
-        digest=hashlib.sha256(b"".join(digests)).hexdigest(),
+        digest=join_digests(graph_digest, data_digest, tokenizer_digest),
         graph=GRAPH_NAME,
         min_onnxruntime=MIN_ONNXRUNTIME,
         kv=KvLayout("slots", len(plan.layers), architecture.num_kv_heads, architecture.head_dim, "float32"),
@@ -117,13 +105,6 @@ def _write_model(folder: Path, plan: ExportPlan, checkpoint: Checkpoint, advance
         source=checkpoint.source,
         exporter=", ".join(f"{name} {_version(name)}" for name in ("ortserve", "onnx", "onnxruntime")),
     )
-
-
-def _file_digest(path: Path) -> bytes:
-    if not path.exists():
-        return hashlib.sha256().digest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _version(distribution: str) -> str:

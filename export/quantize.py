@@ -20,9 +20,7 @@ def quantize_int8_rows(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDA
     return scaled.astype(np.int8), scale
 
 
-def quantize_int4_blocks(
-    rows: NDArray[np.float32], block_size: int
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def quantize_int4_blocks(rows: NDArray[np.float32], block_size: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Symmetric 4 bits with one scale per `block_size` columns, packed for MatMulNBits.
 
     `rows [n, k]` to bytes `[n, blocks, block_size / 2]` (low nibble first) and scales `[n, blocks]`; the last

@@ -33,9 +33,7 @@ def reference_logits(
     for layer in architecture.layers:
         normed = _rms_norm(stream, checkpoint.read(layer.attention_norm), architecture.norm_epsilon)
         query, key, value = _split_linear(checkpoint, layer.qkv, normed)
-        context = np.concatenate(
-            [_attend(architecture, query[span], key[span], value[span]) for span in spans]
-        )
+        context = np.concatenate([_attend(architecture, query[span], key[span], value[span]) for span in spans])
         stream = stream + _linear(checkpoint, layer.attention_output, context)
         normed = _rms_norm(stream, checkpoint.read(layer.mlp_norm), architecture.norm_epsilon)
         gate = _linear(checkpoint, layer.gate, normed)
@@ -89,9 +87,7 @@ def _attend(architecture: Architecture, query: Floats, key: Floats, value: Float
 def _rotate(heads: Floats, rope: Rope) -> Floats:
     """Turn component pairs (j, j + rotary_dim / 2) of `[length, heads, head_dim]` by position times frequency."""
     half = rope.rotary_dim // 2
-    angles = np.array(
-        [[position * _frequency(rope, pair) for pair in range(half)] for position in range(len(heads))]
-    )
+    angles = np.array([[position * _frequency(rope, pair) for pair in range(half)] for position in range(len(heads))])
     turns = np.exp(1j * angles)[:, None, :]
     pairs = (heads[..., :half] + 1j * heads[..., half : 2 * half]) * turns
     return np.concatenate([pairs.real, pairs.imag, heads[..., 2 * half :]], axis=-1).astype(np.float32)

@@ -6,6 +6,7 @@ Knows shapes and files; the text such a model writes means nothing.
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,9 +42,7 @@ def write_toy_checkpoint(
         generation = {"eos_token_id": [end_of_turn, end_of_text]}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / "generation_config.json").write_text(json.dumps(generation) + "\n", encoding="utf-8")
-        tensors = {
-            tensor.stored: tensor for tensor in llama_tensors(shape, matrix_dtype="BF16", norm_dtype="BF16")
-        }
+        tensors = {tensor.stored: tensor for tensor in llama_tensors(shape, matrix_dtype="BF16", norm_dtype="BF16")}
         num_bytes = sum(stored.num_bytes for stored in tensors)
         with show_progress(f"write {destination.name}", num_bytes, wanted=progress) as advance:
             write_tensors(
@@ -79,11 +78,11 @@ def random_chunks(shape: Shape, tensor: LlamaTensor, *, seed: int) -> Iterator[N
 def _deviation(shape: Shape, tensor: LlamaTensor) -> float:
     role = tensor.role
     num_refining = 2 * max(1, shape.num_layers - 1)  # every layer adds two branches
-    branch = FIRST_LAYER_VARIANCE**0.5 if tensor.layer == 0 else (REFINING_VARIANCE / num_refining) ** 0.5
+    branch = math.sqrt(FIRST_LAYER_VARIANCE if tensor.layer == 0 else REFINING_VARIANCE / num_refining)
     if role == "embedding":
-        return LOGIT_DEVIATION / shape.hidden_size**0.5
+        return LOGIT_DEVIATION / math.sqrt(shape.hidden_size)
     if role == "attention_output":
-        return branch / (shape.num_heads * shape.head_dim) ** 0.5
+        return branch / math.sqrt(shape.num_heads * shape.head_dim)
     if role == "down":
-        return branch / GATED_DEVIATION / shape.intermediate_size**0.5
-    return 1 / shape.hidden_size**0.5
+        return branch / GATED_DEVIATION / math.sqrt(shape.intermediate_size)
+    return 1 / math.sqrt(shape.hidden_size)

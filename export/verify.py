@@ -57,8 +57,10 @@ LIMITS: Mapping[str, Limits] = {
 def check_parity(folder: Path, manifest: Manifest, architecture: Architecture, checkpoint: Checkpoint) -> ParityReport:
     """Compare at prefill, token-by-token decode, and ragged steps mixing decode, chunks and idle rows.
 
-    Raises `ExportError` when either side gives values that are not finite: no limit could be stated for those.
+    Raises `ExportError` when the checkpoint is another model's, and when either side gives values that are not
+    finite: no limit could be stated for those.
     """
+    _check_same_model(manifest, architecture)
     limits = LIMITS[manifest.precision]
     num_positions = min(24 if manifest.num_parameters > LARGE_MODEL else 48, manifest.max_context)
     sequences = proof_sequences(checkpoint, manifest, num_positions=num_positions)
@@ -101,6 +103,20 @@ def proof_sequences(checkpoint: Checkpoint, manifest: Manifest, *, num_positions
             raise ExportError(f"{checkpoint.folder}: tokenizer.json encodes a sentence to nothing: download it again")
         sequences.append((tokens * (1 + length // len(tokens)))[:length])
     return sequences
+
+
+def _check_same_model(manifest: Manifest, architecture: Architecture) -> None:
+    kv = manifest.kv
+    exported = (manifest.vocab_size, manifest.hidden_size, manifest.num_heads, kv.num_layers, kv.num_kv_heads)
+    described = (
+        architecture.vocab_size,
+        architecture.hidden_size,
+        architecture.num_heads,
+        len(architecture.layers),
+        architecture.num_kv_heads,
+    )
+    if exported != described or kv.head_dim != architecture.head_dim or manifest.precision not in LIMITS:
+        raise ExportError(f"{manifest.name} was not exported from this checkpoint: their sizes differ")
 
 
 def _prefill(run: GraphRun, sequences: Sequences) -> list[Floats]:

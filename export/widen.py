@@ -173,7 +173,9 @@ def _check_supported(checkpoint: Checkpoint, old: Architecture, new: Shape) -> N
     if old.head_dim != new.head_dim:
         raise ExportError(f"{checkpoint.folder}: heads of {old.head_dim} do not become heads of {new.head_dim}")
     if old.vocab_size < new.vocab_size and not (checkpoint.folder / "tokenizer.json").exists():
-        raise ExportError(f"{checkpoint.folder} has no tokenizer.json: nothing would keep the added ids from being drawn")
+        raise ExportError(
+            f"{checkpoint.folder} has no tokenizer.json: nothing would keep the added ids from being drawn"
+        )
     head_places(old, new)
 
 

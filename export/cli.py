@@ -1,0 +1,210 @@
+"""The verbs export, verify, inspect, toy and widen. Knows arguments and what is printed; the work is done elsewhere.
+
+For each verb a pair: `configure_*` describes its arguments, `run_*` does it and returns the exit status, 0 done or 1 a
+check failed. Bad input is raised as an `OrtserveError` of one line, which the console script maps to 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+
+import msgspec
+
+from ortserve.export.bundled import bundled_draft, bundled_model, resolve_source
+from ortserve.export.checkpoint import open_checkpoint
+from ortserve.export.errors import CheckFailedError
+from ortserve.export.families import read_architecture
+from ortserve.export.first_use import ensure_exported
+from ortserve.export.inspection import describe_model, describe_parity, inspect_model
+from ortserve.export.integrity import check_integrity
+from ortserve.export.plan import BLOCK_SIZES, DEFAULT_BLOCK_SIZE, PRECISIONS
+from ortserve.export.publish import export_checkpoint
+from ortserve.export.shapes import SHAPES, find_shape
+from ortserve.export.toy import write_toy_checkpoint
+from ortserve.export.verify import check_parity
+from ortserve.export.widen import widen_checkpoint
+
+__all__ = [
+    "bundled_draft",
+    "bundled_model",
+    "configure_export",
+    "configure_inspect",
+    "configure_toy",
+    "configure_verify",
+    "configure_widen",
+    "ensure_exported",
+    "run_export",
+    "run_inspect",
+    "run_toy",
+    "run_verify",
+    "run_widen",
+]
+
+
+def configure_export(parser: ArgumentParser) -> None:
+    """`ortserve export SRC DST`."""
+    _describe(
+        parser,
+        "Turn a Hugging Face checkpoint into a quantized ONNX model, and prove it against an independent reference.",
+        "ortserve export HuggingFaceTB/SmolLM2-135M-Instruct smollm2 --precision int8",
+    )
+    parser.add_argument("source", metavar="SRC", help="checkpoint folder, hub id, or pocket for the bundled model")
+    parser.add_argument("destination", metavar="DST", type=Path, help="folder to make; complete or not at all")
+    parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="of the weights (default: int8)")
+    parser.add_argument(
+        "--block-size",
+        type=int,
+        choices=BLOCK_SIZES,
+        metavar="N",
+        help=f"int4 only: weights per scale (default: {DEFAULT_BLOCK_SIZE})",
+    )
+    parser.add_argument("--max-context", type=int, metavar="N", help="tokens (default: the model's own limit)")
+    _add_force(parser)
+    parser.add_argument("--no-verify", action="store_true", help="skip the proof; the manifest says so")
+    parser.add_argument("--allow-unproven", action="store_true", help="keep the export even if the proof fails")
+    _add_json(parser)
+
+
+def run_export(arguments: Namespace) -> int:
+    """Prints the proof, or with --json the manifest."""
+    try:
+        manifest = export_checkpoint(
+            resolve_source(arguments.source),
+            arguments.destination,
+            precision=arguments.precision,
+            block_size=arguments.block_size,
+            max_context=arguments.max_context,
+            verify=not arguments.no_verify,
+            force=arguments.force,
+            allow_unproven=arguments.allow_unproven,
+        )
+    except CheckFailedError as error:
+        return _failed(error)
+    if arguments.json:
+        return _print_json(manifest)
+    size = f"{manifest.num_parameters:,} parameters, {manifest.weight_bytes / 1e6:,.1f} MB"
+    lines = [f"{arguments.destination}: {manifest.name} in {manifest.precision}, {size}"]
+    return _print("\n".join([*lines, *describe_parity(manifest.parity)]) + "\n")
+
+
+def configure_verify(parser: ArgumentParser) -> None:
+    """`ortserve verify DIR`."""
+    _describe(
+        parser,
+        "Check that an exported model is whole and loads; with --against, prove it again against its checkpoint.",
+        "ortserve verify smollm2 --against HuggingFaceTB/SmolLM2-135M-Instruct",
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="exported model")
+    parser.add_argument("--against", metavar="SRC", help="checkpoint folder or hub id it was exported from")
+    _add_json(parser)
+
+
+def run_verify(arguments: Namespace) -> int:
+    """Prints the verdict, or with --json the parity report (null without --against)."""
+    try:
+        manifest = check_integrity(arguments.folder)
+        parity = None
+        if arguments.against is not None:
+            checkpoint = open_checkpoint(resolve_source(arguments.against))
+            parity = check_parity(arguments.folder, manifest, read_architecture(checkpoint), checkpoint)
+    except CheckFailedError as error:
+        return _failed(error)
+    if arguments.json:
+        _print_json({"name": manifest.name, "digest": manifest.digest, "parity": parity})
+    else:
+        lines = [f"{arguments.folder}: {manifest.name} is whole, digest {manifest.digest}, and loads"]
+        _print("\n".join([*lines, *(describe_parity(parity) if parity else ())]) + "\n")
+    return 0 if parity is None or parity.passed else 1
+
+
+def configure_inspect(parser: ArgumentParser) -> None:
+    """`ortserve inspect DIR`."""
+    _describe(parser, "Print what an exported model is: manifest, graph inputs, sizes.", "ortserve inspect smollm2")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="exported model")
+    _add_json(parser)
+
+
+def run_inspect(arguments: Namespace) -> int:
+    """Prints the facts as aligned lines, or with --json all of them."""
+    try:
+        facts = inspect_model(arguments.folder)
+    except CheckFailedError as error:
+        return _failed(error)
+    return _print_json(facts) if arguments.json else _print(describe_model(facts))
+
+
+def configure_toy(parser: ArgumentParser) -> None:
+    """`ortserve toy SHAPE DST`."""
+    _describe(
+        parser,
+        "Write a checkpoint of random weights in a well-known shape, to measure speed; its text means nothing.",
+        "ortserve toy qwen2.5-0.5b toy-0.5b && ortserve export toy-0.5b toy-0.5b-int8",
+    )
+    parser.add_argument("shape", metavar="SHAPE", choices=tuple(SHAPES), help=", ".join(SHAPES))
+    parser.add_argument("destination", metavar="DST", type=Path, help="folder to make")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same bytes (default: 0)")
+    _add_force(parser)
+
+
+def run_toy(arguments: Namespace) -> int:
+    """Prints where the checkpoint is."""
+    shape = find_shape(arguments.shape)
+    write_toy_checkpoint(shape, arguments.destination, seed=arguments.seed, force=arguments.force, progress=True)
+    return _print(f"{arguments.destination}: {shape.num_parameters:,} random parameters, {arguments.shape}\n")
+
+
+def configure_widen(parser: ArgumentParser) -> None:
+    """`ortserve widen SRC DST --like SHAPE`."""
+    _describe(
+        parser,
+        "Widen a small trained checkpoint to the cost of a larger shape: same answers, real speed figures.",
+        "ortserve widen pocket pocket-at-size --like qwen2.5-0.5b",
+    )
+    parser.add_argument("source", metavar="SRC", help="checkpoint folder, hub id, or pocket for the bundled model")
+    parser.add_argument("destination", metavar="DST", type=Path, help="folder to make")
+    parser.add_argument("--like", choices=tuple(SHAPES), required=True, help="shape whose cost it takes on")
+    parser.add_argument("--max-context", type=int, metavar="N", help="tokens, beyond the trained ones too")
+    _add_force(parser)
+
+
+def run_widen(arguments: Namespace) -> int:
+    """Prints where the checkpoint is."""
+    widen_checkpoint(
+        resolve_source(arguments.source),
+        arguments.destination,
+        find_shape(arguments.like),
+        max_context=arguments.max_context,
+        force=arguments.force,
+        progress=True,
+    )
+    return _print(f"{arguments.destination}: {arguments.source} at the cost of {arguments.like}\n")
+
+
+def _describe(parser: ArgumentParser, description: str, example: str) -> None:
+    parser.description = description
+    parser.epilog = f"example:\n  {example}"
+    parser.formatter_class = RawDescriptionHelpFormatter
+
+
+def _add_force(parser: ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="replace an existing model folder")
+
+
+def _add_json(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def _print(text: str) -> int:
+    sys.stdout.write(text)
+    return 0
+
+
+def _print_json(value: object) -> int:
+    return _print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def _failed(error: CheckFailedError) -> int:
+    sys.stderr.write(f"ortserve: {error}\n")
+    return 1

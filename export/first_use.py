@@ -1,0 +1,84 @@
+"""Exports a checkpoint into a cache the first time it is served. Knows identities of files, no server."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ortserve.export.checkpoint import TOKENIZER_FILES, WEIGHTS_INDEX, Checkpoint, open_checkpoint
+from ortserve.export.errors import ExportError
+from ortserve.export.new_folder import remove_partial_folders
+from ortserve.export.publish import RECIPE, export_checkpoint
+from ortserve.runtime.manifest import FORMAT_VERSION, MANIFEST_NAME
+
+SMALL_FILES = ("config.json", "generation_config.json", WEIGHTS_INDEX, *TOKENIZER_FILES)
+
+
+def ensure_exported(source: str | Path, cache_folder: Path, *, precision: str, progress: bool) -> Path:
+    """The exported folder for `source`: itself when it is one, else from the cache, else exported into it now.
+
+    Two processes may ask at once: one exports, the other waits for it. The name in the cache carries a digest of the
+    source's files, the precision and the exporter's recipe, so a changed checkpoint is exported anew. Raises
+    `ExportError` for an unusable checkpoint or cache folder, `UnprovenError` when the proof fails.
+    """
+    if (Path(source) / MANIFEST_NAME).exists():
+        return Path(source)
+    checkpoint = open_checkpoint(source)
+    destination = cache_folder / f"{_safe(checkpoint.name)}-{precision}-{source_identity(checkpoint)[:16]}"
+    if (destination / MANIFEST_NAME).exists():
+        return destination
+    with _locked(destination, progress=progress):
+        if not (destination / MANIFEST_NAME).exists():
+            remove_partial_folders(destination)  # the lock says that nobody is writing them
+            export_checkpoint(checkpoint.folder, destination, precision=precision, progress=progress)
+    return destination
+
+
+def source_identity(checkpoint: Checkpoint) -> str:
+    """A digest that changes with the checkpoint and with what export makes of it.
+
+    Small files by content; weights by name, size and time of modification, since hashing them takes as long as
+    exporting them.
+    """
+    weights = sorted({stored.path for stored in checkpoint.tensors.values()})
+    facts = {
+        "recipe": [RECIPE, FORMAT_VERSION],
+        "small": [_content_digest(checkpoint.folder / name) for name in SMALL_FILES],
+        "weights": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
+    }
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _content_digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.-]", "_", name).lstrip(".") or "model"
+
+
+@contextmanager
+def _locked(destination: Path, *, progress: bool) -> Iterator[None]:
+    """Holds the lock beside the destination; the system drops it when the process dies."""
+    path = destination.with_name(f".{destination.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise ExportError(
+            f"the cache folder {path.parent} cannot be written ({error.strerror}): name another, or export by hand"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if progress:
+                sys.stderr.write(f"waiting for another process that exports {destination.name}\n")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

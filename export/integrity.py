@@ -1,0 +1,83 @@
+"""Checks that an exported folder is whole: digest, external data, and that the graph loads and runs. Knows no proof."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from ortserve.export.errors import CheckFailedError
+from ortserve.export.graph_run import GraphRun, RowInput
+from ortserve.runtime.manifest import Manifest, read_manifest
+
+GRAPH_NAME = "model.onnx"
+DATA_NAME = "model.onnx.data"
+
+
+def check_integrity(folder: Path) -> Manifest:
+    """The manifest of a whole folder.
+
+    Raises `ManifestError` when there is no readable manifest, and `CheckFailedError` when graph, weights or tokenizer
+    are missing, damaged or not those the manifest was written for.
+    """
+    manifest = read_manifest(folder)
+    graph = read_graph(folder, manifest)
+    _check_external_data(folder, graph)
+    if model_digest(folder) != manifest.digest:
+        raise CheckFailedError(
+            f"{folder}: graph, weights or tokenizer.json changed since the export: export the checkpoint again"
+        )
+    _check_runs(folder, manifest)
+    return manifest
+
+
+def model_digest(folder: Path) -> str:
+    """sha256 over the sha256 of graph, weights and tokenizer.json; a missing file counts as empty."""
+    digests = (file_digest(folder / name) for name in (GRAPH_NAME, DATA_NAME, "tokenizer.json"))
+    return join_digests(*digests)
+
+
+def join_digests(graph: bytes, data: bytes, tokenizer: bytes) -> str:
+    """The manifest's digest from those of its three parts."""
+    return hashlib.sha256(graph + data + tokenizer).hexdigest()
+
+
+def file_digest(path: Path) -> bytes:
+    """sha256 of a file; a missing one counts as empty."""
+    if not path.exists():
+        return hashlib.sha256().digest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def read_graph(folder: Path, manifest: Manifest) -> onnx.ModelProto:
+    """The graph without its weights. Raises `CheckFailedError` when it is missing or damaged."""
+    path = folder / manifest.graph
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except OSError as error:
+        raise CheckFailedError(f"{path} cannot be read ({error.strerror}): export the checkpoint again") from None
+    except Exception:  # protobuf's own DecodeError
+        raise CheckFailedError(f"{path} is no ONNX graph: export the checkpoint again") from None
+
+
+def _check_external_data(folder: Path, graph: onnx.ModelProto) -> None:
+    for tensor in graph.graph.initializer:
+        fields = {entry.key: entry.value for entry in tensor.external_data}
+        if not fields:
+            continue
+        path = folder / Path(fields["location"]).name
+        size = path.stat().st_size if path.exists() else 0
+        end = int(fields["offset"]) + int(fields["length"])
+        if end > size:
+            raise CheckFailedError(
+                f"{path} is truncated: {tensor.name} ends at byte {end}, the file has {size}: export again"
+            )
+
+
+def _check_runs(folder: Path, manifest: Manifest) -> None:
+    (logits,) = GraphRun(folder, manifest, num_rows=1, capacity=2).run([RowInput([0], 0)])
+    if logits.shape != (1, manifest.vocab_size) or not np.isfinite(logits).all():
+        raise CheckFailedError(f"{folder / manifest.graph} runs but computes no usable logits: export again")
