@@ -62,7 +62,7 @@ def build_app(
 async def _http_problem(request: Request, error: Exception) -> Response:
     """Starlette's own refusals: no such path, or not with this method."""
     assert isinstance(error, HTTPException)
-    path = request.scope["path"]
+    path = request.scope["raw_path"].decode("latin-1")  # as the client wrote it
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         problem = method_not_allowed(request.method, path, ", ".join(sorted(allowed.split(", "))))

@@ -25,6 +25,7 @@ class ShownToken:
     data: bytes
     logprob: float
     top: tuple[tuple[str, bytes, float], ...]
+    offset: int  # characters of the choice's text before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,6 @@ class _Waiting:
     token: ShownToken
     piece: str  # the characters this token completed
     num_leading: int  # bytes of an unfinished character before this token
-    start: int  # characters decoded before this token
     end: int  # it is shown whole once that many characters are
 
 
@@ -115,7 +115,7 @@ class TextAssembler:
         end = self._num_decoded + len(piece)
         if self._decoder.num_pending:
             end += 1  # its last bytes belong to the next character
-        self._waiting.append(_Waiting(token, piece, num_leading, self._num_decoded, end))
+        self._waiting.append(_Waiting(token, piece, num_leading, end))
 
     def _release(self) -> tuple[ShownToken, ...]:
         if not self._waiting or self._waiting[0].end > self._num_shown:
@@ -130,7 +130,7 @@ class TextAssembler:
         cut = []
         while self._waiting:
             waiting = self._waiting.popleft()
-            shown = waiting.piece[: max(self._num_shown - waiting.start, 0)]
+            shown = waiting.piece[: max(self._num_shown - waiting.token.offset, 0)]
             num_bytes = len(shown.encode()) - waiting.num_leading
             if num_bytes > 0:
                 data = waiting.token.data[:num_bytes]
@@ -144,7 +144,7 @@ class TextAssembler:
             (tokenizer.token_name(token_id), tokenizer.token_bytes(token_id), _finite(logprob))
             for token_id, logprob in entry.top
         )
-        return ShownToken(text, data, _finite(entry.logprob), top)
+        return ShownToken(text, data, _finite(entry.logprob), top, self._num_decoded)
 
 
 def _finite(logprob: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import secrets
 from collections.abc import Sequence
@@ -20,11 +19,12 @@ from ortserve.gateway.schema.completions import CompletionRequest
 from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
 from ortserve.gateway.template import ChatTemplate, load_chat_template
 from ortserve.gateway.tokenizer import TextTokenizer, load_tokenizer
+from ortserve.runtime.driver import AsyncEngine
 from ortserve.runtime.errors import OrtserveError
 from ortserve.runtime.request import Request, SamplingParams
 
 if TYPE_CHECKING:
-    from ortserve.runtime.driver import AsyncEngine, Driver
+    from ortserve.runtime.driver import Driver
     from ortserve.runtime.manifest import Manifest
 
 DefaultsSource = Literal["model", "openai"]
@@ -189,9 +189,6 @@ def open_service(
     folder: Path, driver: Driver, *, name: str | None = None, defaults: DefaultsSource = "model", created: int = 0
 ) -> ModelService:
     """The service of an opened model; call it inside the running event loop. Raises `ModelError`."""
-    from ortserve.runtime.driver import AsyncEngine
-
-    asyncio.get_running_loop()
     manifest = driver.manifest
     text = load_model_text(folder, manifest)
     return ModelService(

@@ -124,7 +124,7 @@ class ChatChunks(_Envelope):
 class CompletionChunks(_Envelope):
     """text_completion frames: text, then an empty text with the finish. `echoes` come first, one per choice."""
 
-    __slots__ = ("_echoes", "_num_characters")
+    __slots__ = ("_echoes",)
 
     def __init__(
         self,
@@ -145,7 +145,6 @@ class CompletionChunks(_Envelope):
             include_usage=include_usage,
         )
         self._echoes = echoes
-        self._num_characters = [len(echo) for echo in echoes]  # where the next token's text begins
 
     def begin(self, num_choices: int) -> bytes:
         """Echoed prompts, when asked for."""
@@ -156,11 +155,10 @@ class CompletionChunks(_Envelope):
         """Text and its log-probabilities; the finish in a chunk of its own."""
         frames = b""
         if piece.tokens:
-            logprobs = completion_logprobs(piece.tokens, offset=self._num_characters[piece.index])
+            logprobs = completion_logprobs(piece.tokens, offset=len(self._echoes[piece.index]))
             frames = self._text(piece.index, piece.text, self._encode(logprobs))
         elif piece.text:
             frames = self._text(piece.index, piece.text, b"null")
-        self._num_characters[piece.index] += len(piece.text)
         return frames if piece.finish is None else frames + self.finish(piece.index, piece.finish)
 
     def finish(self, index: int, finish: FinishWord) -> bytes:

@@ -176,17 +176,15 @@ def chat_logprobs(tokens: tuple[ShownToken, ...]) -> ChatLogprobs:
 
 
 def completion_logprobs(tokens: tuple[ShownToken, ...], *, offset: int) -> CompletionLogprobs:
-    """Parallel lists, as the older API has them. The drawn token is always among the top ones, with the same float."""
-    offsets = []
-    place = offset
-    for shown in tokens:
-        offsets.append(place)
-        place += len(shown.text)
+    """Parallel lists, as the older API has them; `offset` characters come before the generated text.
+
+    The drawn token is always among the top ones, with the same float.
+    """
     return CompletionLogprobs(
         tokens=[shown.text for shown in tokens],
         token_logprobs=[shown.logprob for shown in tokens],
         top_logprobs=[_top(shown) for shown in tokens],
-        text_offset=offsets,
+        text_offset=[offset + shown.offset for shown in tokens],
     )
 
 

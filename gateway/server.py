@@ -1,0 +1,147 @@
+"""One listening socket, Hypercorn on it, and a bounded end. Knows no model, no route and no command line."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import hypercorn.asyncio
+from hypercorn.config import Config
+
+from ortserve.gateway.logs import log
+from ortserve.runtime.errors import OrtserveError
+
+BACKLOG = 2048
+KEEP_ALIVE_S = 120.0  # longer than clients keep idle connections, or they would write into a closing one
+MAX_FILES = 65_536
+UNBOUNDED = 2**62
+
+
+class AddressError(OrtserveError):
+    """The address cannot be listened on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds: how long running requests may go on after SIGTERM, and how long a reader may block a write."""
+
+    drain_s: float = 30.0
+    stall_s: float = 60.0
+
+
+def listen(host: str, port: int, limits: Limits) -> socket.socket:
+    """Bind and listen at once. Raises `AddressError`.
+
+    Called before the model is loaded: a taken port shows within milliseconds, and clients that come early wait in the
+    kernel's queue for the first answer instead of being refused.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise AddressError(f"cannot resolve {host}: {error.strerror}; choose another --host") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Accepted sockets inherit it: the kernel drops peers that acknowledge nothing, or read nothing, that long.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.stall_s * 1000))
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise AddressError(f"port {port} on {host} is in use: stop the other server or choose --port") from None
+        raise AddressError(f"cannot listen on {host} port {port}: {error.strerror}; choose --host or --port") from None
+    return listener
+
+
+def raise_file_limit() -> None:
+    """Every stream is a file: lift the soft limit as far as the hard one and reason allow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def server_config(listener: socket.socket, limits: Limits) -> Config:
+    """Hypercorn with every default that matters here said aloud. Takes over the socket's file descriptor."""
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.backlog = BACKLOG
+    config.keep_alive_timeout = KEEP_ALIVE_S
+    config.keep_alive_max_requests = UNBOUNDED
+    config.graceful_timeout = limits.drain_s
+    config.shutdown_timeout = limits.drain_s
+    config.h2_max_concurrent_streams = 1024
+    config.h11_max_incomplete_size = 64 * 1024
+    config.include_server_header = False
+    config.accesslog = None  # the application writes one line per request
+    config.errorlog = logging.getLogger("hypercorn.error")
+    return config
+
+
+async def run_server(
+    app: Any, listener: socket.socket, *, limits: Limits, stop: asyncio.Event, drain: Callable[[], None]
+) -> None:
+    """Serve until `stop` is set; then refuse new connections, and `drain` (in a thread) what runs.
+
+    Returns once every connection has ended, at most a few seconds after `drain` has.
+    """
+    asyncio.get_running_loop().set_exception_handler(_log_failure)
+    config = server_config(listener, limits)
+    server = asyncio.create_task(hypercorn.asyncio.serve(app, config, shutdown_trigger=stop.wait))
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((server, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if stopped.done():
+            log().info("draining", limit_s=limits.drain_s)
+            await asyncio.to_thread(drain)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(5.0):  # what is left are connections that nobody reads
+                    await asyncio.shield(server)
+        if server.done():
+            server.result()
+    finally:
+        stopped.cancel()
+        server.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await server
+
+
+def stop_on_signals(stop: asyncio.Event) -> None:
+    """The first SIGTERM or SIGINT drains; a second one ends the process in the ordinary way."""
+    loop = asyncio.get_running_loop()
+
+    def begin_stop() -> None:
+        stop.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, begin_stop)
+
+
+def _log_failure(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Failures nobody waits for: broken connections are ordinary, the rest is a bug to be seen."""
+    error = context.get("exception")
+    if _is_connection_failure(error):
+        log().debug("connection_failed", error=str(error))
+    else:
+        log().error("unhandled", message=context.get("message"), exc_info=error)
+
+
+def _is_connection_failure(error: BaseException | None) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_connection_failure(inner) for inner in error.exceptions)
+    return isinstance(error, OSError)

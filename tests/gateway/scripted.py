@@ -1,0 +1,189 @@
+"""A scripted engine with the Driver's interface, and a tiny byte-level tokenizer. Knows no model and no HTTP."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.schema.sampling import SamplingDefaults
+from ortserve.gateway.service import ModelService, ModelText
+from ortserve.gateway.template import ChatTemplate
+from ortserve.gateway.tokenizer import TextTokenizer
+from ortserve.runtime.driver import AsyncEngine, Outlet
+from ortserve.runtime.engine import EngineStats
+from ortserve.runtime.errors import EngineClosedError, OrtserveError
+from ortserve.runtime.manifest import FORMAT_VERSION, KvLayout, Manifest
+from ortserve.runtime.request import Delta, FinishReason, Request, TokenLogprobs, Usage
+
+MAX_CONTEXT = 512
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+WORDS = ("he", "ll", "llo", "hello", "Ġw", "or", "ld", "Ġworld", "ðŁ", "ðŁĺ", "ST", "OP", "STOP")
+MERGES = (
+    ("h", "e"), ("l", "l"), ("ll", "o"), ("he", "llo"), ("Ġ", "w"), ("o", "r"), ("l", "d"), ("or", "ld"),
+    ("Ġw", "orld"), ("ð", "Ł"), ("ðŁ", "ĺ"), ("S", "T"), ("O", "P"), ("ST", "OP"),
+)  # fmt: skip
+
+Script = Callable[[Request], Sequence[Sequence[int]]]
+
+
+def tokenizer_json() -> bytes:
+    """256 byte tokens, a few words, two halves of an emoji, two special tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: index for index, piece in enumerate([*alphabet, *WORDS, "orld"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(MERGES)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(IM_START, special=True), AddedToken(IM_END, special=True)])
+    return tokenizer.to_str().encode()
+
+
+def make_tokenizer() -> TextTokenizer:
+    return TextTokenizer(tokenizer_json(), bos_token_id=None, add_bos=False)
+
+
+def make_manifest(num_tokens: int, *, eos: int, name: str = "scripted") -> Manifest:
+    return Manifest(
+        format_version=FORMAT_VERSION, name=name, family="scripted", precision="fp32", digest="0" * 64,
+        graph="model.onnx", min_onnxruntime="1.32", kv=KvLayout("slots", 1, 1, 8, "float32"), hidden_size=8,
+        num_heads=1, vocab_size=num_tokens, num_tokens=num_tokens, max_context=MAX_CONTEXT, eos_token_ids=(eos,),
+        bos_token_id=None, add_bos=False, num_parameters=1, weight_bytes=1,
+    )  # fmt: skip
+
+
+def write_text_files(folder: Path) -> None:
+    """Tokenizer and template beside a model that has none."""
+    (folder / "tokenizer.json").write_bytes(tokenizer_json())
+    config = {"chat_template": CHATML, "eos_token": IM_END}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+@dataclass
+class ScriptedDriver:
+    """Plays `script(request)` on a thread of its own: one element per step and request, steps `pace_s` apart."""
+
+    manifest: Manifest
+    script: Script
+    pace_s: float = 0.0
+    max_context: int = MAX_CONTEXT
+    refusal: OrtserveError | None = None
+    ending: FinishReason = FinishReason.STOP
+    submitted: list[Request] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    finished: list[str] = field(default_factory=list)
+    plan: str = "scripted"
+
+    def __post_init__(self) -> None:
+        self._running: dict[str, tuple[Outlet, Iterator[Delta]]] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+        self._drain_until: float | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def healthy(self) -> bool:
+        return not self._closed
+
+    def submit(self, request: Request, outlet: Outlet) -> None:
+        if self._closed:
+            raise EngineClosedError("the engine is shutting down")
+        if self.refusal is not None:
+            raise self.refusal
+        with self._changed:
+            self.submitted.append(request)
+            self._running[request.id] = (outlet, iter(self._deltas(request)))
+            self._changed.notify()
+
+    def cancel(self, request_id: str) -> None:
+        with self._changed:
+            running = self._running.pop(request_id, None)
+            if running is not None:
+                self.cancelled.append(request_id)
+                running[0].deliver([Delta(request_id, (), finish=FinishReason.CANCELLED)])
+
+    def stats(self) -> EngineStats:
+        return EngineStats(num_running=len(self._running))
+
+    def close(self, *, drain_s: float = 0.0) -> None:
+        self._closed = True
+        with self._changed:
+            self._drain_until = monotonic() + drain_s
+            self._changed.notify()
+        self._thread.join(drain_s + 5.0)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._running and self._drain_until is None:
+                    self._changed.wait()
+                if self._drain_until is not None and (not self._running or monotonic() >= self._drain_until):
+                    break
+                self._step()
+            sleep(self.pace_s)
+        for request_id in list(self._running):
+            self.cancel(request_id)
+
+    def _step(self) -> None:
+        by_outlet: dict[int, tuple[Outlet, list[Delta]]] = {}
+        for request_id, (outlet, deltas) in list(self._running.items()):
+            delta = next(deltas)
+            by_outlet.setdefault(id(outlet), (outlet, []))[1].append(delta)
+            if delta.finish is not None:
+                del self._running[request_id]
+                self.finished.append(request_id)
+        for outlet, own in by_outlet.values():
+            outlet.deliver(own)
+
+    def _deltas(self, request: Request) -> Iterator[Delta]:
+        limit = request.sampling.max_tokens or MAX_CONTEXT
+        num_tokens = 0
+        finish = self.ending
+        for step in self.script(request):
+            ids = tuple(step)[: limit - num_tokens]
+            num_tokens += len(ids)
+            yield Delta(request.id, ids, tuple(_logprobs(request, token) for token in ids))
+            if num_tokens == limit:
+                finish = FinishReason.LENGTH
+                break
+        usage = Usage(len(request.prompt), 0, num_tokens + (finish is FinishReason.STOP), 0, 0.0, 0.0, 0.0)
+        error = "the graph failed" if finish is FinishReason.ERROR else None
+        yield Delta(request.id, (), (), finish, usage, error)
+
+
+def _logprobs(request: Request, token: int) -> TokenLogprobs:
+    num = request.sampling.num_logprobs or 0
+    return TokenLogprobs(token, -0.25, tuple((token + place, -0.25 - place) for place in range(num)))
+
+
+def make_driver(script: Script, **options: Any) -> ScriptedDriver:
+    tokenizer = make_tokenizer()
+    eos = tokenizer.encode(IM_END, add_special_tokens=False)[0]
+    return ScriptedDriver(make_manifest(tokenizer.num_tokens, eos=eos), script, **options)
+
+
+def make_service(driver: ScriptedDriver) -> ModelService:
+    """A service over a scripted driver; call it in the loop that reads it."""
+    real: Any = driver
+    return ModelService(
+        real, AsyncEngine(real), ModelText(make_tokenizer(), ChatTemplate(CHATML, {"eos_token": IM_END})), WorkPool(),
+        name="scripted", defaults=SamplingDefaults(), created=1_700_000_000,
+    )  # fmt: skip
+
+
+def saying(text: str, *, tokens_per_step: int = 1) -> Script:
+    """A script that says `text` whatever was asked."""
+    ids = make_tokenizer().encode(text, add_special_tokens=False)
+    steps = [ids[start : start + tokens_per_step] for start in range(0, len(ids), tokens_per_step)]
+    return lambda _: steps
