@@ -1,0 +1,54 @@
+# One name per habit. Needs make and Python 3.11 or newer; everything else comes from pip into $(VENV).
+#   make serve HOST=0.0.0.0 PORT=8080 MODEL=path/to/model
+#   make test VENV=/tmp/venv PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+HOST ?= 127.0.0.1
+PORT ?= 8000
+MODEL ?=
+PYTEST_FLAGS ?=
+BENCH_FLAGS ?= --concurrency 1,8,16
+
+BIN := $(VENV)/bin
+SERVE_STAMP := $(VENV)/.installed-serve
+TEST_STAMP := $(VENV)/.installed-test
+
+.DEFAULT_GOAL := help
+.PHONY: help venv serve bench test check clean
+
+help:  ## print this
+	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
+
+venv: $(TEST_STAMP)  ## make the environment for tests and checks in $(VENV)
+
+serve: $(SERVE_STAMP)  ## serve MODEL (default: the bundled one) on HOST and PORT
+	exec $(BIN)/ortserve serve $(MODEL) --host $(HOST) --port $(PORT)
+
+bench: $(SERVE_STAMP)  ## measure the server that runs on HOST and PORT
+	exec $(BIN)/ortserve bench --url http://$(HOST):$(PORT) $(if $(MODEL),--model $(MODEL)) $(BENCH_FLAGS)
+
+test: $(TEST_STAMP)  ## run the tests
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+check: $(TEST_STAMP)  ## lint, format, types and layers; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .types/ortserve tests $(wildcard examples/*.py)
+	$(BIN)/lint-imports
+
+clean:  ## remove caches and build outputs, not the environment
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Serving needs the base and one ONNX Runtime only; the tests' tools come on top.
+$(SERVE_STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu]'
+	@touch $@
+
+$(TEST_STAMP): $(SERVE_STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@

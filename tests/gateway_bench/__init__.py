@@ -1,0 +1,1 @@
+"""Tests of the load generator, the doctor and the host's facts."""
