@@ -61,7 +61,11 @@ def attend(
 
 
 def _rotate(graph: GraphBuilder, architecture: Architecture, prefix: str, qkv: str) -> str:
-    """Rotate queries and keys, which lie side by side, as one group of heads; values pass."""
+    """Rotate queries and keys, which lie side by side, as one group of heads; values pass.
+
+    Every token is a batch of its own: the operator refuses sequences longer than its tables, and a step may well
+    pack more tokens than one context holds.
+    """
     head_dim = architecture.head_dim
     num_rotated = architecture.num_heads + architecture.num_kv_heads
     sizes = np.array([num_rotated * head_dim, architecture.num_kv_heads * head_dim], np.int64)
@@ -69,10 +73,10 @@ def _rotate(graph: GraphBuilder, architecture: Architecture, prefix: str, qkv: s
     query_key, value = graph.node_with_outputs(
         "Split", [qkv, split], [f"{prefix}.query_key", f"{prefix}.value"], axis=1
     )
-    first_axis = graph.constant("first_axis", np.array([0], np.int64))
-    batched = graph.node("Unsqueeze", [query_key, first_axis], f"{prefix}.query_key_batch")  # [1, T, features]
+    axis = graph.constant("sequence_axis", np.array([1], np.int64))
+    batched = graph.node("Unsqueeze", [query_key, axis], f"{prefix}.query_key_batch")  # [T, 1, features]
     positions = graph.shared(
-        "position_batch", lambda: graph.node("Unsqueeze", ["position_ids", first_axis], "position_batch")
+        "position_batch", lambda: graph.node("Unsqueeze", ["position_ids", axis], "position_batch")
     )
     partial: dict[str, int] = {}
     if architecture.rope.rotary_dim != head_dim:
@@ -85,5 +89,5 @@ def _rotate(graph: GraphBuilder, architecture: Architecture, prefix: str, qkv: s
         interleaved=0,
         **partial,
     )
-    flat = graph.node("Squeeze", [rotated, first_axis], f"{prefix}.rotated")
+    flat = graph.node("Squeeze", [rotated, axis], f"{prefix}.rotated")
     return graph.node("Concat", [flat, value], f"{prefix}.qkv_rotated", axis=1)
