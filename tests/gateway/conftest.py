@@ -1,0 +1,32 @@
+"""Fixtures shared by the gateway's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from ortserve.gateway.logs import configure_logs
+from tests.gateway.running import Running, running
+from tests.gateway.scripted import make_driver, saying
+
+REPLY = "hello world, caf\u00e9 \U0001f600!"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_logs() -> None:
+    configure_logs("error")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    """A server that always says `REPLY`, one token per step."""
+    with running(make_driver(saying(REPLY))) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def http(server: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=10) as client:
+        yield client

@@ -1,0 +1,71 @@
+"""Text comes out the same however tokens are cut: against naive oracles."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ortserve.gateway.text import StopScanner, Utf8Decoder
+
+alphabet = st.text("abAB", max_size=30)
+stop_strings = st.lists(st.text("abAB", min_size=1, max_size=4), max_size=3)
+
+
+def naive_cut(text: str, stops: list[str]) -> tuple[str, bool]:
+    """Read character by character; at the first end of a stop string cut before the longest one that ends there."""
+    for end in range(1, len(text) + 1):
+        ending = [len(stop) for stop in stops if text[:end].endswith(stop)]
+        if ending:
+            return text[: end - max(ending)], True
+    return text, False
+
+
+def chunked(text: str, cuts: list[int]) -> list[str]:
+    places = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
+    return [text[start:end] for start, end in itertools.pairwise(places)]
+
+
+@given(alphabet, stop_strings, st.lists(st.integers(0, 30)))
+def test_stop_scanner_agrees_with_the_oracle_under_any_chunking(text: str, stops: list[str], cuts: list[int]) -> None:
+    scanner = StopScanner(stops)
+    shown, stopped = "", False
+    for chunk in chunked(text, cuts):
+        scan = scanner.feed(chunk)
+        shown += scan.text
+        assert naive_cut(text, stops)[0].startswith(shown), "something was shown that a stop string takes back"
+        if scan.stopped:
+            stopped = True
+            break
+    else:
+        shown += scanner.flush()
+    assert (shown, stopped) == naive_cut(text, stops)
+
+
+@given(alphabet, stop_strings)
+def test_only_a_proper_prefix_of_a_stop_is_held_back(text: str, stops: list[str]) -> None:
+    scanner = StopScanner(stops)
+    scan = scanner.feed(text)
+    if not scan.stopped:
+        held = text[len(scan.text) :]
+        assert held == "" or any(stop.startswith(held) and held != stop for stop in stops)
+
+
+@given(st.text(max_size=20), st.lists(st.integers(0, 80)))
+def test_characters_are_never_split(text: str, cuts: list[int]) -> None:
+    data = text.encode("utf-8", "replace")
+    places = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
+    decoder = Utf8Decoder()
+    pieces = [decoder.feed(data[start:end]) for start, end in itertools.pairwise(places)]
+    assert "".join(pieces) == data.decode()
+    assert decoder.num_pending == 0
+
+
+@given(st.text(min_size=1, max_size=8))
+def test_an_unfinished_character_is_dropped(text: str) -> None:
+    data = text.encode("utf-8", "replace")
+    decoder = Utf8Decoder()
+    shown = decoder.feed(data[:-1])
+    assert "\ufffd" not in shown or "\ufffd" in text
+    assert data.decode().startswith(shown)
