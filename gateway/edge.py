@@ -100,7 +100,7 @@ class Gate:
         headers = Headers(scope=scope)
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        if hmac.compare_digest(given.encode(), self._api_key):
+        if hmac.compare_digest(given.encode("latin-1"), self._api_key):
             return None
         return unauthorized(given=bool(given))
 

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol, Self
 
 from ortserve.gateway.errors import ApiError, internal_error, unavailable
 from ortserve.gateway.pieces import Piece, ShownToken, TextAssembler
 from ortserve.runtime.request import Delta, FinishReason
-
-if TYPE_CHECKING:
-    from ortserve.runtime.driver import DeltaStream
 
 FinishWord = Literal["stop", "length"]
 
@@ -51,12 +48,42 @@ class WholeChoice:
     finish: FinishWord
 
 
+class TokenStream(Protocol):
+    """The deltas of one sequence; the last one carries `finish`. The runtime's DeltaStream is one."""
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        """The stream itself."""
+
+    def close(self) -> None:
+        """Cancel what has not finished. Safe to call again."""
+
+
+class NothingToGenerate:
+    """The stream of a choice that asked for no tokens at all (echo with max_tokens 0): ends at once."""
+
+    def __init__(self) -> None:
+        self._ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        """Part of `TokenStream`."""
+        if self._ended:
+            raise StopAsyncIteration
+        self._ended = True
+        return Delta("", (), finish=FinishReason.LENGTH)
+
+    def close(self) -> None:
+        """Part of `TokenStream`."""
+
+
 class Choice:
     """One sequence being generated and its text so far."""
 
     __slots__ = ("_assembler", "_num_output_tokens", "finish", "index", "num_cached_tokens", "stream")
 
-    def __init__(self, index: int, stream: DeltaStream, assembler: TextAssembler) -> None:
+    def __init__(self, index: int, stream: TokenStream, assembler: TextAssembler) -> None:
         self.index = index
         self.stream = stream
         self._assembler = assembler

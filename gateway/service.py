@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ortserve.gateway.errors import ApiError, from_runtime, model_not_found
-from ortserve.gateway.generation import Choice, Generation
+from ortserve.gateway.generation import Choice, Generation, NothingToGenerate
 from ortserve.gateway.pieces import TextAssembler
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.prompt import PromptEncoder
@@ -133,7 +133,11 @@ class ModelService:
         """Submit every prompt's choices: index is prompt * n + choice. Nothing is generated for `max_tokens` 0."""
         ids = [prompt.ids for prompt in prompts]
         if request.max_tokens == 0:
-            return Generation((), [len(prompt) for prompt in ids])
+            silent = [
+                Choice(index, NothingToGenerate(), self._assembler(request.sampling, (), strip=False))
+                for index in range(len(prompts) * request.num_choices)
+            ]
+            return Generation(silent, [len(prompt) for prompt in ids])
         return self._submit(
             ids, request.sampling, request.num_choices, request.stops, param="prompt", strip_first_space=False
         )
@@ -156,12 +160,7 @@ class ModelService:
                 for place in range(num_choices):
                     index = len(choices)
                     request = Request(f"{call}-{index}", ids, self._clamped(sampling, len(ids)), choice=place)
-                    assembler = TextAssembler(
-                        self.tokenizer,
-                        stops,
-                        strip_first_space=strip,
-                        with_logprobs=sampling.num_logprobs is not None,
-                    )
+                    assembler = self._assembler(sampling, stops, strip=strip)
                     choices.append(Choice(index, self._engine.submit(request), assembler))
         except BaseException as error:
             for choice in choices:
@@ -170,6 +169,10 @@ class ModelService:
                 raise ApiError(from_runtime(error, prompt_param=param)) from error
             raise
         return Generation(choices, [len(ids) for ids in prompts])
+
+    def _assembler(self, sampling: SamplingParams, stops: Sequence[str], *, strip: bool) -> TextAssembler:
+        with_logprobs = sampling.num_logprobs is not None
+        return TextAssembler(self.tokenizer, stops, strip_first_space=strip, with_logprobs=with_logprobs)
 
     def _clamped(self, sampling: SamplingParams, num_prompt_tokens: int) -> SamplingParams:
         """OpenAI clamps to the context and finishes with `length` instead of refusing."""

@@ -1,0 +1,158 @@
+"""Paths, methods, keys, CORS, sizes: what is around every endpoint."""
+
+from __future__ import annotations
+
+import socket
+
+import httpx
+import pytest
+
+from ortserve.gateway.edge import canonical_path
+from tests.gateway.running import Running, running
+from tests.gateway.scripted import make_driver, saying
+
+BODY = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completions",
+        "/v1/chat/completions/",
+        "//v1//chat/completions",
+        "/v1/v1/chat/completions",
+        "/chat/completions",
+        "/v1/chat/completions?api-version=1",
+    ],
+)
+def test_spellings_of_a_path(http: httpx.Client, path: str) -> None:
+    response = http.post(path, json=BODY, follow_redirects=False)
+    assert response.status_code == 200, response.text
+
+
+def test_canonical_paths_are_fixed_points() -> None:
+    for path in ("/", "/health", "/v1/models", "/v1/models/org/name", "/v1/completions"):
+        assert canonical_path(path) == path
+        assert canonical_path(path + "/") == path
+
+
+@pytest.mark.parametrize("path", ["/v1/foo", "/v1", "/v1/embeddings", "/v1/responses", "/v1/chat", "/nope"])
+def test_unknown_paths(http: httpx.Client, path: str) -> None:
+    response = http.post(path, json={})
+    assert response.status_code == 404
+    assert response.json()["error"]["message"] == f"Invalid URL (POST {path})"
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/completions"), ("DELETE", "/v1/models"), ("PUT", "/health")])
+def test_wrong_methods(http: httpx.Client, method: str, path: str) -> None:
+    response = http.request(method, path)
+    assert response.status_code == 405
+    assert response.headers["allow"]
+    assert response.json()["error"]["code"] == "method_not_supported"
+
+
+def test_models(http: httpx.Client) -> None:
+    listed = http.get("/v1/models").json()
+    assert listed["object"] == "list"
+    (model,) = listed["data"]
+    assert model["id"] == "scripted"
+    assert isinstance(model["created"], int)
+    assert model["max_model_len"] == 512
+    assert model["generation_defaults"] == {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+    assert http.get("/v1/models/scripted").json() == model
+    for missing in ("other", "org/name", "org%2Fname"):
+        response = http.get(f"/v1/models/{missing}")
+        assert response.status_code == 404
+        assert response.json()["error"]["code"] == "model_not_found"
+        assert f"`{missing.replace('%2F', '/')}`" in response.json()["error"]["message"]
+
+
+def test_health(http: httpx.Client) -> None:
+    for path in ("/health", "/"):
+        assert http.get(path).json()["status"] == "ok"
+        assert http.head(path).status_code == 200
+
+
+def test_request_ids(http: httpx.Client) -> None:
+    first, second = (http.get("/health").headers["x-request-id"] for _ in range(2))
+    assert first != second
+    assert http.get("/health", headers={"x-request-id": "mine-7"}).headers["x-request-id"] == "mine-7"
+    assert http.get("/health", headers={"x-request-id": "x" * 500}).headers["x-request-id"] != "x" * 500
+
+
+def test_cors_preflight_and_reply(http: httpx.Client) -> None:
+    headers = {
+        "origin": "http://app",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type,x-stainless-os",
+    }
+    preflight = http.options("/v1/chat/completions", headers=headers)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == "*"
+    assert preflight.headers["access-control-allow-headers"] == headers["access-control-request-headers"]
+    assert "POST" in preflight.headers["access-control-allow-methods"]
+    assert preflight.headers["x-request-id"]
+    reply = http.post("/v1/chat/completions", json={}, headers={"origin": "http://app"})
+    assert reply.status_code == 400
+    assert reply.headers["access-control-allow-origin"] == "*"
+    assert "x-request-id" in reply.headers["access-control-expose-headers"]
+    assert http.options("/v1/models").status_code == 204
+
+
+def test_any_content_type_is_read_as_json(http: httpx.Client) -> None:
+    data = b'{"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}'
+    for content_type in ("text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-8"):
+        response = http.post("/v1/chat/completions", content=data, headers={"content-type": content_type})
+        assert response.status_code == 200
+
+
+def test_keys() -> None:
+    with running(make_driver(saying("x")), api_key="s\u00e9cret") as server, httpx.Client(base_url=server.url) as http:
+        for headers in ({}, {"authorization": "Bearer"}, {"authorization": "Bearer wrong"}, {"x-api-key": "wrong"}):
+            response = http.post("/v1/chat/completions", json=BODY, headers=headers)
+            assert response.status_code == 401
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert response.json()["error"]["code"] == "invalid_api_key"
+        assert http.get("/v1/models").status_code == 401
+        assert http.get("/health").status_code == 200
+        for given in ({"authorization": b"Bearer s\xc3\xa9cret"}, {"x-api-key": b"s\xc3\xa9cret"}):
+            assert http.post("/v1/chat/completions", json=BODY, headers=given).status_code == 200
+
+
+def test_without_a_key_every_key_is_accepted(http: httpx.Client) -> None:
+    for value in ("Bearer", "Bearer x", "Basic eDp5"):
+        assert http.get("/v1/models", headers={"authorization": value}).status_code == 200
+
+
+def test_bodies_have_a_bound() -> None:
+    limit = 1_000_000
+    with (
+        running(make_driver(saying("x")), max_body_bytes=limit) as server,
+        httpx.Client(base_url=server.url) as http,
+    ):
+        response = http.post("/v1/chat/completions", content=b"x" * (4 * limit))
+        assert response.status_code == 413
+        assert response.json()["error"]["code"] == "request_too_large"
+        padded = {**BODY, "padding": "x" * (limit - 1000)}
+        assert http.post("/v1/chat/completions", json=padded).status_code == 200
+        refused = http.post("/nope", content=b"x" * limit)
+        assert refused.status_code == 404
+        assert http.get("/health").status_code == 200
+
+
+def test_large_bodies_are_parsed_off_the_loop(http: httpx.Client) -> None:
+    body = {**BODY, "metadata": None, "padding": ["x" * 100] * 5000}
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+    assert http.post("/v1/chat/completions", content=b"[" * 200_000).status_code == 400
+
+
+def test_two_requests_in_one_connection(server: Running) -> None:
+    """Pipelined requests are answered in order."""
+    request = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(request * 2)
+        received = b""
+        while received.count(b'"status":"ok"') < 2:
+            data = connection.recv(65536)
+            assert data, "the connection was closed"
+            received += data
