@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from ortserve.export.checkpoint import Checkpoint
+from ortserve.export.errors import ExportError
 from ortserve.export.graph_builder import MICROSOFT, GraphBuilder
 from ortserve.export.plan import MatrixPlan
 from ortserve.export.quantize import INT8_LIMIT, quantize_int4_blocks, quantize_int8_rows
@@ -31,13 +32,13 @@ def store_matrix(graph: GraphBuilder, plan: MatrixPlan, checkpoint: Checkpoint) 
         graph.weight(f"{plan.name}.weight", np.float32, shape, chunks)
     elif plan.precision == "int8":
         scales: list[NDArray[np.float32]] = []
-        graph.weight(f"{plan.name}.weight", np.int8, shape, _int8(chunks, scales))
+        graph.weight(f"{plan.name}.weight", np.int8, shape, _int8(plan, chunks, scales))
         graph.weight(f"{plan.name}.scale", np.float32, (plan.num_rows,), scales)
     else:
         num_blocks = -(-plan.num_columns // plan.block_size)
         scales = []
         packed = (plan.num_rows, num_blocks, plan.block_size // 2)
-        graph.weight(f"{plan.name}.weight", np.uint8, packed, _int4(chunks, plan.block_size, scales))
+        graph.weight(f"{plan.name}.weight", np.uint8, packed, _int4(plan, chunks, scales))
         graph.weight(f"{plan.name}.scale", np.float32, (plan.num_rows, num_blocks), scales)
     if plan.linear.biases:
         biases = checkpoint.stacked_chunks(plan.linear.biases, CHUNK_ELEMENTS)
@@ -127,17 +128,25 @@ def _zero_points(graph: GraphBuilder, rows: str) -> str:
     return graph.shared(f"{rows}.zero_points", build)
 
 
-def _int8(chunks: Iterator[NDArray[np.float32]], scales: list[NDArray[np.float32]]) -> Iterator[NDArray[np.int8]]:
+def _int8(
+    plan: MatrixPlan, chunks: Iterator[NDArray[np.float32]], scales: list[NDArray[np.float32]]
+) -> Iterator[NDArray[np.int8]]:
     for chunk in chunks:
-        codes, scale = quantize_int8_rows(chunk)
+        codes, scale = quantize_int8_rows(_finite(plan, chunk))
         scales.append(scale)
         yield codes
 
 
 def _int4(
-    chunks: Iterator[NDArray[np.float32]], block_size: int, scales: list[NDArray[np.float32]]
+    plan: MatrixPlan, chunks: Iterator[NDArray[np.float32]], scales: list[NDArray[np.float32]]
 ) -> Iterator[NDArray[np.uint8]]:
     for chunk in chunks:
-        codes, scale = quantize_int4_blocks(chunk, block_size)
+        codes, scale = quantize_int4_blocks(_finite(plan, chunk), plan.block_size)
         scales.append(scale)
         yield codes
+
+
+def _finite(plan: MatrixPlan, chunk: NDArray[np.float32]) -> NDArray[np.float32]:
+    if not np.isfinite(chunk).all():
+        raise ExportError(f"{plan.linear.weights[0]} holds values that are not finite: download the checkpoint again")
+    return chunk

@@ -7,13 +7,14 @@ from numpy.typing import NDArray
 
 INT8_LIMIT = 127
 INT4_ZERO = 8  # MatMulNBits' implied zero point for 4 bits
+SMALLEST_SCALE = np.float32(1e-30)  # below it a row counts as zeros: the reciprocal would overflow
 
 
 def quantize_int8_rows(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Symmetric 8 bits with one scale per row: `rows [n, k]` to integers `[n, k]` and scales `[n]`."""
     limit = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     scale = (limit / np.float32(INT8_LIMIT)).astype(np.float32)
-    scale[scale == 0] = 1.0
+    scale[scale < SMALLEST_SCALE] = 1.0
     scaled = rows * (np.float32(1.0) / scale)[:, None]
     np.rint(scaled, out=scaled)
     np.clip(scaled, -INT8_LIMIT, INT8_LIMIT, out=scaled)
@@ -33,7 +34,7 @@ def quantize_int4_blocks(rows: NDArray[np.float32], block_size: int) -> tuple[ND
     blocks = rows.reshape(num_rows, num_blocks, block_size)
     high, low = blocks.max(axis=2), blocks.min(axis=2)
     scale = np.where(high > -low, high, low) / np.float32(-INT4_ZERO)
-    scale = np.where(scale == 0, np.float32(1.0), scale).astype(np.float32)
+    scale = np.where(np.abs(scale) < SMALLEST_SCALE, np.float32(1.0), scale).astype(np.float32)
     codes = blocks * (np.float32(1.0) / scale)[..., None]
     np.rint(codes, out=codes)
     codes += INT4_ZERO

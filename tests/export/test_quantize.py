@@ -1,0 +1,71 @@
+"""Properties of the weight quantizers for any finite input."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from ortserve.export.quantize import INT4_ZERO, INT8_LIMIT, quantize_int4_blocks, quantize_int8_rows
+
+values = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
+matrices = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40), elements=values)
+
+
+TINY = 1e-27  # rows smaller than this count as zeros
+
+
+def _unpack(packed: NDArray[np.uint8], scale: NDArray[np.float32], num_columns: int) -> NDArray[np.float32]:
+    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1).astype(np.float32)
+    rows = (codes - INT4_ZERO) * scale[..., None]
+    return rows.reshape(len(packed), -1)[:, :num_columns].astype(np.float32)
+
+
+@settings(max_examples=100, deadline=None)
+@given(matrices)
+def test_int8_is_within_half_a_step_and_uses_no_code_below_minus_127(rows: NDArray[np.float32]) -> None:
+    codes, scale = quantize_int8_rows(rows)
+    assert codes.dtype == np.int8
+    assert scale.dtype == np.float32
+    assert codes.min() >= -INT8_LIMIT  # -128 would have no positive twin
+    assert np.all(scale > 0)
+    assert np.all(np.abs(codes * scale[:, None] - rows) <= scale[:, None] * 0.5001 + TINY)
+
+
+@settings(max_examples=100, deadline=None)
+@given(matrices)
+def test_int8_is_odd_and_rows_are_independent(rows: NDArray[np.float32]) -> None:
+    codes, scale = quantize_int8_rows(rows)
+    negated, same_scale = quantize_int8_rows(-rows)
+    np.testing.assert_array_equal(negated, -codes)
+    np.testing.assert_array_equal(same_scale, scale)
+    alone, alone_scale = quantize_int8_rows(rows[:1])
+    np.testing.assert_array_equal(alone[0], codes[0])
+    assert alone_scale[0] == scale[0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(matrices, st.sampled_from([16, 32]))
+def test_int4_is_within_half_a_step_except_at_the_missing_code_eight(rows: NDArray[np.float32], block: int) -> None:
+    packed, scale = quantize_int4_blocks(rows, block)
+    num_blocks = -(-rows.shape[1] // block)
+    assert packed.shape == (len(rows), num_blocks, block // 2)
+    assert scale.shape == (len(rows), num_blocks)
+    found = _unpack(packed, scale, rows.shape[1])
+    step = np.abs(np.repeat(scale, block, axis=1)[:, : rows.shape[1]])
+    # codes run from -8 to 7: the far end of the other sign is clipped by up to a whole step
+    assert np.all(np.abs(found - rows) <= step * 1.0001 + TINY)
+    inner = np.abs(rows) <= 7 * step
+    assert np.all(np.abs(found - rows)[inner] <= step[inner] * 0.5001 + TINY)
+
+
+@settings(max_examples=50, deadline=None)
+@given(matrices)
+def test_zeros_stay_zeros_in_both(rows: NDArray[np.float32]) -> None:
+    rows[::2] = 0
+    codes, _ = quantize_int8_rows(rows)
+    assert not codes[::2].any()
+    packed, scale = quantize_int4_blocks(rows, 16)
+    assert not _unpack(packed, scale, rows.shape[1])[::2].any()
