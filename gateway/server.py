@@ -23,6 +23,7 @@ BACKLOG = 2048
 KEEP_ALIVE_S = 120.0  # longer than clients keep idle connections, or they would write into a closing one
 MAX_FILES = 65_536
 UNBOUNDED = 2**62
+LAST_FRAMES_S = 5.0  # after the drain bound, for the frames that tell clients of it
 
 
 class AddressError(OrtserveError):
@@ -81,8 +82,8 @@ def server_config(listener: socket.socket, limits: Limits) -> Config:
     config.backlog = BACKLOG
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.keep_alive_max_requests = UNBOUNDED
-    config.graceful_timeout = limits.drain_s
-    config.shutdown_timeout = limits.drain_s
+    config.graceful_timeout = limits.drain_s + LAST_FRAMES_S
+    config.shutdown_timeout = LAST_FRAMES_S
     config.h2_max_concurrent_streams = 1024
     config.h11_max_incomplete_size = 64 * 1024
     config.include_server_header = False
@@ -108,7 +109,7 @@ async def run_server(
             log().info("draining", limit_s=limits.drain_s)
             await asyncio.to_thread(drain)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(5.0):  # what is left are connections that nobody reads
+                async with asyncio.timeout(LAST_FRAMES_S):  # what is left are connections that nobody reads
                     await asyncio.shield(server)
         if server.done():
             server.result()
@@ -144,4 +145,4 @@ def _log_failure(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 def _is_connection_failure(error: BaseException | None) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return all(_is_connection_failure(inner) for inner in error.exceptions)
-    return isinstance(error, OSError)
+    return isinstance(error, OSError | asyncio.CancelledError)

@@ -178,7 +178,13 @@ def test_an_unexpected_exception_is_a_500_without_details() -> None:
 
 
 def test_unknown_fields_and_nulls_are_ignored(http: httpx.Client) -> None:
-    extra = {"client_metadata": {"a": 1}, "temperature": None, "tools": [], "stop": None, "stop_token_ids": []}
+    extra: dict[str, Any] = {
+        "client_metadata": {"a": 1},
+        "temperature": None,
+        "tools": [],
+        "stop": None,
+        "stop_token_ids": [],
+    }
     body = chat(**extra, stream=True, stream_options={"continuous_usage_stats": True})
     assert http.post(CHAT, json=body).status_code == 200
 

@@ -115,7 +115,7 @@ def test_keys() -> None:
             assert response.json()["error"]["code"] == "invalid_api_key"
         assert http.get("/v1/models").status_code == 401
         assert http.get("/health").status_code == 200
-        for given in ({"authorization": b"Bearer s\xc3\xa9cret"}, {"x-api-key": b"s\xc3\xa9cret"}):
+        for given in ([(b"authorization", b"Bearer s\xc3\xa9cret")], [(b"x-api-key", b"s\xc3\xa9cret")]):
             assert http.post("/v1/chat/completions", json=BODY, headers=given).status_code == 200
 
 

@@ -1,0 +1,249 @@
+"""Clients that leave, that stop reading, that wait: against a real server, and hand-driven ASGI for exact timing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from ortserve.gateway.app import build_app
+from ortserve.gateway.server import Limits
+from ortserve.gateway.watch import Patience
+from ortserve.runtime.request import Request
+from tests.gateway.running import Running, running
+from tests.gateway.scripted import MAX_CONTEXT, ScriptedDriver, make_driver, make_service, saying
+from tests.gateway.test_chat import body
+
+PATH = "/v1/chat/completions"
+ENDLESS = saying("x" * MAX_CONTEXT)
+
+
+def wait_for(condition: Callable[[], bool], *, within_s: float = 5.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.005)
+
+
+def raw_request(**fields: Any) -> bytes:
+    data = json.dumps(body(**fields)).encode()
+    return b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (PATH.encode(), len(data), data)
+
+
+@pytest.mark.parametrize("num_choices", [1, 3])
+@pytest.mark.parametrize("stream", [False, True])
+def test_leaving_cancels_every_choice(stream: bool, num_choices: int) -> None:
+    driver = make_driver(ENDLESS, pace_s=0.02)
+    with running(driver) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(raw_request(stream=stream, n=num_choices))
+            wait_for(lambda: len(driver.submitted) == num_choices)
+            if stream:
+                assert b"200" in connection.recv(4096)
+        wait_for(lambda: len(driver.cancelled) == num_choices, within_s=2.0)
+
+
+def test_the_others_go_on_when_one_leaves() -> None:
+    driver = make_driver(saying("x" * 30), pace_s=0.01)
+    with running(driver) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(raw_request(stream=True))
+            wait_for(lambda: len(driver.submitted) == 1)
+            with httpx.stream("POST", server.url + PATH, json=body(stream=True)) as response:
+                lines = response.iter_lines()
+                next(lines)
+                connection.close()
+                rest = list(lines)
+        assert rest[-2:] == ["data: [DONE]", ""]
+        wait_for(lambda: len(driver.cancelled) == 1)
+
+
+def test_closing_an_sdk_style_stream_early_cancels() -> None:
+    driver = make_driver(ENDLESS, pace_s=0.01)
+    with running(driver) as server:
+        with httpx.stream("POST", server.url + PATH, json=body(stream=True)) as response:
+            next(response.iter_lines())
+        wait_for(lambda: len(driver.cancelled) == 1)
+        assert httpx.get(server.url + "/health").json()["running"] == 0
+
+
+def test_a_reader_that_stops_is_cancelled_and_blocks_nobody() -> None:
+    """Megabytes of log-probabilities fill every buffer; the reader takes none of them."""
+    driver = make_driver(lambda _: [[64] * 16] * 400, max_context=10**6)
+    limits = Limits(drain_s=1.0, stall_s=1.0)
+    with running(driver, limits=limits, patience=Patience(stall_s=0.3)) as server:
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", server.port))
+            connection.sendall(raw_request(stream=True, logprobs=True, top_logprobs=20, n=8, max_tokens=10**5))
+            wait_for(lambda: len(driver.submitted) == 8)
+            response = httpx.post(server.url + PATH, json=body(max_tokens=3))
+            assert response.json()["usage"]["completion_tokens"] == 3
+            wait_for(lambda: len(driver.cancelled) + len(driver.finished) == 9)
+        assert httpx.get(server.url + "/health").json()["running"] == 0
+
+
+def test_silence_is_filled_with_comment_lines() -> None:
+    driver = make_driver(saying("ab"), pace_s=0.25)
+    with (
+        running(driver, patience=Patience(ping_s=0.1)) as server,
+        httpx.stream("POST", server.url + PATH, json=body(stream=True)) as response,
+    ):
+        text = "".join(response.iter_text())
+    assert text.count(": ping\n") >= 2
+    for event in text.split("\n\n")[:-1]:
+        lines = event.split("\n")
+        assert lines[-1].startswith("data: "), "a comment must not make an event of its own"
+        assert all(line == ": ping" for line in lines[:-1])
+
+
+def test_a_busy_stream_has_no_comment_lines() -> None:
+    driver = make_driver(saying("x" * 40), pace_s=0.01)
+    with running(driver, patience=Patience(ping_s=0.2)) as server:
+        text = httpx.post(server.url + PATH, json=body(stream=True)).text
+    assert ": ping" not in text
+
+
+def test_headers_and_role_come_before_the_first_token() -> None:
+    def think(_: Request) -> list[list[int]]:
+        time.sleep(0.5)
+        return [[64]]
+
+    driver = make_driver(think)
+    with running(driver) as server:
+        began = time.monotonic()
+        with httpx.stream("POST", server.url + PATH, json=body(stream=True)) as response:
+            lines = response.iter_lines()
+            first = next(lines)
+            assert time.monotonic() - began < 0.4
+            assert '"role":"assistant"' in first
+            assert list(lines)[-2] == "data: [DONE]"
+
+
+# Stopping
+
+
+def drained(server: Running, driver: ScriptedDriver, within_s: float) -> str:
+    """What a stream that runs at the stop gets."""
+    with httpx.stream("POST", server.url + PATH, json=body(stream=True)) as response:
+        lines = response.iter_lines()
+        next(lines)
+        began = time.monotonic()
+        server.begin_stop()
+        wait_for(lambda: not driver.healthy)
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(server.url + "/health", timeout=2)
+        text = "\n".join(lines)
+    assert time.monotonic() - began < within_s
+    return text
+
+
+def test_short_requests_finish_while_draining() -> None:
+    driver = make_driver(saying("x" * 20), pace_s=0.02)
+    with running(driver, limits=Limits(drain_s=5.0)) as server:
+        assert "[DONE]" in drained(server, driver, 4.0)
+
+
+def test_long_requests_end_with_an_error_at_the_bound() -> None:
+    driver = make_driver(ENDLESS, pace_s=0.02)
+    with running(driver, limits=Limits(drain_s=0.3)) as server:
+        text = drained(server, driver, 3.0)
+    assert "[DONE]" not in text
+    assert "shutting down" in text
+    assert '"type":"server_error"' in text
+
+
+# Hand-driven: the order of events is exact
+
+
+class Client:
+    """The server's side of one ASGI exchange."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.incoming.put_nowait({"type": "http.request", "body": json.dumps(data).encode(), "more_body": False})
+        self.sent: list[Any] = []
+        self.started = asyncio.Event()
+        self.blocks: asyncio.Event | None = None
+
+    async def receive(self) -> Any:
+        return await self.incoming.get()
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+        self.started.set()
+        if self.blocks is not None:
+            await self.blocks.wait()
+
+    def leave(self) -> None:
+        self.incoming.put_nowait({"type": "http.disconnect"})
+
+    def scope(self) -> dict[str, Any]:
+        return {
+            "type": "http", "method": "POST", "path": PATH, "raw_path": PATH.encode(), "query_string": b"",
+            "headers": [], "http_version": "1.1", "scheme": "http", "asgi": {"version": "3.0"}, "state": {},
+        }  # fmt: skip
+
+
+def drive(driver: ScriptedDriver, client_body: dict[str, Any], act: Callable[[Client], None], **options: Any) -> Client:
+    """Run one exchange; `act` is called once the first byte has been sent, or the request submitted."""
+
+    async def main() -> Client:
+        app = build_app(make_service(driver), **options)
+        client = Client(client_body)
+        task = asyncio.create_task(app(client.scope(), client.receive, client.send))
+        async with asyncio.timeout(5):
+            while not client.started.is_set() and not driver.submitted:  # noqa: ASYNC110  # the driver has a thread
+                await asyncio.sleep(0.001)
+        act(client)
+        async with asyncio.timeout(5):
+            await task
+        assert len(asyncio.all_tasks()) <= 1 or await settled()
+        return client
+
+    async def settled() -> bool:
+        """Cancelled helpers need one more turn of the loop."""
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return len(asyncio.all_tasks()) == 1
+
+    try:
+        return asyncio.run(main())
+    finally:
+        driver.close()
+
+
+def test_a_whole_reply_is_not_sent_to_nobody() -> None:
+    driver = make_driver(ENDLESS, pace_s=0.01)
+    drive(driver, body(), Client.leave)
+    assert len(driver.cancelled) == 1
+
+
+def test_a_stream_ends_without_a_last_frame_when_the_client_has_left() -> None:
+    driver = make_driver(ENDLESS, pace_s=0.01)
+    client = drive(driver, body(stream=True), Client.leave)
+    assert len(driver.cancelled) == 1
+    assert all(message.get("more_body", True) for message in client.sent)
+
+
+def test_a_blocked_write_ends_the_stream() -> None:
+    driver = make_driver(ENDLESS, pace_s=0.01)
+
+    def stop_reading(client: Client) -> None:
+        client.blocks = asyncio.Event()
+
+    drive(driver, body(stream=True), stop_reading, patience=Patience(stall_s=0.05))
+    assert len(driver.cancelled) == 1
+
+
+def test_a_disconnect_after_the_end_is_nothing() -> None:
+    driver = make_driver(saying("x"))
+    client = drive(driver, body(stream=True), lambda _: None)
+    assert client.sent[-1]["more_body"] is False
+    assert not driver.cancelled
