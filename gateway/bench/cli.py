@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     where = parser.add_argument_group("server")
     where.add_argument("--url", default=DEFAULT_URL, help=f"address, with or without /v1 (default {DEFAULT_URL})")
-    where.add_argument("--model", help="default: the first one the server lists")
+    where.add_argument("--model", help="name, or path it is served from (default: the first listed)")
     where.add_argument(
         "--api", type=Api, choices=list(Api), default=Api.COMPLETIONS, help="endpoint (default %(default)s)"
     )
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
 async def _measure(arguments: argparse.Namespace, target: Target, levels: list[Level]) -> BenchReport:
     with contextlib.closing(Client(target, arguments.timeout)) as client:
         workload = Workload(
-            model=arguments.model or await _first_model(client, target),
+            model=await _served_model(client, target, arguments.model),
             api=arguments.api,
             num_prompt_tokens=arguments.prompt_tokens,
             num_output_tokens=arguments.output_tokens,
@@ -123,11 +123,17 @@ async def _run_levels(
     return tuple(reports)
 
 
-async def _first_model(client: Client, target: Target) -> str:
-    for entry in await list_models(client, target):
-        if isinstance(entry.get("id"), str):
-            return str(entry["id"])
-    raise BenchError(f"{target.url} lists no models: name one with --model")
+async def _served_model(client: Client, target: Target, wanted: str | None) -> str:
+    """The name to ask for. `wanted` may also be the path or hub id from which the server's only model came."""
+    names = [str(entry["id"]) for entry in await list_models(client, target) if "id" in entry]
+    if wanted is None:
+        if not names:
+            raise BenchError(f"{target.url} lists no models: name one with --model")
+        return names[0]
+    if wanted not in names and len(names) == 1 and "/" in wanted:
+        sys.stderr.write(f"the server calls its model {names[0]}\n")
+        return names[0]
+    return wanted
 
 
 def _levels(arguments: argparse.Namespace) -> list[Level]:

@@ -43,7 +43,7 @@ def check_cores(cpu: CpuFacts) -> Finding:
     detail += f", CPU quota {cpu.cgroup_cores:g}"
     if cpu.cgroup_cores < cpu.num_usable:
         whole = max(1, int(cpu.cgroup_cores))
-        return note("cores", detail, f"give the model no more threads than the quota: --num-threads {whole}")
+        return note("cores", detail, f"give the model no more threads than the quota: --threads {whole}")
     return fine("cores", detail)
 
 
