@@ -1,4 +1,4 @@
-"""Every unusable checkpoint, option or destination is one line that names cause and remedy, and leaves nothing behind."""
+"""Every unusable checkpoint, option or destination is one line naming cause and remedy, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def _config(**fields: Any) -> Callable[[Path], None]:
 
 
 def _text(name: str, text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_text(text) and None
+    def write(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return write
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,9 @@ def _exact(value: NDArray[np.float32], matrix: NDArray[np.float32]) -> NDArray[n
     limit = np.abs(value).max(axis=1) * np.float32(1 / 127)
     scale = np.maximum(limit, np.float32(1e-30))
     quantized = np.clip(np.rint(value / scale[:, None]), -128, 127).astype(np.int64)
-    return ((quantized @ codes.T.astype(np.int64)).astype(np.float32) * weight_scale) * scale[:, None]
+    sums = (quantized @ codes.T.astype(np.int64)).astype(np.float32)
+    exact: NDArray[np.float32] = (sums * weight_scale) * scale[:, None]
+    return exact
 
 
 @settings(max_examples=40, deadline=None)

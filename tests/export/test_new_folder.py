@@ -25,6 +25,12 @@ def _make(destination: Path, content: str, *, force: bool = False) -> None:
         (folder / "marker").write_text(content)
 
 
+def _make_half(destination: Path, error: BaseException) -> None:
+    with new_folder(destination, force=False, marker="marker") as folder:
+        (folder / "half").touch()
+        raise error
+
+
 def test_it_appears_under_its_name_and_nothing_else_remains(tmp_path: Path) -> None:
     _make(tmp_path / "deep" / "out", "first")
     assert _names(tmp_path / "deep") == ["out"]
@@ -48,12 +54,8 @@ def test_an_existing_folder_is_replaced_only_by_force_and_only_if_it_is_ours(tmp
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1), ExportError("bad"), ValueError("bug")])
 def test_any_interruption_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
-    with (
-        pytest.raises(type(error)),
-        new_folder(tmp_path / "out", force=False, marker="marker") as folder,
-    ):
-        (folder / "half").touch()
-        raise error
+    with pytest.raises(type(error)):
+        _make_half(tmp_path / "out", error)
     assert _names(tmp_path) == []
 
 

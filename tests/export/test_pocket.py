@@ -1,0 +1,63 @@
+"""The bundled checkpoints export, are proved, and share what a drafter must share with its model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ortserve.export.checkpoint import open_checkpoint
+from ortserve.export.cli import bundled_draft, bundled_model
+from ortserve.export.families import read_architecture
+from ortserve.export.publish import export_checkpoint
+from ortserve.export.reference import reference_logits
+from ortserve.export.shapes import SHAPES
+from ortserve.export.verify import proof_sequences
+from ortserve.export.widen import widen_checkpoint
+from ortserve.runtime.manifest import Manifest
+
+
+@pytest.fixture(scope="module")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Manifest]:
+    folder = tmp_path_factory.mktemp("pocket")
+    model = export_checkpoint(bundled_model(), folder / "model", precision="int8")
+    return model, export_checkpoint(bundled_draft(), folder / "draft", precision="int8")
+
+
+def test_both_are_proved_in_int8(manifests: tuple[Manifest, Manifest]) -> None:
+    for manifest in manifests:
+        assert manifest.parity is not None
+        assert manifest.parity.passed
+
+
+def test_model_and_draft_speak_the_same_ids(manifests: tuple[Manifest, Manifest]) -> None:
+    model, draft = manifests
+    assert model.num_tokens == draft.num_tokens
+    assert model.eos_token_ids == draft.eos_token_ids != ()
+    assert model.num_parameters > 3 * draft.num_parameters
+
+
+def test_the_pocket_widens_without_changing_its_logits(tmp_path: Path, manifests: tuple[Manifest, Manifest]) -> None:
+    """Hidden size, heads and layers as at the 0.5B shape's ratio, small enough for a test."""
+    source = open_checkpoint(bundled_model())
+    old = read_architecture(source)
+    shape = replace(
+        SHAPES["qwen2.5-0.5b"],
+        hidden_size=320,
+        intermediate_size=old.intermediate_size + 64,
+        num_layers=len(old.layers) + 1,
+        vocab_size=old.vocab_size + 256,
+    )
+    widen_checkpoint(bundled_model(), tmp_path / "wide", shape)
+    wide = open_checkpoint(tmp_path / "wide")
+    sequences = proof_sequences(source, manifests[0], num_positions=24)
+    for expected, found in zip(
+        reference_logits(source, old, sequences),
+        reference_logits(wide, read_architecture(wide), sequences),
+        strict=True,
+    ):
+        np.testing.assert_allclose(
+            found[:, : old.vocab_size], expected, rtol=0, atol=1e-4 * float(np.abs(expected).max())
+        )
