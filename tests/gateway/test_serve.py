@@ -1,0 +1,268 @@
+"""`ortserve serve` and `ortserve chat` as processes, on the runtime's synthetic model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ortserve.gateway import chat_client, serve
+from ortserve.gateway.environment import num_bytes
+from ortserve.gateway.server import AddressError
+from ortserve.runtime.errors import OrtserveError
+from ortserve.runtime.testing import VOCAB_SIZE, predict_next, write_synthetic_model
+from tests.gateway.running import running
+from tests.gateway.scripted import make_driver, saying
+
+# The console script is another part of the project: this is all it does for these verbs.
+MAIN = """
+import argparse, importlib, sys
+from pathlib import Path
+verb = importlib.import_module("ortserve.gateway." + sys.argv[1])
+parser = argparse.ArgumentParser()
+verb.configure(parser)
+sys.exit(verb.run(parser.parse_args(sys.argv[2:]), lambda model: Path(model or "missing")))
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The synthetic model with a tokenizer of as many one-byte tokens, and a template of no added text."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    manifest = write_synthetic_model(folder, eos_token_ids=(0,))
+    vocabulary = {f"<0x{index:02X}>": index for index in range(manifest.num_tokens)}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": [], "byte_fallback": True, "unk_token": None},
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    return folder
+
+
+def expected(prompt: bytes, length: int) -> str:
+    """What greedy decoding says: every token is an ASCII character, 0 ends, and so does the id without a token."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + length:
+        token = predict_next(tokens)
+        if token in (0, VOCAB_SIZE - 1):
+            break
+        tokens.append(token)
+    return bytes(tokens[len(prompt) :]).decode()
+
+
+@contextmanager
+def process(verb: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    child = subprocess.Popen(
+        [sys.executable, "-c", MAIN, verb, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            child.kill()
+        child.communicate()
+
+
+def read_greeting(child: subprocess.Popen[str]) -> str:
+    """The first line on stdout."""
+    assert child.stdout is not None
+    ready, _, _ = select.select([child.stdout], [], [], 30)
+    assert ready, "nothing was printed"
+    return child.stdout.readline()
+
+
+def test_a_server_greets_answers_logs_and_ends(model: Path) -> None:
+    began = time.monotonic()
+    with process(
+        "serve", str(model), "--threads", "1", PORT="0", ORTSERVE_SERVED_NAME="syn", ORTSERVE_MAX_ROWS="4"
+    ) as child:
+        match = re.search(r"served on (http://127\.0\.0\.1:(\d+)/v1)", read_greeting(child))
+        assert match is not None
+        assert time.monotonic() - began < 15
+        body = {"model": "syn", "messages": [{"role": "user", "content": "abc"}], "temperature": 0, "max_tokens": 12}
+        reply = httpx.post(f"{match[1]}/chat/completions", json=body, timeout=20).json()
+        text = expected(b"abc", 12)
+        assert reply["choices"][0]["message"]["content"] == text
+        streamed = httpx.post(f"{match[1]}/chat/completions", json={**body, "stream": True}, timeout=20).text
+        chunks = [json.loads(line[6:]) for line in streamed.split("\n\n") if line.startswith("data: {")]
+        assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == text
+        child.send_signal(signal.SIGTERM)
+        _, stderr = child.communicate(timeout=20)
+    assert child.returncode == 0, stderr
+    lines = [json.loads(line) for line in stderr.splitlines()]
+    access = [line for line in lines if line["event"] == "request"]
+    assert len(access) == 2
+    for line in access:
+        assert line["path"] == "/v1/chat/completions"
+        assert line["request_id"].startswith("req_")
+        assert line["prompt_tokens"] == 3
+        assert line["ttft_ms"] <= line["duration_ms"]
+    assert "abc" not in stderr
+    assert {line["event"] for line in lines} >= {"memory_plan", "ready", "draining"}
+
+
+def test_the_served_snippet_runs(model: Path) -> None:
+    with process("serve", str(model), "--port", "0", "--threads", "1") as child:
+        greeting = read_greeting(child)
+        assert child.stdout is not None
+        lines = []
+        while not (line := child.stdout.readline()).startswith("curl"):
+            lines.append(line)
+        snippet = "".join(lines).replace("Hello!", "abc")
+        done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, greeting + done.stderr
+        assert done.stdout
+
+
+def test_a_second_signal_does_not_wait(model: Path) -> None:
+    with process("serve", str(model), "--port", "0", "--drain", "60") as child:
+        match = re.search(r"http://\S+", read_greeting(child))
+        assert match is not None
+        body = {
+            "model": "synthetic",
+            "messages": [{"role": "user", "content": "abc"}],
+            "ignore_eos": True,
+            "stream": True,
+        }
+        with httpx.stream("POST", f"{match[0]}/chat/completions", json=body, timeout=20):
+            child.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(10) in (0, -signal.SIGTERM)
+
+
+def arguments_of(verb: str, *words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    {"serve": serve, "chat": chat_client}[verb].configure(parser)
+    return parser.parse_args(words)
+
+
+def no_model(_: str | None) -> Path:
+    raise AssertionError("the port is checked first")
+
+
+def test_a_taken_port_is_one_line_before_anything_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(AddressError, match=f"port {port} on 127.0.0.1 is in use: stop the other server or choose"):
+            serve.run(arguments_of("serve", "--port", str(port)), no_model)
+
+
+def test_an_unresolvable_host_is_one_line() -> None:
+    with pytest.raises(AddressError, match="cannot resolve"):
+        serve.run(arguments_of("serve", "--host", "no such host"), no_model)
+
+
+def test_a_model_without_tokenizer_is_one_line(tmp_path: Path) -> None:
+    write_synthetic_model(tmp_path)
+    with pytest.raises(OrtserveError, match=r"tokenizer\.json cannot be read") as caught:
+        serve.run(arguments_of("serve", str(tmp_path), "--port", "0"), no_model)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_environment_supplies_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOST", "0.0.0.0")
+    monkeypatch.setenv("PORT", "81")
+    monkeypatch.setenv("MODEL", "m")
+    monkeypatch.setenv("ORTSERVE_PORT", "82")
+    monkeypatch.setenv("ORTSERVE_KV_MEMORY", "1.5GiB")
+    monkeypatch.setenv("ORTSERVE_DETERMINISTIC", "1")
+    arguments = arguments_of("serve")
+    assert (arguments.host, arguments.port, arguments.model) == ("0.0.0.0", 82, "m")
+    assert arguments.kv_memory == 3 * 2**29
+    assert arguments.deterministic
+    assert arguments_of("serve", "other", "--port", "9").port == 9
+
+
+@pytest.mark.parametrize("words", [("--port", "x"), ("--port", "70000"), ("--max-rows", "0"), ("--kv-memory", "lots")])
+def test_bad_options_are_usage_errors(words: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        arguments_of("serve", *words)
+    assert caught.value.code == 2
+    assert words[1] in capsys.readouterr().err
+
+
+def test_sizes() -> None:
+    assert [num_bytes(text) for text in ("7", "2k", "1.5 GB", "1MiB")] == [7, 2000, 1_500_000_000, 2**20]
+
+
+# Chat
+
+
+def test_chat_with_a_model_in_the_process(model: Path) -> None:
+    words = ("--temperature", "0", "--max-tokens", "5", "--threads", "1", "--log-level", "error")
+    with process("chat_client", str(model), *words) as child:
+        stdout, stderr = child.communicate("abc\n\n/reset\nabc\n/quit\nnot read\n", timeout=30)
+    assert child.returncode == 0, stderr
+    reply = expected(b"abc", 5)
+    assert stdout == f"{reply}\n" * 2, stderr
+
+
+def test_chat_with_a_server(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    driver = make_driver(saying("hello \U0001f600"))
+    with running(driver) as server:
+        monkeypatch.setattr(sys, "stdin", iter_lines("one\n", "two\n", "x" * 600 + "\n", "four\n"))
+        arguments = arguments_of("chat", "--url", f"{server.url}/v1/", "--system", "S", "--seed", "3")
+        assert chat_client.run(arguments, no_model) == 0
+    output = capsys.readouterr()
+    assert output.out == "hello \U0001f600\n" * 3
+    assert "prompt is too long" in output.err
+    assert driver.submitted[-1].sampling.seed == 3
+    # system, two turns of each side, and the question after the refused one
+    assert len(driver.submitted[-1].prompt) > len(driver.submitted[0].prompt)
+
+
+def test_chat_with_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OrtserveError, match="check --url"):
+        chat_client.run(arguments_of("chat", "--url", "http://127.0.0.1:9/v1"), no_model)
+
+
+def test_ctrl_c_stops_the_reply_and_not_the_chat(model: Path) -> None:
+    with process("chat_client", str(model), "--threads", "1") as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write("abc\n")
+        child.stdin.flush()
+        ready, _, _ = select.select([child.stdout], [], [], 30)
+        assert ready
+        child.send_signal(signal.SIGINT)
+        stdout, stderr = child.communicate("/quit\n", timeout=20)
+    assert "Traceback" not in stderr
+    assert child.returncode == 0, stdout + stderr
+
+
+def iter_lines(*lines: str) -> object:
+    """A stdin that is a pipe."""
+
+    class Pipe:
+        def __init__(self) -> None:
+            self.lines = iter(lines)
+
+        def isatty(self) -> bool:
+            return False
+
+        def readline(self) -> str:
+            return next(self.lines, "")
+
+    return Pipe()
