@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any, TextIO
+from typing import Any
 
 import structlog
 
 LEVELS = ("debug", "info", "warning", "error")
 
 
-def configure_logs(level: str, output: TextIO | None = None) -> None:
+def configure_logs(level: str) -> None:
     """Set up structlog for this process, and send what libraries log through `logging` the same way."""
     number = getattr(logging, level.upper())
     structlog.configure(
@@ -23,7 +23,7 @@ def configure_logs(level: str, output: TextIO | None = None) -> None:
             structlog.processors.JSONRenderer(ensure_ascii=False),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(output or sys.stderr),
+        logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),  # the one of now: it may be replaced later
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(level=max(number, logging.WARNING), handlers=[_ToStructlog()], force=True)
