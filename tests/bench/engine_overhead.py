@@ -14,7 +14,8 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from statistics import mean
+from time import perf_counter, process_time
 
 import numpy as np
 
@@ -34,6 +35,22 @@ from ortserve.runtime.step import Row, Step
 from tests.bench.measurement import Goal, finish, script_parser, spread
 
 
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A moment, or the time between two."""
+
+    wall_s: float
+    cpu_s: float
+
+    def __sub__(self, other: Tick) -> Tick:
+        return Tick(self.wall_s - other.wall_s, self.cpu_s - other.cpu_s)
+
+
+def tick() -> Tick:
+    """Now."""
+    return Tick(perf_counter(), process_time())
+
+
 class BareLoop:
     """Decodes with a KV store of its own: arrays are packed before the clock starts, then bound and run."""
 
@@ -48,17 +65,17 @@ class BareLoop:
             self._binding.bind_shared(f"past.{tensor.name}", f"present.{tensor.name}", tensor.address, shape)
         self._binding.bind_output("logits", self._logits)
 
-    def run(self, contexts: Sequence[int], num_steps: int) -> list[float]:
-        """Seconds of each of `num_steps` decodes of all rows, which hold `contexts` tokens at first."""
-        seconds: list[float] = []
+    def run(self, contexts: Sequence[int], num_steps: int) -> list[Tick]:
+        """Time of each of `num_steps` decodes of all rows, which hold `contexts` tokens at first."""
+        ticks: list[Tick] = []
         for offset in range(num_steps):
             rows = tuple(Row(str(slot), slot, start + offset, (17,), 1) for slot, start in enumerate(contexts))
             batch = build_batch(Step(0, (), rows), num_rows=self._num_rows, capacity=self._capacity)
-            start_s = perf_counter()
+            before = tick()
             _bind(self._binding, batch)
             self._binding.run()
-            seconds.append(perf_counter() - start_s)
-        return seconds
+            ticks.append(tick() - before)
+        return ticks
 
 
 def _bind(binding: Binding, batch: object) -> None:
@@ -69,10 +86,12 @@ def _bind(binding: Binding, batch: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Means of two neighbouring blocks of steps, seconds per step."""
+    """Means of two neighbouring blocks of steps: seconds per step, and processor seconds of the whole process."""
 
     engine_s: float
     bare_s: float
+    engine_cpu_s: float
+    bare_cpu_s: float
 
 
 class AlternatingOutlet:
@@ -86,12 +105,12 @@ class AlternatingOutlet:
         self._contexts = {str(row): num_prompt_tokens for row in range(num_rows)}
         self._block = block
         self._num_blocks = num_blocks
-        self._seconds: list[float] = []
-        self._returned_s: float | None = None
+        self._ticks: list[Tick] = []
+        self._returned: Tick | None = None
 
     def deliver(self, deltas: Sequence[Delta]) -> None:
         """All deltas of one step; what the engine did since the last return is one step's time."""
-        now = perf_counter()
+        now = tick()
         for delta in deltas:
             self._contexts[delta.request_id] += len(delta.token_ids)
             if delta.error is not None:
@@ -100,22 +119,25 @@ class AlternatingOutlet:
             self.finished.set()
         elif len(deltas) == len(self._contexts) and len(self.blocks) < self._num_blocks:
             self._count(now)
-        self._returned_s = perf_counter()
+        self._returned = tick()
 
-    def _count(self, now_s: float) -> None:
-        if self._returned_s is not None:
-            self._seconds.append(now_s - self._returned_s)
-        if len(self._seconds) <= self._block:
+    def _count(self, now: Tick) -> None:
+        if self._returned is not None:
+            self._ticks.append(now - self._returned)
+        if len(self._ticks) <= self._block:
             return
-        bare = self._bare.run([context - 1 for context in self._contexts.values()], self._block + 1)
-        self.blocks.append(Block(_mean(self._seconds[1:]), _mean(bare[1:])))
-        self._seconds = []
+        own, bare = self._ticks[1:], self._bare.run([c - 1 for c in self._contexts.values()], self._block + 1)[1:]
+        self.blocks.append(
+            Block(
+                engine_s=mean(one.wall_s for one in own),
+                bare_s=mean(one.wall_s for one in bare),
+                engine_cpu_s=mean(one.cpu_s for one in own),
+                bare_cpu_s=mean(one.cpu_s for one in bare),
+            )
+        )
+        self._ticks = []
         if len(self.blocks) == self._num_blocks:
             self.finished.set()
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +165,9 @@ def measure(
     num_blocks: int,
 ) -> Side:
     """Prefill `num_rows` prompts, then count `num_blocks` blocks of both sides."""
-    most = num_prompt_tokens + (num_blocks + 2) * (block + 2) + num_rows * 4 + 64
+    most = (
+        num_prompt_tokens + (num_blocks + 2) * (block + 2) + 512
+    )  # a small model runs ahead while others are submitted
     config = EngineConfig(max_rows=num_rows, max_context=most)
     plan = plan_engine(manifest, config, available_bytes=memory_budget().available)
     store = SlotKvStore(manifest.kv, num_rows=plan.num_rows, capacity=plan.capacity, num_host_blocks=1)
@@ -155,7 +179,9 @@ def measure(
     generator = np.random.default_rng(num_rows)
     try:
         for row in range(num_rows):
-            prompt = tuple(generator.integers(300, manifest.num_tokens, num_prompt_tokens).tolist())
+            prompt = tuple(
+                generator.integers(manifest.num_tokens // 4, manifest.num_tokens, num_prompt_tokens).tolist()
+            )
             sampling = SamplingParams(
                 temperature=temperature, seed=row, max_tokens=most - num_prompt_tokens, ignore_eos=True
             )
@@ -194,7 +220,9 @@ def main() -> int:
     for side in sides:
         speed = spread([side.num_rows / block.engine_s for block in side.blocks])
         bare = spread([side.num_rows / block.bare_s for block in side.blocks])
+        cpu = spread([block.bare_cpu_s / block.engine_cpu_s for block in side.blocks])
         print(f"{side.num_rows} rows, temperature {side.temperature:g}: engine {speed}, bare {bare} tokens/s")
+        print(f"  processor time, bare over engine: {cpu}")
     return finish(arguments, [side.goal() for side in sides], {"sides": sides})
 
 

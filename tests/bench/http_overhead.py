@@ -30,7 +30,7 @@ from ortserve.runtime.driver import Driver
 from ortserve.runtime.manifest import read_manifest
 from ortserve.runtime.opening import open_driver
 from ortserve.runtime.request import Delta, Request, SamplingParams
-from tests.bench.measurement import Goal, finish, script_parser, serving, spread
+from tests.bench.measurement import Goal, Server, finish, script_parser, serving, spread
 
 
 @dataclass(slots=True)
@@ -114,6 +114,13 @@ class Pair:
     concurrency: int
     http: LevelReport
     engine: LevelReport
+    http_cpu_s: float  # server and load generator
+    engine_cpu_s: float
+
+    @property
+    def cpu_ratio(self) -> float:
+        """Processor time per request, engine over HTTP: what other work on the machine distorts least."""
+        return self.engine_cpu_s / self.http_cpu_s
 
     @property
     def ratio(self) -> float:
@@ -148,12 +155,12 @@ def main() -> int:
     max_rows = max(level.concurrency for level in levels)
     max_context = arguments.prompt_tokens + arguments.output_tokens
     flags = ("--max-rows", str(max_rows), "--max-context", str(max_context), "--served-name", "bench")
-    with serving(arguments.folder, *flags, limit_s=600) as (url, _):
-        calibration = asyncio.run(calibrate(url, "bench", arguments.prompt_tokens, arguments.output_tokens))
+    with serving(arguments.folder, *flags, limit_s=600) as server:
+        calibration = asyncio.run(calibrate(server.url, "bench", arguments.prompt_tokens, arguments.output_tokens))
         indices = count()
         driver = open_driver(arguments.folder, EngineConfig(max_rows=max_rows, max_context=max_context))
         try:
-            pairs = _take_turns(url, driver, calibration.source, indices, levels, arguments.rounds)
+            pairs = _take_turns(server, driver, calibration.source, indices, levels, arguments.rounds)
         finally:
             driver.close()
     goals = []
@@ -161,6 +168,7 @@ def main() -> int:
         own = [pair for pair in pairs if pair.concurrency == level.concurrency]
         http, engine = spread([_speed(pair.http) for pair in own]), spread([_speed(pair.engine) for pair in own])
         print(f"{level.concurrency} streams: HTTP {http}, engine {engine} tokens/s")
+        print(f"  processor time, engine over HTTP: {spread([pair.cpu_ratio for pair in own])}")
         goals.append(Goal(f"{level.concurrency} streams", spread([pair.ratio for pair in own]), at_least=0.8))
     return finish(
         arguments, goals, {"pairs": [asdict(pair) for pair in pairs], "manifest": read_manifest(arguments.folder).name}
@@ -168,22 +176,32 @@ def main() -> int:
 
 
 def _take_turns(
-    url: str,
+    server: Server,
     driver: Driver,
     source: PromptSource,
     indices: Iterator[int],
     levels: Sequence[ClosedLoop],
     num_rounds: int,
 ) -> list[Pair]:
-    generator = LoadGenerator(parse_target(url, None), source, 600.0)
+    generator = LoadGenerator(parse_target(server.url, None), source, 600.0)
     loop = EngineLoop(driver, source, indices)
     num_output = source.workload.num_output_tokens
     pairs: list[Pair] = []
     for _ in range(num_rounds):
         for level in levels:
-            http = summarize(asyncio.run(generator.run(level)), num_output_tokens=num_output)
-            engine = summarize(loop.run(level), num_output_tokens=num_output)
-            pairs.append(Pair(level.concurrency, http, engine))
+            before = server.cpu_seconds()
+            http = asyncio.run(generator.run(level))
+            http_cpu = server.cpu_seconds() - before + http.client_cpu_s
+            engine = loop.run(level)
+            pairs.append(
+                Pair(
+                    concurrency=level.concurrency,
+                    http=summarize(http, num_output_tokens=num_output),
+                    engine=summarize(engine, num_output_tokens=num_output),
+                    http_cpu_s=http_cpu,
+                    engine_cpu_s=engine.client_cpu_s,
+                )
+            )
     return pairs
 
 

@@ -46,10 +46,10 @@ def main() -> int:
     arguments = parser.parse_args()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 4 * arguments.streams), hard), hard))
-    with serving(*([] if arguments.model is None else [arguments.model]), limit_s=600) as (url, _):
+    with serving(*([] if arguments.model is None else [arguments.model]), limit_s=600) as server:
         reports = asyncio.run(
             run(
-                url,
+                server.url,
                 num_streams=arguments.streams,
                 num_rounds=arguments.rounds,
                 num_output_tokens=arguments.output_tokens,

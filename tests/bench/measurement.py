@@ -116,9 +116,23 @@ def free_port() -> int:
         return port
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running `ortserve serve`."""
+
+    url: str
+    ready_s: float  # from process start to the first 200 of /health
+    process_id: int
+
+    def cpu_seconds(self) -> float:
+        """Processor time of all its threads so far: what a busy machine distorts least."""
+        fields = Path(f"/proc/{self.process_id}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # proc(5): utime, stime
+
+
 @contextlib.contextmanager
-def serving(*words: str | Path, limit_s: float = 120.0) -> Iterator[tuple[str, float]]:
-    """`ortserve serve` with `words`; yields its address and the seconds from process start to the first 200 of /health.
+def serving(*words: str | Path, limit_s: float = 120.0) -> Iterator[Server]:
+    """`ortserve serve` with `words`, once it is ready.
 
     The child is stopped at the end. Raises `RuntimeError` with the end of its log when it does not come up.
     """
@@ -132,7 +146,7 @@ def serving(*words: str | Path, limit_s: float = 120.0) -> Iterator[tuple[str, f
                     log.seek(0)
                     raise RuntimeError(f"the server did not come up: {log.read().decode()[-2000:]}")
                 sleep(0.01)
-            yield f"http://{HOST}:{port}", perf_counter() - start
+            yield Server(f"http://{HOST}:{port}", perf_counter() - start, child.pid)
         finally:
             child.send_signal(signal.SIGTERM)
             try:

@@ -113,7 +113,8 @@ class Interference:
         return clock.wait_first([name]) - start
 
     def _submit(self, name: str, num_prompt_tokens: int, max_tokens: int, clock: Clock) -> None:
-        drawn = self._generator.integers(300, self._driver.manifest.num_tokens, num_prompt_tokens)
+        num_tokens = self._driver.manifest.num_tokens
+        drawn = self._generator.integers(num_tokens // 4, num_tokens, num_prompt_tokens)
         sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
         self._driver.submit(Request(name, tuple(drawn.tolist()), sampling), clock)
 

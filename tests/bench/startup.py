@@ -21,8 +21,8 @@ def main() -> int:
     with serving(*words, limit_s=600):  # not counted: may export on first use, and warms the file cache
         pass
     for _ in range(arguments.rounds):
-        with serving(*words) as (_, ready_s):
-            seconds.append(ready_s)
+        with serving(*words) as server:
+            seconds.append(server.ready_s)
     print("seconds to ready:", ", ".join(f"{value:.2f}" for value in seconds))
     goal = Goal("seconds to ready", spread(seconds), at_most=arguments.at_most)
     return finish(arguments, [goal], {"seconds": seconds})
