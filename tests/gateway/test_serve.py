@@ -166,18 +166,18 @@ def test_a_taken_port_is_one_line_before_anything_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(AddressError, match=f"port {port} on 127.0.0.1 is in use: stop the other server or choose"):
-            serve.run(arguments_of("serve", "--port", str(port)), no_model)
+            serve.run(arguments_of("serve", "--log-level", "error", "--port", str(port)), no_model)
 
 
 def test_an_unresolvable_host_is_one_line() -> None:
     with pytest.raises(AddressError, match="cannot resolve"):
-        serve.run(arguments_of("serve", "--host", "no such host"), no_model)
+        serve.run(arguments_of("serve", "--log-level", "error", "--host", "no such host"), no_model)
 
 
 def test_a_model_without_tokenizer_is_one_line(tmp_path: Path) -> None:
     write_synthetic_model(tmp_path)
     with pytest.raises(OrtserveError, match=r"tokenizer\.json cannot be read") as caught:
-        serve.run(arguments_of("serve", str(tmp_path), "--port", "0"), no_model)
+        serve.run(arguments_of("serve", "--log-level", "error", str(tmp_path), "--port", "0"), no_model)
     assert "\n" not in str(caught.value)
 
 
