@@ -1,7 +1,8 @@
 """The verbs export, verify, inspect, toy and widen. Knows arguments and what is printed; the work is done elsewhere.
 
 For each verb a pair: `configure_*` describes its arguments, `run_*` does it and returns the exit status, 0 done or 1 a
-check failed. Bad input is raised as an `OrtserveError` of one line, which the console script maps to 2.
+check failed. Bad input is raised as an `OrtserveError` of one line, which the console script maps to 2. NumPy and ONNX
+are imported where work is done, so that `ortserve --help` is fast.
 """
 
 from __future__ import annotations
@@ -13,18 +14,9 @@ from pathlib import Path
 import msgspec
 
 from ortserve.export.bundled import bundled_draft, bundled_model, resolve_source
-from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.errors import CheckFailedError
-from ortserve.export.families import read_architecture
-from ortserve.export.first_use import ensure_exported
-from ortserve.export.inspection import describe_model, describe_parity, inspect_model
-from ortserve.export.integrity import check_integrity
 from ortserve.export.plan import BLOCK_SIZES, DEFAULT_BLOCK_SIZE, PRECISIONS
-from ortserve.export.publish import export_checkpoint
 from ortserve.export.shapes import SHAPES, find_shape
-from ortserve.export.toy import write_toy_checkpoint
-from ortserve.export.verify import check_parity
-from ortserve.export.widen import widen_checkpoint
 
 __all__ = [
     "bundled_draft",
@@ -41,6 +33,13 @@ __all__ = [
     "run_verify",
     "run_widen",
 ]
+
+
+def ensure_exported(source: str | Path, cache_folder: Path, *, precision: str, progress: bool) -> Path:
+    """See `ortserve.export.first_use`: the exported folder for `source`, made now if the cache lacks it."""
+    from ortserve.export import first_use
+
+    return first_use.ensure_exported(source, cache_folder, precision=precision, progress=progress)
 
 
 def configure_export(parser: ArgumentParser) -> None:
@@ -69,6 +68,9 @@ def configure_export(parser: ArgumentParser) -> None:
 
 def run_export(arguments: Namespace) -> int:
     """Prints the proof, or with --json the manifest."""
+    from ortserve.export.inspection import describe_parity
+    from ortserve.export.publish import export_checkpoint
+
     try:
         manifest = export_checkpoint(
             resolve_source(arguments.source),
@@ -103,6 +105,12 @@ def configure_verify(parser: ArgumentParser) -> None:
 
 def run_verify(arguments: Namespace) -> int:
     """Prints the verdict, or with --json the parity report (null without --against)."""
+    from ortserve.export.checkpoint import open_checkpoint
+    from ortserve.export.families import read_architecture
+    from ortserve.export.inspection import describe_parity
+    from ortserve.export.integrity import check_integrity
+    from ortserve.export.verify import check_parity
+
     try:
         manifest = check_integrity(arguments.folder)
         parity = None
@@ -128,6 +136,8 @@ def configure_inspect(parser: ArgumentParser) -> None:
 
 def run_inspect(arguments: Namespace) -> int:
     """Prints the facts as aligned lines, or with --json all of them."""
+    from ortserve.export.inspection import describe_model, inspect_model
+
     try:
         facts = inspect_model(arguments.folder)
     except CheckFailedError as error:
@@ -150,6 +160,8 @@ def configure_toy(parser: ArgumentParser) -> None:
 
 def run_toy(arguments: Namespace) -> int:
     """Prints where the checkpoint is."""
+    from ortserve.export.toy import write_toy_checkpoint
+
     shape = find_shape(arguments.shape)
     write_toy_checkpoint(shape, arguments.destination, seed=arguments.seed, force=arguments.force, progress=True)
     return _print(f"{arguments.destination}: {shape.num_parameters:,} random parameters, {arguments.shape}\n")
@@ -171,6 +183,8 @@ def configure_widen(parser: ArgumentParser) -> None:
 
 def run_widen(arguments: Namespace) -> int:
     """Prints where the checkpoint is."""
+    from ortserve.export.widen import widen_checkpoint
+
     widen_checkpoint(
         resolve_source(arguments.source),
         arguments.destination,

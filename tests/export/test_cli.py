@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,3 +130,10 @@ def test_a_missing_bundled_model_is_one_line(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(bundled, "__file__", str(tmp_path / "bundled.py"))
     with pytest.raises(ExportError, match="is missing: reinstall ortserve, or name a model"):
         cli.bundled_model()
+
+
+def test_describing_the_verbs_loads_no_heavy_library() -> None:
+    heavy = "{'numpy', 'onnx', 'onnxruntime', 'tokenizers', 'huggingface_hub'}"
+    program = f"import sys, ortserve.export.cli; sys.exit(', '.join({heavy} & set(sys.modules)) or None)"
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (finished.returncode, finished.stderr.strip()) == (0, "")
