@@ -38,6 +38,7 @@ class Edge:
         given = Headers(scope=scope).get("x-request-id", "")
         if 0 < len(given) <= 128 and given.isascii() and given.isprintable():
             exchange.request_id = given
+        exchange.send_piece = send
         scope[SCOPE_KEY] = exchange
         request_id = exchange.request_id.encode()
 

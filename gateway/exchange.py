@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ortserve.gateway.generation import Generation
 
 if TYPE_CHECKING:
-    from starlette.types import Scope
+    from starlette.types import Scope, Send
 
 SCOPE_KEY = "ortserve.exchange"
 
@@ -31,6 +31,7 @@ class Exchange:
     num_output_tokens: int | None = None
     first_token_s: float | None = None  # from the request to the first token
     body: bytes = b""
+    send_piece: Send | None = None  # the server's own send, past the layers that only look at a reply's head
 
     def note(self, generation: Generation) -> None:
         """Take over the counts of what was generated."""

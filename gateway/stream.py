@@ -37,7 +37,7 @@ class EventStream:
         generation = self._generation
         last = b""
         try:
-            async with Watch(receive, send, ping=PING, patience=self._patience) as watch:
+            async with Watch(receive, exchange.send_piece or send, ping=PING, patience=self._patience) as watch:
                 await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
                 last = await self._pump(watch)
             if watch.reason is not None:
