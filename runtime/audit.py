@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence as Values
 
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.scheduler import Scheduler
 from ortserve.runtime.sequence import Sequence, Stage
 
 
-def audit(scheduler: Scheduler, plan: EnginePlan) -> list[str]:
-    """Every violated law as one line; empty when all hold."""
+def audit(scheduler: Scheduler, plan: EnginePlan, *, outside: Values[int] = ()) -> list[str]:
+    """Every violated law as one line; empty when all hold. `outside`: blocks whose holder is no sequence."""
     sequences = list(scheduler.sequences)
     violations = [line for sequence in sequences for line in _audit_sequence(sequence, plan)]
     placement = scheduler.placement
     for name, pool, held in (
-        ("blocks", placement.blocks, Counter(block for s in sequences for block in s.blocks)),
+        ("blocks", placement.blocks, Counter([*outside, *(block for s in sequences for block in s.blocks)])),
         ("host blocks", placement.host_blocks, Counter(block for s in sequences for block in s.host_blocks)),
     ):
         references = pool.references()

@@ -14,6 +14,7 @@ import numpy.typing as npt
 AUTO_FACTOR = 3.0  # without a limit: a step that carries prompt tokens may take this many times a decode step
 SMALLEST_CHUNK = 16  # prompts always advance
 _REMEMBER = 0.1  # weight of the newest step of a shape
+_SHORTEST_MS = 1e-3  # a clock may stand still
 _FEWEST_SHAPES = 3  # as many as there are terms
 
 
@@ -44,6 +45,7 @@ class Pace:
 
     def observe(self, tokens: int, attended: int, milliseconds: float) -> None:
         """A step fed `tokens` and attended to `attended` query-key pairs."""
+        milliseconds = max(milliseconds, _SHORTEST_MS)
         key = (_bucket(tokens), _bucket(attended))
         shape = self._shapes.get(key)
         if shape is None:

@@ -1,0 +1,221 @@
+"""The equalities, by a state machine: whatever is batched, chunked, preempted, restored or cancelled beside a request,
+its tokens and the bits of its log-probabilities are those it has alone. The laws of `audit` hold after every step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from ortserve.runtime.audit import audit
+from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.engine import Engine
+from ortserve.runtime.plan import EnginePlan
+from ortserve.runtime.request import Completion, Delta, FinishReason, Request, SamplingParams
+from tests.runtime.synthetic import LAST_ID, Clock, SyntheticModel, greedy_tokens, run_to_end, whole
+
+MAX_CONTEXT = 256
+samplings = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 0.0, 0.7, 1.0]),
+    top_k=st.sampled_from([0, 0, 5]),
+    top_p=st.sampled_from([1.0, 0.8]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 1.3]),
+    presence_penalty=st.sampled_from([0.0, 0.5]),
+    seed=st.integers(0, 3),
+    max_tokens=st.sampled_from([1, 5, 20, 30, 40]),
+    min_tokens=st.sampled_from([0, 3]),
+    ignore_eos=st.booleans(),
+    num_logprobs=st.sampled_from([0, 2]),
+)
+
+
+@dataclass
+class Submitted:
+    request: Request
+    deltas: list[Delta] = field(default_factory=list)
+
+
+class Equalities(RuleBasedStateMachine):
+    """Drives one engine with little memory and compares every reply with a run alone."""
+
+    model: SyntheticModel
+    alone: dict[tuple[bool, Request], Completion]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.submitted: dict[str, Submitted] = {}
+        self.reserved: list[int] = []
+        self.clock = Clock()
+        self.count = 0
+
+    @initialize(
+        deterministic=st.booleans(),
+        num_rows=st.integers(1, 6),
+        num_spare_blocks=st.integers(0, 4),
+        num_host_blocks=st.sampled_from([0, 1, 20]),
+        chunk=st.sampled_from([7, 16, 128]),
+        max_logit_rows=st.sampled_from([1, 2, 64]),
+        crowd=st.lists(st.integers(112, 127), max_size=6),
+    )
+    def start(
+        self,
+        deterministic: bool,
+        num_rows: int,
+        num_spare_blocks: int,
+        num_host_blocks: int,
+        chunk: int,
+        max_logit_rows: int,
+        crowd: list[int],
+    ) -> None:
+        config = EngineConfig(
+            max_rows=num_rows,
+            max_context=MAX_CONTEXT,
+            max_chunk_tokens=chunk,
+            max_logit_rows=max_logit_rows,
+            deterministic=deterministic,
+        )
+        plan = self.model.plan(config)
+        smallest = -(-MAX_CONTEXT // plan.block_size)
+        self.plan: EnginePlan = replace(plan, num_blocks=smallest + num_spare_blocks, num_host_blocks=num_host_blocks)
+        self.engine: Engine = self.model.engine(self.plan, self.clock)
+        for place, length in enumerate(crowd):  # all of which outgrow their first block at about the same time
+            prompt = tuple((place + number) % (LAST_ID + 1) for number in range(length))
+            sampling = SamplingParams(seed=place, max_tokens=40, ignore_eos=True, num_logprobs=0)
+            self.add(Request(f"crowd{place}", prompt, sampling, priority=place % 2))
+
+    @precondition(lambda self: len(self.submitted) < 12)
+    @rule(
+        length=st.one_of(st.integers(1, 12), st.integers(112, 127), st.integers(112, 127), st.integers(140, 200)),
+        first=st.integers(0, LAST_ID),
+        stride=st.integers(1, 7),
+        sampling=samplings,
+        priority=st.sampled_from([0, 0, 1, 2, -1]),
+        choices=st.sampled_from([1, 1, 3]),
+        calls=st.integers(1, 2),
+    )
+    def submit(
+        self,
+        length: int,
+        first: int,
+        stride: int,
+        sampling: SamplingParams,
+        priority: int,
+        choices: int,
+        calls: int,
+    ) -> None:
+        for call in range(calls):
+            prompt = tuple((first + call + stride * place * place) % (LAST_ID + 1) for place in range(length))
+            group = f"call-{self.count}" if choices > 1 else None
+            for choice in range(choices):
+                request = Request(f"r{self.count}", prompt, sampling, priority, choice, group)
+                self.count += 1
+                self.add(request)
+
+    def add(self, request: Request) -> None:
+        self.submitted[request.id] = Submitted(request)
+        self.engine.add(request)
+
+    @rule(count=st.sampled_from([1, 5, 40]))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            for delta in self.engine.step():
+                self.submitted[delta.request_id].deltas.append(delta)
+            assert audit(self.engine.scheduler, self.plan, outside=self.reserved) == []
+
+    @rule(data=st.data())
+    def disturb(self, data: st.DataObject) -> None:
+        """Cancel one, let time pass, or take blocks away and give them back, as a prompt cache would."""
+        kind = data.draw(st.sampled_from(["cancel", "wait", "shrink", "restore"]))
+        blocks = self.engine.scheduler.placement.blocks
+        if kind == "cancel" and self.submitted:
+            delta = self.engine.cancel(data.draw(st.sampled_from(sorted(self.submitted))))
+            if delta is not None:
+                self.submitted[delta.request_id].deltas.append(delta)
+        elif kind == "wait":
+            self.clock.now += data.draw(st.sampled_from([1.0, 40.0]))
+        elif kind == "shrink":
+            spare = blocks.num_blocks - len(self.reserved) - -(-MAX_CONTEXT // self.plan.block_size)
+            self.reserved += blocks.allocate(max(0, min(spare, blocks.num_free)))
+        elif kind == "restore":
+            blocks.release(self.reserved)
+            self.reserved = []
+
+    @invariant()
+    def laws_hold(self) -> None:
+        if hasattr(self, "engine"):
+            assert audit(self.engine.scheduler, self.plan, outside=self.reserved) == []
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        while self.engine.has_work:
+            self.step(1)
+        for submitted in self.submitted.values():
+            self.check(submitted)
+        blocks = self.engine.scheduler.placement.blocks
+        assert blocks.num_free == blocks.num_blocks - len(self.reserved)
+
+    def check(self, submitted: Submitted) -> None:
+        request = submitted.request
+        assert submitted.deltas, f"{request.id} was never answered"
+        assert [delta.finish is not None for delta in submitted.deltas] == [False] * (len(submitted.deltas) - 1) + [
+            True
+        ]
+        found = whole(submitted.deltas)
+        expected = self.expected(request)
+        assert found.finish is not FinishReason.ERROR
+        if found.finish is FinishReason.CANCELLED:
+            assert found.token_ids == expected.token_ids[: len(found.token_ids)]
+            return
+        assert found.finish == expected.finish
+        assert found.token_ids == expected.token_ids
+        if self.plan.deterministic:
+            assert found.logprobs == expected.logprobs  # floats: bit for bit
+
+    def expected(self, request: Request) -> Completion:
+        """The reply of an engine that runs this request alone, in one chunk."""
+        alone = replace(request, priority=0, group=None)
+        key = (self.plan.deterministic, alone)
+        if key not in self.alone:
+            config = EngineConfig(max_rows=1, max_context=MAX_CONTEXT, deterministic=self.plan.deterministic)
+            engine = self.model.engine(self.model.plan(config))
+            self.alone[key] = whole(run_to_end(engine, [alone])[alone.id])
+        return self.alone[key]
+
+
+@pytest.mark.timeout(240)
+def test_whatever_happens_beside_a_request_its_reply_stays_the_same(synthetic: SyntheticModel) -> None:
+    machine = type("Machine", (Equalities,), {"model": synthetic, "alone": {}})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=25, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 64, 128])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_greedy_replies_follow_the_models_rule(synthetic: SyntheticModel, chunk: int, deterministic: bool) -> None:
+    config = EngineConfig(max_rows=4, max_context=MAX_CONTEXT, max_chunk_tokens=chunk, deterministic=deterministic)
+    engine = synthetic.engine(synthetic.plan(config))
+    sampling = SamplingParams(temperature=0, max_tokens=30)
+    requests = [
+        Request(f"r{size}", tuple((size * 31 + place * 7) % 100 for place in range(size)), sampling)
+        for size in (1, 2, 3, 17, 127, 128, 129, 200)
+    ]
+    replies = run_to_end(engine, requests)
+    for request in requests:
+        assert list(whole(replies[request.id]).token_ids) == greedy_tokens(request.prompt, sampling)
