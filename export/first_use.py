@@ -36,7 +36,7 @@ def ensure_exported(source: str | Path, cache_folder: Path, *, precision: str, p
     with _locked(destination, progress=progress):
         if not (destination / MANIFEST_NAME).exists():
             remove_partial_folders(destination)  # the lock says that nobody is writing them
-            export_checkpoint(checkpoint.folder, destination, precision=precision, progress=progress)
+            export_checkpoint(checkpoint, destination, precision=precision, progress=progress)
     return destination
 
 

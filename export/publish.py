@@ -28,7 +28,7 @@ MIN_ONNXRUNTIME = "1.32"  # GroupQueryAttention with query_seqlens
 
 
 def export_checkpoint(
-    source: str | Path,
+    source: str | Path | Checkpoint,
     destination: Path,
     *,
     precision: str,
@@ -39,13 +39,13 @@ def export_checkpoint(
     force: bool = False,
     allow_unproven: bool = False,
 ) -> Manifest:
-    """Export a checkpoint folder or hub id into the new folder `destination`.
+    """Export a checkpoint, its folder or hub id into the new folder `destination`.
 
     The folder appears complete or not at all. `verify` compares the graph with the independent reference and
     raises `UnprovenError` when the proof fails, unless `allow_unproven`. Raises `ExportError` for an unusable
     checkpoint, an existing destination without `force`, or a full disk.
     """
-    checkpoint = open_checkpoint(source)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     plan = plan_export(
         read_architecture(checkpoint), precision=precision, block_size=block_size, max_context=max_context
     )

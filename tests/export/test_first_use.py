@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ortserve.export import first_use
+from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.first_use import ensure_exported
 from ortserve.export.publish import export_checkpoint
@@ -24,7 +25,7 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Destinations of all exports made, in order."""
     made: list[Path] = []
 
-    def count(source: Path, destination: Path, **options: Any) -> Manifest:
+    def count(source: Checkpoint, destination: Path, **options: Any) -> Manifest:
         made.append(destination)
         return export_checkpoint(source, destination, **options)
 
@@ -87,7 +88,7 @@ def test_two_at_once_export_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     source = write_checkpoint(tmp_path / "model")
     started, made = threading.Event(), []
 
-    def slowly(checkpoint: Path, destination: Path, **options: Any) -> Manifest:
+    def slowly(checkpoint: Checkpoint, destination: Path, **options: Any) -> Manifest:
         started.set()
         made.append(destination)
         waiting.wait(timeout=20)  # until the other one stands at the lock
@@ -127,6 +128,25 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ExportError, match=r"the cache folder .*file/cache cannot be written"):
         _ensure(source, tmp_path / "file" / "cache")
+
+
+def test_a_hub_id_is_downloaded_and_names_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    snapshot = write_checkpoint(tmp_path / "snapshots" / "0123abcd")
+    asked: list[str] = []
+
+    def download(hub_id: str, *, allow_patterns: list[str]) -> str:
+        asked.extend((hub_id, *allow_patterns))
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    folder = ensure_exported("org/Some-Model", tmp_path / "cache", precision="int8", progress=False)
+    manifest = read_manifest(folder)
+    assert (manifest.name, manifest.source) == ("Some-Model", "org/Some-Model")
+    assert folder.name.startswith("Some-Model-int8-")
+    assert asked[0] == "org/Some-Model"
+    assert not [pattern for pattern in asked if pattern.endswith((".bin", ".py"))]  # no pickles, no code
 
 
 def test_names_are_safe_for_folders() -> None:
