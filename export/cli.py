@@ -27,6 +27,7 @@ __all__ = [
     "configure_verify",
     "configure_widen",
     "ensure_exported",
+    "resolve_source",
     "run_export",
     "run_inspect",
     "run_toy",
