@@ -40,7 +40,7 @@ def build_app(
         Route("/", health.get),
     ]
     middleware = [
-        Middleware(Edge),
+        Middleware(Edge, max_body_bytes=max_body_bytes),
         Middleware(
             CORSMiddleware,
             allow_origins=["*"],

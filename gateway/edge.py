@@ -1,4 +1,4 @@
-"""The outermost ASGI layers: request id and access line, then authentication, body and failures. Know no field.
+"""The outermost ASGI layers: request id, body and access line, then key, path and failures. Know no field.
 
 Every reply passes here, so every reply has an `x-request-id`, every failure the envelope, and every body a bound.
 """
@@ -24,10 +24,15 @@ METHODS_WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 
 
 class Edge:
-    """Gives every exchange its record and its access line."""
+    """Gives every exchange its record, its body and its access line.
 
-    def __init__(self, app: ASGIApp) -> None:
+    The body is read here whatever becomes of the request: Hypercorn's reader waits, for ever and deaf to disconnects,
+    once ten pieces lie in a queue that nobody empties.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         self._app = app
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Part of ASGI."""
@@ -51,13 +56,19 @@ class Edge:
         method, path = scope["method"], scope["path"]
         with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
             try:
+                limit = self._max_body_bytes if method in METHODS_WITH_BODY else 0
+                body = await read_body(receive, limit)
+                if body is None:
+                    exchange.outcome = "disconnected"
+                    return
+                exchange.body = body
                 await self._app(scope, receive, send_with_id)
             finally:
                 log().info("request", method=method, path=path, **exchange.log_fields())
 
 
 class Gate:
-    """Checks the key, tolerates spellings of paths, reads the body, and turns every failure into the envelope."""
+    """Checks the key and the body's size, tolerates spellings of paths, and turns failures into the envelope."""
 
     def __init__(self, app: ASGIApp, *, api_key: str | None = None, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         self._app = app
@@ -73,15 +84,8 @@ class Gate:
         scope["path"] = canonical_path(scope["path"])
         try:
             refusal = self._refusal(scope)
-            if scope["method"] in METHODS_WITH_BODY:
-                limit = self._max_body_bytes if refusal is None else 0
-                body = await read_body(receive, limit)
-                if body is None:
-                    exchange.outcome = "disconnected"
-                    return
-                if refusal is None and len(body) > limit:
-                    refusal = too_large(limit)
-                exchange.body = body
+            if refusal is None and len(exchange.body) > self._max_body_bytes:
+                refusal = too_large(self._max_body_bytes)
             if refusal is not None:
                 await problem_response(refusal)(scope, receive, send)
             elif scope["method"] == "OPTIONS":
@@ -107,9 +111,7 @@ class Gate:
 
 
 async def read_body(receive: Receive, limit: int) -> bytes | None:
-    """The whole body, None when the client has gone. Past the limit the rest is read and dropped, and the result is
-    longer than the limit: Hypercorn's queue would block the connection if nobody read it.
-    """
+    """The whole body, None when the client has gone. Past the limit the rest is dropped, and the result is longer."""
     chunks: list[bytes] = []
     size = 0
     while True:

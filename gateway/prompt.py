@@ -60,10 +60,15 @@ class PromptEncoder:
 
         return await self._run(prepare, num_body_bytes)
 
-    async def encode_text(self, text: str) -> tuple[int, ...]:
-        """A plain prompt as ids, with the beginning-of-sequence id if the model expects one."""
-        self._refuse_too_long(len(text), "prompt")
-        return await self._run(lambda: self._encode(text, "prompt", add_special_tokens=True), len(text))
+    async def encode_texts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Plain prompts as ids, with the beginning-of-sequence id if the model expects one."""
+        for text in texts:
+            self._refuse_too_long(len(text), "prompt")
+
+        def prepare() -> list[tuple[int, ...]]:
+            return [self._encode(text, "prompt", add_special_tokens=True) for text in texts]
+
+        return await self._run(prepare, sum(map(len, texts)))
 
     def check_length(self, ids: Sequence[int], param: str) -> None:
         """Raise `ApiError` (400) unless at least one token can be generated after `ids`."""

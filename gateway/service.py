@@ -119,14 +119,14 @@ class ModelService:
     async def read_prompts(self, request: CompletionRequest) -> tuple[Prompt, ...]:
         """The prompts as ids; raises `ApiError` for the first that cannot be continued."""
         self.check_model(request.model)
+        encoded = iter(await self._prompts.encode_texts([item for item in request.prompts if isinstance(item, str)]))
         prompts = []
         for prompt in request.prompts:
             if isinstance(prompt, str):
-                ids, text = await self._prompts.encode_text(prompt), prompt
+                prompts.append(Prompt(next(encoded), prompt if request.echo else ""))
             else:
                 self._prompts.check_length(prompt, "prompt")
-                ids, text = prompt, self._decode(prompt) if request.echo else ""
-            prompts.append(Prompt(ids, text if request.echo else ""))
+                prompts.append(Prompt(prompt, self._decode(prompt) if request.echo else ""))
         return tuple(prompts)
 
     def start_completion(self, request: CompletionRequest, prompts: Sequence[Prompt]) -> Generation:

@@ -23,6 +23,7 @@ from ortserve.runtime.request import SamplingParams
 DEFAULT_MAX_TOKENS = 16
 MAX_LOGPROBS = 20  # OpenAI allows 5
 MAX_PROMPTS = 2048
+MAX_SEQUENCES = 1024  # prompts times choices; as many as an engine's queue holds by default
 COMPLETION_FIELDS = (
     SAMPLING_FIELDS
     | frozenset(CONSTRAINT_FIELDS)
@@ -53,6 +54,11 @@ def read_completion(fields: Fields, defaults: SamplingDefaults, vocabulary: Voca
     prompts = _read_prompts(fields, vocabulary)
     echo = fields.boolean("echo")
     num_choices = read_num_choices(fields)
+    if len(prompts) * num_choices > MAX_SEQUENCES:
+        message = (
+            f"Invalid 'n': {len(prompts)} prompts with n={num_choices} exceed {MAX_SEQUENCES} choices in one request."
+        )
+        raise bad_request(message, param="n", code="integer_above_max_value")
     num_logprobs = fields.integer("logprobs", 0, MAX_LOGPROBS)
     _refuse_unsupported(fields, num_choices=num_choices, scores_prompt=echo and num_logprobs is not None)
     max_tokens = fields.integer("max_tokens", 0)

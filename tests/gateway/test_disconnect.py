@@ -73,6 +73,20 @@ def test_closing_an_sdk_style_stream_early_cancels() -> None:
         assert httpx.get(server.url + "/health").json()["running"] == 0
 
 
+def test_http2_streams_and_their_cancellation() -> None:
+    driver = make_driver(saying("x" * 40), pace_s=0.01)
+    with running(driver) as server:
+        with httpx.Client(http1=False, http2=True, base_url=server.url) as http:
+            assert http.post(PATH, json=body(stream=True)).text.endswith("data: [DONE]\n\n")
+            reply = http.post(PATH, json=body())
+            assert reply.http_version == "HTTP/2"
+            assert reply.json()["choices"][0]["message"]["content"] == "x" * 40
+            with http.stream("POST", PATH, json=body(stream=True)) as response:
+                next(response.iter_lines())
+                http.close()  # httpx resets no single stream; leaving means closing the connection
+        wait_for(lambda: len(driver.cancelled) == 1)
+
+
 def test_a_reader_that_stops_is_cancelled_and_blocks_nobody() -> None:
     """Megabytes of log-probabilities fill every buffer; the reader takes none of them."""
     driver = make_driver(lambda _: [[64] * 16] * 400, max_context=10**6)

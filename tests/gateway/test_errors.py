@@ -96,6 +96,7 @@ def test_chat_refusals(http: httpx.Client, body: dict[str, Any], code: str, para
         (text(max_tokens=0), "integer_below_min_value", "max_tokens"),
         (text(logprobs=21), "integer_above_max_value", "logprobs"),
         (text(suffix="x"), "unsupported_parameter", "suffix"),
+        (text(prompt=["x"] * 100, n=11), "integer_above_max_value", "n"),
         (text(best_of=3), "unsupported_parameter", "best_of"),
         (text(echo=True, logprobs=1), "unsupported_parameter", "logprobs"),
         (text(prompt="x" * 600), "context_length_exceeded", "prompt"),

@@ -140,6 +140,23 @@ def test_bodies_have_a_bound() -> None:
         assert http.get("/health").status_code == 200
 
 
+@pytest.mark.parametrize("method", ["GET", "OPTIONS", "HEAD"])
+def test_bodies_nobody_asked_for_are_read_and_dropped(http: httpx.Client, method: str) -> None:
+    headers = {"origin": "http://app", "access-control-request-method": "POST"}
+    for _ in range(2):  # the second shows that the connection is still good
+        assert http.request(method, "/v1/models", content=b"x" * 3_000_000, headers=headers).status_code == 200
+
+
+def test_a_websocket_is_refused(server: Running) -> None:
+    request = (
+        b"GET /v1/responses HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+        b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(request)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 403")
+
+
 def test_large_bodies_are_parsed_off_the_loop(http: httpx.Client) -> None:
     body = {**BODY, "metadata": None, "padding": ["x" * 100] * 5000}
     assert http.post("/v1/chat/completions", json=body).status_code == 200
