@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Any
 
 from ortserve.gateway.app import build_app
 from ortserve.gateway.server import Limits, listen, run_server
+from ortserve.gateway.service import ModelService
 from tests.gateway.scripted import ScriptedDriver, make_service
 
 
@@ -21,8 +22,7 @@ class Running:
 
     port: int
     driver: ScriptedDriver
-    loop: asyncio.AbstractEventLoop
-    stop: asyncio.Event
+    stop: Callable[[], None]
 
     @property
     def url(self) -> str:
@@ -30,27 +30,35 @@ class Running:
 
     def begin_stop(self) -> None:
         """What SIGTERM does."""
-        self.loop.call_soon_threadsafe(self.stop.set)
+        self.stop()
 
 
 @contextmanager
 def running(driver: ScriptedDriver, *, limits: Limits | None = None, **options: Any) -> Iterator[Running]:
-    """Serve until the block ends; fails if the server does not end by itself."""
+    """Serve a scripted driver until the block ends."""
     bounds = limits or Limits(drain_s=1.0, stall_s=5.0)
-    listener = listen("127.0.0.1", 0, bounds)
+    with serving(lambda: make_service(driver), driver.close, bounds, **options) as (port, stop):
+        yield Running(port, driver, stop)
+
+
+@contextmanager
+def serving(
+    make: Callable[[], ModelService], close: Callable[..., None], limits: Limits, **options: Any
+) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Serve any model until the block ends; fails if the server does not end by itself. Yields port and stop."""
+    listener = listen("127.0.0.1", 0, limits)
     port = listener.getsockname()[1]
     started = threading.Event()
     handles: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
     failures: list[BaseException] = []
 
     async def main() -> None:
-        service = make_service(driver)
+        service = make()
         stop = asyncio.Event()
         handles.append((asyncio.get_running_loop(), stop))
         started.set()
-        app = build_app(service, **options)
-        drain = partial(driver.close, drain_s=bounds.drain_s)
-        await run_server(app, listener, limits=bounds, stop=stop, drain=drain)
+        drain = partial(close, drain_s=limits.drain_s)
+        await run_server(build_app(service, **options), listener, limits=limits, stop=stop, drain=drain)
         service.pool.close()
 
     def run() -> None:
@@ -63,15 +71,18 @@ def running(driver: ScriptedDriver, *, limits: Limits | None = None, **options: 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     assert started.wait(10)
-    loop, stop = handles[0]
-    server = Running(port, driver, loop, stop)
+
+    def begin_stop() -> None:
+        loop, stop = handles[0]
+        loop.call_soon_threadsafe(stop.set)
+
     try:
-        yield server
+        yield port, begin_stop
     finally:
-        if thread.is_alive():
-            server.begin_stop()
-        thread.join(bounds.drain_s + 15)
-        driver.close()
+        if thread.is_alive() and handles:
+            begin_stop()
+        thread.join(limits.drain_s + 15)
+        close()
     assert not thread.is_alive(), "the server did not end"
     if failures:
         raise failures[0]

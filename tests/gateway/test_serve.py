@@ -23,9 +23,10 @@ from ortserve.gateway import chat_client, serve
 from ortserve.gateway.environment import num_bytes
 from ortserve.gateway.server import AddressError
 from ortserve.runtime.errors import OrtserveError
-from ortserve.runtime.testing import VOCAB_SIZE, predict_next, write_synthetic_model
+from ortserve.runtime.testing import write_synthetic_model
 from tests.gateway.running import running
 from tests.gateway.scripted import make_driver, saying
+from tests.gateway.synthetic import expected, write_synthetic_text_model
 
 # The console script is another part of the project: this is all it does for these verbs.
 MAIN = """
@@ -40,30 +41,7 @@ sys.exit(verb.run(parser.parse_args(sys.argv[2:]), lambda model: Path(model or "
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The synthetic model with a tokenizer of as many one-byte tokens, and a template of no added text."""
-    folder = tmp_path_factory.mktemp("synthetic")
-    manifest = write_synthetic_model(folder, eos_token_ids=(0,))
-    vocabulary = {f"<0x{index:02X}>": index for index in range(manifest.num_tokens)}
-    tokenizer = {
-        "version": "1.0",
-        "added_tokens": [],
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": [], "byte_fallback": True, "unk_token": None},
-        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    return folder
-
-
-def expected(prompt: bytes, length: int) -> str:
-    """What greedy decoding says: every token is an ASCII character, 0 ends, and so does the id without a token."""
-    tokens = list(prompt)
-    while len(tokens) < len(prompt) + length:
-        token = predict_next(tokens)
-        if token in (0, VOCAB_SIZE - 1):
-            break
-        tokens.append(token)
-    return bytes(tokens[len(prompt) :]).decode()
+    return write_synthetic_text_model(tmp_path_factory.mktemp("synthetic"))
 
 
 @contextmanager
