@@ -12,7 +12,7 @@ import msgspec
 from ortserve.gateway.bench.client import Client, Reply
 from ortserve.gateway.bench.frames import error_message, one_line
 from ortserve.gateway.bench.http1 import ProtocolError
-from ortserve.gateway.bench.prompts import Prompt, PromptSource, TokenIds, Vocabulary, Words, request_fields
+from ortserve.gateway.bench.prompts import FIRST_WORD, Prompt, PromptSource, TokenIds, Vocabulary, Words, request_fields
 from ortserve.gateway.bench.workload import Api, BenchError, Target, Workload
 
 _LARGEST_VOCABULARY = 32_768  # ids below this exist in nearly every model
@@ -63,10 +63,10 @@ class Probe:
     async def calibrate(self) -> Calibration:
         """Raises `BenchError` when the server cannot be reached or refuses the workload."""
         notes: list[str] = []
-        first = await self._ask(_WORDS[0])
+        first = await self._ask(FIRST_WORD)
         if first.status != 200:
             self._fixed_length = False
-            again = await self._ask(_WORDS[0])
+            again = await self._ask(FIRST_WORD)
             if again.status != 200:
                 raise BenchError(f"the server refuses a plain request: {again.status} {error_message(again.body)}")
             notes.append("the server refuses ignore_eos and min_tokens: replies may be shorter than asked")
@@ -101,9 +101,7 @@ class Probe:
         return TokenIds(low, high, num_fixed)
 
     async def _words(self) -> Words:
-        base = await self._count(" ".join([_WORDS[0]] * _REPEATS))
-        double = await self._count(" ".join([_WORDS[0]] * 2 * _REPEATS))
-        num_fixed = base - (double - base)
+        num_fixed = await self._count(FIRST_WORD)
         words = await self._one_token_words(_WORDS, num_fixed)
         if len(words) < 2:
             raise BenchError("no words of one token were found for this server: use --api completions")
@@ -111,7 +109,7 @@ class Probe:
 
     async def _one_token_words(self, words: tuple[str, ...], num_fixed: int) -> tuple[str, ...]:
         """Those of `words` that cost one token each: a group that does not add up is halved."""
-        count = await self._count(" ".join([word for word in words for _ in range(_REPEATS)]))
+        count = await self._count(" ".join([FIRST_WORD, *(word for word in words for _ in range(_REPEATS))]))
         if count - num_fixed == len(words) * _REPEATS:
             return words
         if len(words) == 1:

@@ -15,6 +15,7 @@ import numpy as np
 from ortserve.gateway.bench.workload import Api, BenchError, Workload
 
 Prompt = str | list[int]
+FIRST_WORD = "a"  # of every text: without a space before it a word may cost other tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class TokenIds:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Prompts of `words`, each one token; the server adds `num_fixed` tokens of its own."""
+    """Prompts of `words`, each one token; `FIRST_WORD` and what the server adds are `num_fixed` tokens."""
 
     words: tuple[str, ...]
     num_fixed: int
@@ -57,7 +58,7 @@ class Words:
 
     def join(self, shared: list[int], rest: list[int]) -> Prompt:
         """The prompt."""
-        return " ".join([self.words[index] for index in shared + rest])
+        return " ".join([FIRST_WORD, *(self.words[index] for index in shared + rest)])
 
 
 Vocabulary = TokenIds | Words

@@ -21,7 +21,7 @@ class Peer:
 
     delay_s: float = 0.0  # before each frame
     tokens_per_frame: int = 1
-    overhead: int = 3  # tokens a text prompt costs beyond its words
+    overhead: int = 3  # tokens a text prompt costs beyond its words, of which the first costs one more
     vocab_size: int = 500  # 0: token-id arrays are refused
     refuse_unknown: bool = False  # ignore_eos and min_tokens are a 400
     end_after: int | None = None  # the model stops by itself after that many tokens unless told to ignore it
@@ -74,7 +74,7 @@ class Peer:
     def _count(self, prompt: str | list[int]) -> int:
         if isinstance(prompt, list):
             return len(prompt) + 1  # a BOS
-        return self.overhead + sum(2 if word in self.two_token_words else 1 for word in prompt.split())
+        return self.overhead + 1 + sum(2 if word in self.two_token_words else 1 for word in prompt.split())
 
     async def _stream(
         self, writer: asyncio.StreamWriter, chat: bool, num_output: int, usage: dict[str, int], *, cut: bool
