@@ -1,0 +1,148 @@
+"""One request, many circumstances, one reply.
+
+In deterministic mode tokens and log-probabilities are equal bit for bit. In default mode a one-token row takes another
+attention kernel than a longer one (differences of about 1e-6, which 8-bit rounding can enlarge), so tokens must agree
+up to the first position where the two most likely tokens of the reply alone are closer than EPSILON.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+from tokenizers import Tokenizer
+
+from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.engine import Engine
+from ortserve.runtime.kv import SlotKvStore
+from ortserve.runtime.plan import plan_engine
+from ortserve.runtime.request import Completion, FinishReason, Request, SamplingParams
+from ortserve.runtime.runner import Runner
+from tests.identity.conftest import PocketModel
+from tests.runtime.synthetic import run_to_end, whole
+
+EPSILON = 0.05  # nats between the two most likely tokens: below it a default-mode reply may go another way
+MAX_NEAR_TIES = 0.01  # of all positions compared
+QUESTIONS = (
+    "Hello!",
+    "What is 23 + 58?",
+    "What is the capital of France?",
+    "Repeat after me: the quick brown fox jumps over the lazy dog.",
+    "Reverse the order of these words: one two three four five",
+    "Tell me a short story about a lighthouse.",
+    "Extract name, city as JSON: Today we met Alice Smith from Paris.",
+    "Count from 1 to 20.",
+)
+
+
+def ask(tokenizer: Tokenizer, question: str, system: str = "") -> tuple[int, ...]:
+    opening = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
+    text = f"{opening}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def requests_for(model: PocketModel) -> list[Request]:
+    """Short and long prompts, greedy and sampled, with and without penalties."""
+    tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
+    long_system = " ".join(f"Rule {number}: be kind and answer briefly." for number in range(30))
+    found: list[Request] = []
+    for number, question in enumerate(QUESTIONS):
+        prompt = ask(tokenizer, question, long_system if number % 3 == 2 else "")
+        for temperature in (0.0, 0.8):
+            sampling = SamplingParams(
+                temperature=temperature,
+                top_k=20 if number % 2 else 0,
+                repetition_penalty=1.1 if number % 4 == 3 else 1.0,
+                seed=number,
+                max_tokens=70,
+                ignore_eos=temperature > 0,  # long replies: memory runs out, and near ties show
+                num_logprobs=2,
+            )
+            found.append(Request(f"{number}-{temperature}", prompt, sampling))
+    return found
+
+
+def open_engine(model: PocketModel, config: EngineConfig, *, num_blocks: int | None = None) -> Engine:
+    plan = plan_engine(model.manifest, config, available_bytes=2**30)
+    if num_blocks is not None:
+        plan = replace(plan, num_blocks=num_blocks)
+    store = SlotKvStore(
+        model.manifest.kv, num_rows=plan.num_rows, capacity=plan.capacity, num_host_blocks=plan.num_host_blocks
+    )
+    return Engine(model.manifest, plan, Runner(model.manifest, model.session, store, max_logit_rows=64), model.sampler)
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstance:
+    """How the same requests are run."""
+
+    name: str
+    config: EngineConfig
+    num_blocks: int | None = None
+
+
+CIRCUMSTANCES = (
+    Circumstance("batched", EngineConfig(max_rows=16, max_context=1024)),
+    Circumstance("three rows", EngineConfig(max_rows=3, max_context=1024)),
+    Circumstance("preempted to host blocks", EngineConfig(max_rows=12, max_context=512, swap_memory=2**26), 16),
+    Circumstance("preempted and recomputed", EngineConfig(max_rows=12, max_context=512, swap_memory=0), 16),
+)
+
+
+def alone(model: PocketModel, requests: Sequence[Request], *, deterministic: bool) -> dict[str, Completion]:
+    config = EngineConfig(max_rows=1, max_context=1024, max_chunk_tokens=1024, deterministic=deterministic)
+    replies = [run_to_end(open_engine(model, config), [request]) for request in requests]
+    return {name: whole(deltas) for reply in replies for name, deltas in reply.items()}
+
+
+@pytest.mark.parametrize("circumstance", CIRCUMSTANCES, ids=lambda circumstance: circumstance.name)
+def test_deterministic_replies_are_equal_bit_for_bit(pocket: PocketModel, circumstance: Circumstance) -> None:
+    requests = requests_for(pocket)
+    random.Random(circumstance.name).shuffle(requests)
+    expected = alone(pocket, requests, deterministic=True)
+    engine = open_engine(pocket, replace(circumstance.config, deterministic=True), num_blocks=circumstance.num_blocks)
+    replies = run_to_end(engine, requests)
+    for request in requests:
+        found = whole(replies[request.id])
+        assert found.finish in (FinishReason.STOP, FinishReason.LENGTH)
+        assert found.token_ids == expected[request.id].token_ids
+        assert found.logprobs == expected[request.id].logprobs
+    assert (engine.stats().num_preemptions > 0) == (circumstance.num_blocks is not None)
+
+
+@pytest.mark.parametrize("circumstance", CIRCUMSTANCES, ids=lambda circumstance: circumstance.name)
+@pytest.mark.parametrize("chunk", [16, 128])
+def test_default_replies_are_equal_up_to_near_ties(pocket: PocketModel, circumstance: Circumstance, chunk: int) -> None:
+    requests = [request for request in requests_for(pocket) if request.sampling.temperature == 0]
+    expected = alone(pocket, requests, deterministic=False)
+    config = replace(circumstance.config, max_chunk_tokens=chunk)
+    replies = run_to_end(open_engine(pocket, config, num_blocks=circumstance.num_blocks), requests)
+    num_positions = num_near_ties = 0
+    for request in requests:
+        found, plain = whole(replies[request.id]), expected[request.id]
+        for place, (token, entry) in enumerate(zip(found.token_ids, plain.logprobs, strict=False)):
+            num_positions += 1
+            if token != plain.token_ids[place]:
+                gap = entry.top[0][1] - entry.top[1][1]
+                assert gap < EPSILON, f"{request.id}: another token at {place} although the gap is {gap:.3f}"
+                num_near_ties += 1
+                break
+        else:
+            assert len(found.token_ids) == len(plain.token_ids)
+    assert num_positions > 100
+    assert num_near_ties <= MAX_NEAR_TIES * num_positions
+
+
+def test_choices_of_one_prompt_are_those_of_separate_requests(pocket: PocketModel) -> None:
+    tokenizer = Tokenizer.from_file(str(pocket.folder / "tokenizer.json"))
+    prompt = ask(tokenizer, "Tell me a short story about a lighthouse.")
+    sampling = SamplingParams(temperature=1.0, seed=11, max_tokens=40, num_logprobs=0)
+    requests = [Request(f"choice {number}", prompt, sampling, choice=number, group="call") for number in range(4)]
+    expected = alone(pocket, [replace(request, group=None) for request in requests], deterministic=True)
+    engine = open_engine(pocket, EngineConfig(max_rows=4, max_context=1024, deterministic=True))
+    replies = run_to_end(engine, requests)
+    assert len({whole(replies[request.id]).token_ids for request in requests}) > 1
+    for request in requests:
+        assert whole(replies[request.id]).logprobs == expected[request.id].logprobs
