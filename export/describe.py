@@ -44,10 +44,10 @@ def describe_tokens(checkpoint: Checkpoint, vocab_size: int) -> TokenFacts:
 
 
 def describe_generation(checkpoint: Checkpoint) -> GenerationDefaults:
-    """The author's sampling values; none when generation_config.json says `do_sample: false`."""
+    """The author's sampling values; `do_sample: false` means greedy: temperature 0 and nothing else."""
     fields = checkpoint.generation_config
     if fields.get("do_sample") is False:
-        return GenerationDefaults()
+        return GenerationDefaults(temperature=0.0)
 
     def positive(key: str) -> float | None:
         value = fields.get(key)

@@ -23,7 +23,7 @@ from ortserve.export.progress import show_progress
 from ortserve.export.verify import check_parity
 from ortserve.runtime.manifest import FORMAT_VERSION, MANIFEST_NAME, KvLayout, Manifest, manifest_json
 
-RECIPE = 1  # raise it when the same checkpoint becomes another graph: caches of exports then miss
+RECIPE = 2  # raise it when the same checkpoint becomes another graph: caches of exports then miss
 MIN_ONNXRUNTIME = "1.32"  # GroupQueryAttention with query_seqlens
 
 

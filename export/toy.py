@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ortserve.export.checkpoint import WEIGHTS
+from ortserve.export.checkpoint import RANDOM_WEIGHTS, WEIGHTS
 from ortserve.export.llama_tensors import LlamaTensor, llama_tensors
 from ortserve.export.new_folder import new_folder
 from ortserve.export.progress import show_progress
@@ -38,7 +38,7 @@ def write_toy_checkpoint(
     """
     with new_folder(destination, force=force, marker="config.json") as folder:
         end_of_text, end_of_turn = write_toy_tokenizer(folder, num_tokens=shape.num_tokens)
-        config = llama_config(shape, eos_token_id=end_of_text)
+        config = {**llama_config(shape, eos_token_id=end_of_text), RANDOM_WEIGHTS: True}
         generation = {"eos_token_id": [end_of_turn, end_of_text]}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / "generation_config.json").write_text(json.dumps(generation) + "\n", encoding="utf-8")

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from ortserve.export.checkpoint import RANDOM_WEIGHTS
+
 DTYPES: Mapping[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -48,6 +50,7 @@ class Tiny:
     def config_json(self) -> dict[str, Any]:
         return {
             "architectures": [self.architecture],
+            RANDOM_WEIGHTS: True,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
             "num_hidden_layers": self.num_layers,

@@ -55,9 +55,14 @@ def test_sampling_defaults_come_from_generation_config(tmp_path: Path) -> None:
     assert _manifest(tmp_path, generation=generation).generation == GenerationDefaults(0.7, 0.8, 20, 1.1)
 
 
-@pytest.mark.parametrize("generation", [None, {}, {"do_sample": False, "temperature": 0.6}, {"temperature": "hot"}])
+@pytest.mark.parametrize("generation", [None, {}, {"temperature": "hot"}])
 def test_without_usable_sampling_values_nothing_is_stated(tmp_path: Path, generation: dict[str, Any] | None) -> None:
     assert _manifest(tmp_path, generation=generation).generation == GenerationDefaults()
+
+
+def test_a_model_whose_author_does_not_sample_is_greedy(tmp_path: Path) -> None:
+    generation = {"do_sample": False, "temperature": 0.6, "top_p": 0.9}
+    assert _manifest(tmp_path, generation=generation).generation == GenerationDefaults(temperature=0.0)
 
 
 @pytest.mark.parametrize(

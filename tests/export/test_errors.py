@@ -143,7 +143,7 @@ def test_an_unproven_export_leaves_nothing_unless_allowed(tmp_path: Path, monkey
     from ortserve.export import verify
 
     impossible = {"int8": verify.Limits(max_mean_kl=0.0, min_top1_agreement=1.0)}
-    monkeypatch.setattr(verify, "LIMITS", impossible)
+    monkeypatch.setattr(verify, "RANDOM_LIMITS", impossible)
     source = write_checkpoint(tmp_path / "source")
     with pytest.raises(UnprovenError, match=r"differs from the reference: mean KL .* --allow-unproven") as caught:
         export_checkpoint(source, tmp_path / "out", precision="int8")
