@@ -11,6 +11,7 @@ PYTEST_FLAGS ?=
 BENCH_FLAGS ?= --concurrency 1,8,16
 
 BIN := $(VENV)/bin
+URL := http://$(if $(findstring :,$(HOST)),[$(HOST)],$(HOST)):$(PORT)
 SERVE_STAMP := $(VENV)/.installed-serve
 TEST_STAMP := $(VENV)/.installed-test
 
@@ -26,7 +27,7 @@ serve: $(SERVE_STAMP)  ## serve MODEL (default: the bundled one) on HOST and POR
 	exec $(BIN)/ortserve serve $(MODEL) --host $(HOST) --port $(PORT)
 
 bench: $(SERVE_STAMP)  ## measure the server that runs on HOST and PORT
-	exec $(BIN)/ortserve bench --url http://$(HOST):$(PORT) $(if $(MODEL),--model $(MODEL)) $(BENCH_FLAGS)
+	exec $(BIN)/ortserve bench --url $(URL) $(if $(MODEL),--model $(MODEL)) $(BENCH_FLAGS)
 
 test: $(TEST_STAMP)  ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)

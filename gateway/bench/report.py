@@ -79,7 +79,7 @@ def report_json(report: BenchReport) -> bytes:
 
 
 def write_table(report: BenchReport, out: TextIO) -> None:
-    """One row per level; times in milliseconds as p50 / p95 / p99."""
+    """One row per level; times in milliseconds as p50 / p95 / p99. `steady`: output tokens/s at full concurrency."""
     console = Console(file=out, width=None if out.isatty() else 160, highlight=False)
     work = report.workload
     console.print(
@@ -122,6 +122,7 @@ _COLUMNS: tuple[tuple[str, Callable[[LevelReport], str]], ...] = (
     ("done", lambda level: f"{level.num_completed}/{level.num_requests}"),
     ("req/s", lambda level: f"{level.requests_per_s:.2f}"),
     ("out tok/s", lambda level: f"{level.output_tokens_per_s:.1f}"),
+    ("steady", lambda level: "-" if level.steady_tokens_per_s is None else f"{level.steady_tokens_per_s:.1f}"),
     ("all tok/s", lambda level: f"{level.total_tokens_per_s:.1f}"),
     ("TTFT ms p50/95/99", lambda level: _milliseconds(level.ttft)),
     ("ITL ms p50/95/99", lambda level: _milliseconds(level.itl)),

@@ -186,6 +186,14 @@ def test_the_command_writes_table_json_and_plot(tmp_path: Path, capsys: pytest.C
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_model_may_be_named_by_the_path_it_is_served_from(capsys: pytest.CaptureFixture[str]) -> None:
+    peer = Peer()
+    with served(peer) as url:
+        assert cli.run(parsed("--url", url, "--model", "./models/x", "--requests", "1", "--warmup", "0")) == 0
+    assert {body["model"] for body in peer.bodies} == {"peer"}
+    assert "the server calls its model peer" in capsys.readouterr().err
+
+
 def test_failed_requests_are_exit_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     with served(Peer(fail_every=1)) as url:
         assert cli.run(parsed("--url", url, "--rate", "100", "--requests", "3", "--warmup", "0", "--json", "-")) == 1
