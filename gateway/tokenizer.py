@@ -42,7 +42,9 @@ class TextTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         """Token ids. With special tokens the beginning-of-sequence id comes first if the model expects it, once."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        # The batch form lets other threads run meanwhile; `encode` would stop every stream for a second per megabyte.
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
         bos = self._bos_token_id
         if not add_special_tokens or bos is None:
             return tuple(ids)
