@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from ortserve.runtime.session import Binding, Session
 from ortserve.runtime.step import Step
 
 Logits = npt.NDArray[np.float32]
+_INPUTS = tuple(field.name for field in fields(Batch))
 
 
 class Runner:
@@ -26,7 +28,7 @@ class Runner:
     def __init__(self, manifest: Manifest, session: Session, store: SlotKvStore, *, max_logit_rows: int) -> None:
         self._session = session
         self._store = store
-        self._bindings: dict[int, Binding] = {}
+        self._bindings: dict[int, _BoundRows] = {}
         self._logits = np.empty((max_logit_rows, manifest.vocab_size), np.float32)
 
     def run(self, step: Step) -> Logits:
@@ -36,40 +38,51 @@ class Runner:
             return self._logits[:0]
         num_rows = self._num_bound_rows(max(row.slot for row in step.rows))
         batch = build_batch(step, num_rows=num_rows, capacity=self._store.capacity)
-        binding = self._bindings.get(num_rows) or self._bind_rows(num_rows)
-        logits = self._logits[: len(batch.logit_index)]
-        _bind_batch(binding, batch)
-        if len(logits) == 0:
+        bound = self._bindings.get(num_rows) or self._bind_rows(num_rows)
+        for name in _INPUTS:
+            bound.feed(name, getattr(batch, name))
+        count = len(batch.logit_index)
+        if count == 0:
             # The graph needs one wanted position at least; a middle chunk of a prompt wants none and drops it.
-            binding.bind_input("logit_index", np.zeros(1, np.int64))
-            binding.bind_output("logits", self._logits[:1])
-        else:
-            binding.bind_output("logits", logits)
-        binding.run()
-        return logits
+            bound.feed("logit_index", np.zeros(1, np.int64))
+        bound.write_logits(self._logits[: max(count, 1)])
+        bound.binding.run()
+        return self._logits[:count]
 
     def _num_bound_rows(self, highest_slot: int) -> int:
         power: int = 1 << highest_slot.bit_length()
         return min(power, self._store.num_rows)
 
-    def _bind_rows(self, num_rows: int) -> Binding:
+    def _bind_rows(self, num_rows: int) -> _BoundRows:
         binding = self._session.binding()
         for tensor in self._store.tensors():
             shape = (num_rows, *tensor.row_shape)
             binding.bind_shared(f"past.{tensor.name}", f"present.{tensor.name}", tensor.address, shape)
-        self._bindings[num_rows] = binding
-        return binding
+        bound = self._bindings[num_rows] = _BoundRows(binding)
+        return bound
 
 
-def _bind_batch(binding: Binding, batch: Batch) -> None:
-    binding.bind_input("input_ids", batch.input_ids)
-    binding.bind_input("position_ids", batch.position_ids)
-    binding.bind_input("seqlens_k", batch.seqlens_k)
-    binding.bind_input("query_lengths", batch.query_lengths)
-    binding.bind_input("total_length", batch.total_length)
-    binding.bind_input("pad_index", batch.pad_index)
-    binding.bind_input("unpad_index", batch.unpad_index)
-    binding.bind_input("logit_index", batch.logit_index)
+class _BoundRows:
+    """A binding whose inputs stay bound while their shapes stay: then a step only copies its numbers in."""
+
+    def __init__(self, binding: Binding) -> None:
+        self.binding = binding
+        self._inputs: dict[str, npt.NDArray[np.generic]] = {}
+        self._num_logits = 0
+
+    def feed(self, name: str, values: npt.NDArray[np.generic]) -> None:
+        bound = self._inputs.get(name)
+        if bound is not None and bound.shape == values.shape:
+            bound[...] = values
+            return
+        self._inputs[name] = values
+        self.binding.bind_input(name, values)
+
+    def write_logits(self, logits: Logits) -> None:
+        """Always the first rows of the same buffer."""
+        if len(logits) != self._num_logits:
+            self.binding.bind_output("logits", logits)
+            self._num_logits = len(logits)
 
 
 def load_session(folder: Path, manifest: Manifest, *, num_threads: int | None) -> Session:

@@ -23,6 +23,7 @@ Pick: TypeAlias = Callable[[Floats, Sequence["Draw"]], Ids]
 
 _NOT_DRAWN = -1  # the row's logits are not finite numbers
 _GREEDY_BELOW = 1e-5  # a temperature this small is the limit; its inverse would overflow float32
+_WHOLE_ROWS = 16_384  # ids: up to here the running sum of every id is cheaper than the calls that would avoid it
 _SUM_BLOCK = 512  # weights per partial sum of the inverse CDF
 
 
@@ -115,16 +116,11 @@ class Sampler:
         return self._exponential.weights(values, values.max(axis=1), temperatures)
 
     def _draw_plain(self, values: Floats, draws: Sequence[Draw]) -> Ids:
-        """Inverse CDF in the order of the ids: partial sums of blocks first, then inside one block."""
+        """Inverse CDF in the order of the ids. How depends on the vocabulary alone: never on the batch."""
         weights = self._weights(values, draws)
-        tokens = np.empty(len(draws), np.int64)
-        for row, draw in enumerate(draws):
-            reached = np.cumsum(_block_sums(weights[row]), dtype=np.float64)
-            block, rest = _locate(reached, reached[-1] * draw.uniform)
-            inner = np.cumsum(weights[row, block * _SUM_BLOCK : (block + 1) * _SUM_BLOCK], dtype=np.float64)
-            place, _ = _locate(inner, rest)
-            tokens[row] = block * _SUM_BLOCK + place if np.isfinite(reached[-1]) else _NOT_DRAWN
-        return tokens
+        if self._num_tokens <= _WHOLE_ROWS:
+            return _draw_from_rows(weights, draws)
+        return np.array([_draw_from_blocks(row, draw) for row, draw in zip(weights, draws, strict=True)])
 
     def _draw_truncated(self, values: Floats, draws: Sequence[Draw]) -> Ids:
         """top-p and min-p over the whole vocabulary."""
@@ -147,6 +143,26 @@ class _RawRow:
 
     def _logprob(self, token: int) -> float:
         return float(self.logits[token]) - self.normalizer
+
+
+def _draw_from_rows(weights: Floats, draws: Sequence[Draw]) -> Ids:
+    """All rows at once, for small vocabularies."""
+    reached = np.cumsum(weights, axis=1, dtype=np.float64)
+    ends = reached[:, -1]
+    targets = np.minimum(ends * [draw.uniform for draw in draws], np.nextafter(ends, 0.0))
+    tokens = (reached <= targets[:, None]).sum(axis=1)
+    return np.where(np.isfinite(ends), tokens, _NOT_DRAWN)
+
+
+def _draw_from_blocks(weights: Floats, draw: Draw) -> int:
+    """Partial sums of blocks first, then inside one block: a cumulative sum of a whole long row would cost more."""
+    reached = np.cumsum(_block_sums(weights), dtype=np.float64)
+    if not np.isfinite(reached[-1]):
+        return _NOT_DRAWN
+    block, rest = _locate(reached, reached[-1] * draw.uniform)
+    inner = np.cumsum(weights[block * _SUM_BLOCK : (block + 1) * _SUM_BLOCK], dtype=np.float64)
+    place, _ = _locate(inner, rest)
+    return block * _SUM_BLOCK + place
 
 
 def _draw_greedy(values: Floats, draws: Sequence[Draw]) -> Ids:
