@@ -159,7 +159,13 @@ class ModelService:
             for ids in prompts:
                 for place in range(num_choices):
                     index = len(choices)
-                    request = Request(f"{call}-{index}", ids, self._clamped(sampling, len(ids)), choice=place)
+                    request = Request(
+                        f"{call}-{index}",
+                        ids,
+                        self._clamped(sampling, len(ids)),
+                        choice=place,
+                        group=call if num_choices > 1 else None,
+                    )
                     assembler = self._assembler(sampling, stops, strip=strip)
                     choices.append(Choice(index, self._engine.submit(request), assembler))
         except BaseException as error:

@@ -76,7 +76,8 @@ def _check(step: Step, *, num_rows: int, capacity: int) -> None:
     assert step.rows, "a run needs at least one row: batch 0 kills the process"
     assert len({row.slot for row in step.rows}) == len(step.rows), "two rows share a slot"
     for row in step.rows:
-        assert 0 <= row.slot < num_rows, f"slot {row.slot} beyond the {num_rows} bound rows"
+        assert row.slot >= 0, "negative slot"
+        assert row.slot < num_rows, f"slot {row.slot} beyond the {num_rows} bound rows"
         assert row.tokens, "a row feeds at least one token"
         assert row.start >= 0, "negative start"
         assert 0 <= row.num_logits <= len(row.tokens), "logits of tokens that are not fed"
