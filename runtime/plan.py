@@ -67,7 +67,12 @@ def plan_engine(manifest: Manifest, config: EngineConfig, *, available_bytes: in
     budget = int(available_bytes * KV_SHARE) if config.kv_memory is None else config.kv_memory
     num_blocks = budget // bytes_per_block
     fits = num_blocks * size
-    wanted = config.max_context or min(manifest.max_context, MAX_DEFAULT_CONTEXT, max(fits, size))
+    if fits == 0:
+        raise MemoryBudgetError(
+            f"{budget / 2**20:.1f} MiB for the KV cache hold not even its smallest part of {size} tokens, which is"
+            f" {bytes_per_block / 2**20:.1f} MiB: free memory, or raise --kv-memory"
+        )
+    wanted = config.max_context or min(manifest.max_context, MAX_DEFAULT_CONTEXT, fits)
     if wanted > manifest.max_context:
         raise MemoryBudgetError(
             f"--max-context {wanted} is more than the {manifest.max_context} tokens the exported model covers:"
