@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -42,17 +43,20 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Raise `RequestError` naming the first value outside its interval."""
-        _require(self.temperature >= 0.0, "temperature", "at least 0", self.temperature)
+        _require(0.0 <= self.temperature < math.inf, "temperature", "at least 0 and finite", self.temperature)
         _require(self.top_k >= 0, "top_k", "at least 0 (0 switches it off)", self.top_k)
         _require(0.0 <= self.top_p <= 1.0, "top_p", "between 0 and 1", self.top_p)
         _require(0.0 <= self.min_p <= 1.0, "min_p", "between 0 and 1", self.min_p)
-        _require(self.repetition_penalty > 0.0, "repetition_penalty", "above 0", self.repetition_penalty)
+        penalty = self.repetition_penalty
+        _require(0.0 < penalty < math.inf, "repetition_penalty", "above 0 and finite", penalty)
         _require(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "between -2 and 2", self.frequency_penalty)
         _require(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "between -2 and 2", self.presence_penalty)
         _require(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
         _require(self.min_tokens >= 0, "min_tokens", "at least 0", self.min_tokens)
         in_range = self.num_logprobs is None or 0 <= self.num_logprobs <= 20
         _require(in_range, "num_logprobs", "between 0 and 20", self.num_logprobs)
+        for _, bias in self.logit_bias:
+            _require(math.isfinite(bias), "logit_bias", "of finite numbers", bias)
 
 
 def _require(holds: bool, parameter: str, interval: str, value: object) -> None:
