@@ -20,6 +20,7 @@ from ortserve.runtime.sampler import Sampler
 from ortserve.runtime.session import check_int8_kernels, require_version
 
 DEVICES = ("auto", "cpu")
+EXACT_PRECISIONS = ("int8", "fp32")  # products of one row do not depend on the others
 
 
 def open_driver(folder: Path, config: EngineConfig | None = None) -> Driver:
@@ -38,6 +39,11 @@ def open_engine(folder: Path, manifest: Manifest, config: EngineConfig) -> tuple
     """The engine without a thread, for tests and benchmarks. Raises as `open_driver` does."""
     if config.device not in DEVICES:
         raise DeviceError(f"--device {config.device} is not available in this version: use {' or '.join(DEVICES)}")
+    if config.deterministic and manifest.precision not in EXACT_PRECISIONS:
+        raise DeviceError(
+            f"--deterministic needs an int8 or fp32 model, {manifest.name} is {manifest.precision}: its matrix products"
+            " depend in their last bits on the rows beside them"
+        )
     require_version(manifest.min_onnxruntime)
     if manifest.precision == "int8":
         check_int8_kernels()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,9 +27,15 @@ class PocketModel:
     sampler: Sampler
 
 
-@pytest.fixture(scope="session", params=["int8", "fp32"])
-def pocket(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PocketModel:
-    folder = tmp_path_factory.mktemp("pocket") / request.param
-    manifest = export_checkpoint(bundled_model(), folder, precision=request.param, verify=False, progress=False)
-    session = load_session(folder, manifest, num_threads=2)
-    return PocketModel(folder, manifest, session, Sampler(manifest.num_tokens, num_threads=2))
+@pytest.fixture(scope="session")
+def open_pocket(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], PocketModel]:
+    """The bundled model in a precision; exported and loaded once."""
+
+    @cache
+    def export(precision: str) -> PocketModel:
+        folder = tmp_path_factory.mktemp("pocket") / precision
+        manifest = export_checkpoint(bundled_model(), folder, precision=precision, verify=False, progress=False)
+        session = load_session(folder, manifest, num_threads=2)
+        return PocketModel(folder, manifest, session, Sampler(manifest.num_tokens, num_threads=2))
+
+    return export

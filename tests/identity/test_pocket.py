@@ -8,21 +8,25 @@ up to the first position where the two most likely tokens of the reply alone are
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import pytest
 from tokenizers import Tokenizer
 
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
+from ortserve.runtime.errors import DeviceError
 from ortserve.runtime.kv import SlotKvStore
+from ortserve.runtime.opening import open_engine as open_composed
 from ortserve.runtime.plan import plan_engine
 from ortserve.runtime.request import Completion, FinishReason, Request, SamplingParams
 from ortserve.runtime.runner import Runner
 from tests.identity.conftest import PocketModel
 from tests.runtime.synthetic import run_to_end, whole
 
+OpenPocket = Callable[[str], PocketModel]
 EPSILON = 0.05  # nats between the two most likely tokens: below it a default-mode reply may go another way
 MAX_NEAR_TIES = 0.01  # of all positions compared
 QUESTIONS = (
@@ -91,17 +95,22 @@ CIRCUMSTANCES = (
 )
 
 
-def alone(model: PocketModel, requests: Sequence[Request], *, deterministic: bool) -> dict[str, Completion]:
+@cache
+def alone(model: PocketModel, requests: tuple[Request, ...], *, deterministic: bool) -> dict[str, Completion]:
     config = EngineConfig(max_rows=1, max_context=1024, max_chunk_tokens=1024, deterministic=deterministic)
     replies = [run_to_end(open_engine(model, config), [request]) for request in requests]
     return {name: whole(deltas) for reply in replies for name, deltas in reply.items()}
 
 
 @pytest.mark.parametrize("circumstance", CIRCUMSTANCES, ids=lambda circumstance: circumstance.name)
-def test_deterministic_replies_are_equal_bit_for_bit(pocket: PocketModel, circumstance: Circumstance) -> None:
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_deterministic_replies_are_equal_bit_for_bit(
+    open_pocket: OpenPocket, precision: str, circumstance: Circumstance
+) -> None:
+    pocket = open_pocket(precision)
     requests = requests_for(pocket)
+    expected = alone(pocket, tuple(requests), deterministic=True)
     random.Random(circumstance.name).shuffle(requests)
-    expected = alone(pocket, requests, deterministic=True)
     engine = open_engine(pocket, replace(circumstance.config, deterministic=True), num_blocks=circumstance.num_blocks)
     replies = run_to_end(engine, requests)
     for request in requests:
@@ -113,10 +122,13 @@ def test_deterministic_replies_are_equal_bit_for_bit(pocket: PocketModel, circum
 
 
 @pytest.mark.parametrize("circumstance", CIRCUMSTANCES, ids=lambda circumstance: circumstance.name)
-@pytest.mark.parametrize("chunk", [16, 128])
-def test_default_replies_are_equal_up_to_near_ties(pocket: PocketModel, circumstance: Circumstance, chunk: int) -> None:
+@pytest.mark.parametrize(("precision", "chunk"), [("int8", 16), ("int8", 128), ("int4", 128)])
+def test_default_replies_are_equal_up_to_near_ties(
+    open_pocket: OpenPocket, precision: str, chunk: int, circumstance: Circumstance
+) -> None:
+    pocket = open_pocket(precision)
     requests = [request for request in requests_for(pocket) if request.sampling.temperature == 0]
-    expected = alone(pocket, requests, deterministic=False)
+    expected = alone(pocket, tuple(requests), deterministic=False)
     config = replace(circumstance.config, max_chunk_tokens=chunk)
     replies = run_to_end(open_engine(pocket, config, num_blocks=circumstance.num_blocks), requests)
     num_positions = num_near_ties = 0
@@ -135,14 +147,21 @@ def test_default_replies_are_equal_up_to_near_ties(pocket: PocketModel, circumst
     assert num_near_ties <= MAX_NEAR_TIES * num_positions
 
 
-def test_choices_of_one_prompt_are_those_of_separate_requests(pocket: PocketModel) -> None:
+def test_choices_of_one_prompt_are_those_of_separate_requests(open_pocket: OpenPocket) -> None:
+    pocket = open_pocket("int8")
     tokenizer = Tokenizer.from_file(str(pocket.folder / "tokenizer.json"))
     prompt = ask(tokenizer, "Tell me a short story about a lighthouse.")
     sampling = SamplingParams(temperature=1.0, seed=11, max_tokens=40, num_logprobs=0)
     requests = [Request(f"choice {number}", prompt, sampling, choice=number, group="call") for number in range(4)]
-    expected = alone(pocket, [replace(request, group=None) for request in requests], deterministic=True)
+    expected = alone(pocket, tuple(replace(request, group=None) for request in requests), deterministic=True)
     engine = open_engine(pocket, EngineConfig(max_rows=4, max_context=1024, deterministic=True))
     replies = run_to_end(engine, requests)
     assert len({whole(replies[request.id]).token_ids for request in requests}) > 1
     for request in requests:
         assert whole(replies[request.id]).logprobs == expected[request.id].logprobs
+
+
+def test_deterministic_mode_refuses_what_it_cannot_hold(open_pocket: OpenPocket) -> None:
+    pocket = open_pocket("int4")
+    with pytest.raises(DeviceError, match=r"--deterministic needs an int8 or fp32 model"):
+        open_composed(pocket.folder, pocket.manifest, EngineConfig(deterministic=True))
