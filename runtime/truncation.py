@@ -74,7 +74,8 @@ def _cut(weights: Floats, wanted: float) -> tuple[int, np.float32]:
     if len(weights) > _SORT_LIMIT:
         keys = weights.view(np.uint32) >> 16
         sums = np.cumsum(np.bincount(keys, weights=weights)[::-1])  # from the largest weights down
-        place = min(int(np.searchsorted(sums, wanted)), len(sums) - 1)
+        # rounding may leave the last sum just below what is wanted: then the last bucket that adds anything is cut
+        place = int(np.searchsorted(sums, min(wanted, float(sums[-1]))))
         bucket = len(sums) - 1 - place
         num_above = int(np.count_nonzero(keys > bucket))
         mass_above = float(sums[place - 1]) if place else 0.0
