@@ -17,7 +17,7 @@ import structlog
 
 from ortserve.runtime.admission import check_request
 from ortserve.runtime.engine import Engine, EngineStats
-from ortserve.runtime.errors import EngineClosedError, OverloadedError
+from ortserve.runtime.errors import EngineClosedError, OverloadedError, RequestError
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Delta, FinishReason, Request
@@ -33,12 +33,6 @@ class Outlet(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Submit:
-    request: Request
-    outlet: Outlet
-
-
-@dataclass(frozen=True, slots=True)
 class _Cancel:
     request_id: str
 
@@ -50,10 +44,9 @@ class Driver:
         self.manifest = manifest
         self.plan = plan
         self._engine = engine
-        self._inbox: deque[_Submit | _Cancel] = deque()
+        self._inbox: deque[Request | _Cancel] = deque()
         self._changed = threading.Condition()
-        self._outlets: dict[str, Outlet] = {}  # engine thread only
-        self._num_open = 0  # submitted and not finished; guarded by _changed
+        self._outlets: dict[str, Outlet] = {}  # of all requests that have not finished; guarded by _changed
         self._stats = EngineStats()
         self._finish_rate = _FinishRate()
         self._closed_reason: str | None = None  # set once no request is accepted any more
@@ -78,21 +71,23 @@ class Driver:
     def submit(self, request: Request, outlet: Outlet) -> None:
         """Queue a request; its deltas go to `outlet` until one carries `finish`.
 
-        Raises `RequestError` (`ContextLengthError`) when it can never run, `OverloadedError` when the queue is full,
-        `EngineClosedError` after `close` or a crash of the engine's thread.
+        Raises `RequestError` (`ContextLengthError`) when it can never run or its id is in use, `OverloadedError` when
+        the queue is full, `EngineClosedError` after `close` or a crash of the engine's thread.
         """
         check_request(request, self.manifest, self.plan)
         with self._changed:
             if self._closed_reason is not None:
                 raise EngineClosedError(self._closed_reason)
-            num_ahead = self._num_open - self.plan.num_rows
+            if request.id in self._outlets:
+                raise _id_in_use(request)
+            num_ahead = len(self._outlets) - self.plan.num_rows
             if num_ahead >= self.plan.max_waiting:
                 raise OverloadedError(
                     f"{num_ahead} requests are waiting, which is the limit",
                     retry_after_s=self._finish_rate.seconds_for(1 + num_ahead - self.plan.max_waiting),
                 )
-            self._num_open += 1
-            self._inbox.append(_Submit(request, outlet))
+            self._outlets[request.id] = outlet
+            self._inbox.append(request)
             self._changed.notify()
 
     def cancel(self, request_id: str) -> None:
@@ -115,12 +110,14 @@ class Driver:
         try:
             while self._wait_for_work():
                 self._turn()
-            self._finish_all(FinishReason.CANCELLED, None)
+            self._cancel_all()
         except BaseException as error:  # a defect of the engine itself: nobody may wait for it forever
             structlog.get_logger("ortserve.driver").exception("the engine's thread has died")
             with self._changed:
                 self._closed_reason = f"the engine has failed ({type(error).__name__}): restart the server"
-            self._finish_all(FinishReason.ERROR, self._closed_reason)
+            self._hand_out(
+                [Delta(name, (), finish=FinishReason.ERROR, error=self._closed_reason) for name in list(self._outlets)]
+            )
 
     def _wait_for_work(self) -> bool:
         """Block until something is to be done; False when the driver is closed and drained."""
@@ -136,45 +133,44 @@ class Driver:
 
     def _turn(self) -> None:
         """Take what has arrived, run one step, hand out what it added."""
-        with self._changed:
-            commands = list(self._inbox)
-            self._inbox.clear()
-        deltas: list[Delta] = []
-        for command in commands:
-            if isinstance(command, _Submit):
-                self._outlets[command.request.id] = command.outlet
-                self._engine.add(command.request)
-            else:
-                ended = self._engine.cancel(command.request_id)
-                deltas += [] if ended is None else [ended]
+        deltas = self._take_in()
         if self._engine.has_work:
             deltas += self._engine.step()
         self._stats = self._engine.stats()
         self._hand_out(deltas)
 
+    def _take_in(self) -> list[Delta]:
+        """Carry out all commands; returns the last deltas of the requests they ended."""
+        with self._changed:
+            commands, self._inbox = self._inbox, deque()
+        ended: list[Delta | None] = []
+        for command in commands:
+            if isinstance(command, Request):
+                self._engine.add(command)
+            else:
+                ended.append(self._engine.cancel(command.request_id))
+        return [delta for delta in ended if delta is not None]
+
     def _hand_out(self, deltas: list[Delta]) -> None:
         by_outlet: dict[int, tuple[Outlet, list[Delta]]] = {}
         num_finished = 0
-        for delta in deltas:
-            outlet = self._outlets[delta.request_id]
-            by_outlet.setdefault(id(outlet), (outlet, []))[1].append(delta)
-            if delta.finish is not None:
-                del self._outlets[delta.request_id]
-                num_finished += 1
-        if num_finished:
-            with self._changed:
-                self._num_open -= num_finished
+        with self._changed:
+            for delta in deltas:
+                outlet = self._outlets[delta.request_id]
+                by_outlet.setdefault(id(outlet), (outlet, []))[1].append(delta)
+                if delta.finish is not None:
+                    del self._outlets[delta.request_id]
+                    num_finished += 1
+            if num_finished:
                 self._finish_rate.add(num_finished, monotonic())
         for outlet, own in by_outlet.values():
             outlet.deliver(own)
 
-    def _finish_all(self, finish: FinishReason, error: str | None) -> None:
-        with self._changed:
-            late = [command for command in self._inbox if isinstance(command, _Submit)]
-            self._inbox.clear()
-        for command in late:
-            self._outlets[command.request.id] = command.outlet
-        self._hand_out([Delta(request_id, (), finish=finish, error=error) for request_id in list(self._outlets)])
+    def _cancel_all(self) -> None:
+        """End what a closing driver leaves unfinished."""
+        deltas = self._take_in()
+        ended = [self._engine.cancel(sequence.request.id) for sequence in list(self._engine.scheduler.sequences)]
+        self._hand_out(deltas + [delta for delta in ended if delta is not None])
 
 
 class _FinishRate:
@@ -192,6 +188,10 @@ class _FinishRate:
         return count * (self._times[-1] - self._times[0]) / (len(self._times) - 1)
 
 
+def _id_in_use(request: Request) -> RequestError:
+    return RequestError(f"request id {request.id!r} is in use: give each running request its own", parameter="id")
+
+
 class AsyncEngine:
     """The driver as one event loop sees it: all deltas of a step arrive in one wake-up."""
 
@@ -203,6 +203,8 @@ class AsyncEngine:
 
     def submit(self, request: Request) -> DeltaStream:
         """Queue a request. Raises as `Driver.submit` does, before anything is streamed."""
+        if request.id in self._streams:  # also when its last deltas are still on their way
+            raise _id_in_use(request)
         stream = DeltaStream(request.id, self.driver)
         self._streams[request.id] = stream
         try:

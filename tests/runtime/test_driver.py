@@ -1,0 +1,315 @@
+"""The engine's thread: many callers at once, overload, closing, a crash, and rest when there is nothing to do."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from ortserve.runtime.driver import Driver
+from ortserve.runtime.errors import ContextLengthError, EngineClosedError, OverloadedError, RequestError
+from ortserve.runtime.request import Delta, FinishReason, Request, SamplingParams
+from tests.runtime.driving import ENDLESS, PATIENCE_S, Collector, Gate, driving, greedy, prompt_of
+from tests.runtime.synthetic import SyntheticModel, greedy_tokens, whole
+
+
+def tokens_of(deltas: list[Delta]) -> list[int]:
+    return [token for delta in deltas for token in delta.token_ids]
+
+
+def test_many_threads_submit_and_cancel_at_random_and_every_reply_is_its_own(synthetic: SyntheticModel) -> None:
+    failures: list[BaseException] = []
+
+    def use(driver: Driver, thread: int) -> None:
+        dice = random.Random(thread)
+        collector = Collector()
+        try:
+            for number in range(12):
+                request = greedy(f"{thread}-{number}", 100 * thread + number, dice.choice([1, 5, 60]))
+                driver.submit(request, collector)
+                fate = dice.choice(["read", "read", "cancel at once", "cancel later", "leave"])
+                if fate == "cancel later":
+                    collector.wait_for(request.id, num_deltas=2)
+                if fate.startswith("cancel"):
+                    driver.cancel(request.id)
+                if fate == "leave":
+                    continue
+                deltas = collector.wait_for(request.id)
+                expected = greedy_tokens(request.prompt, request.sampling)
+                if deltas[-1].finish is FinishReason.CANCELLED:
+                    assert fate != "read"
+                    assert tokens_of(deltas) == expected[: len(tokens_of(deltas))]
+                else:
+                    assert tokens_of(deltas) == expected
+                    assert whole(deltas).usage.num_prompt_tokens == len(request.prompt)
+            for number in range(12):
+                assert collector.wait_for(f"{thread}-{number}")[-1].finish is not None
+        except BaseException as error:
+            failures.append(error)
+
+    with driving(synthetic, max_rows=5) as driver:
+        threads = [threading.Thread(target=use, args=(driver, number)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        assert failures == []
+        assert driver.stats().num_finished == 8 * 12
+        assert (driver.stats().num_running, driver.stats().num_waiting) == (0, 0)
+
+
+def test_all_deltas_of_a_step_arrive_in_one_call_per_outlet(synthetic: SyntheticModel) -> None:
+    shared, single = Collector(), Collector()
+    with driving(synthetic) as driver:
+        gate = Gate(driver)
+        driver.submit(Request("first", (1,), replace(ENDLESS, max_tokens=10)), single)
+        gate.wait_until_held()
+        for number in range(3):
+            driver.submit(Request(f"r{number}", prompt_of(3)[:4], replace(ENDLESS, max_tokens=10)), shared)
+        gate.open()
+        for number in range(3):
+            shared.wait_for(f"r{number}")
+        single.wait_for("first")
+    assert [len(call) for call in single.calls] == [1] * 10
+    assert [len(call) for call in shared.calls] == [3] * 10
+
+
+def test_what_can_never_run_is_refused_in_the_callers_thread(synthetic: SyntheticModel) -> None:
+    collector = Collector()
+    with driving(synthetic) as driver:
+        with pytest.raises(ContextLengthError):
+            driver.submit(Request("long", (1,) * driver.max_context), collector)
+        with pytest.raises(RequestError, match="no tokens"):
+            driver.submit(Request("empty", ()), collector)
+        driver.submit(greedy("good", 1), collector)
+        collector.wait_for("good")
+    assert {delta.request_id for call in collector.calls for delta in call} == {"good"}
+
+
+def test_an_id_in_use_is_refused_and_its_holder_goes_on(synthetic: SyntheticModel) -> None:
+    first, second = Collector(), Collector()
+    request = greedy("same", 5)
+    with driving(synthetic) as driver:
+        gate = Gate(driver)
+        driver.submit(request, first)
+        gate.wait_until_held()
+        with pytest.raises(RequestError, match="request id 'same' is in use") as error:
+            driver.submit(greedy("same", 6), second)
+        assert error.value.parameter == "id"
+        gate.open()
+        assert tokens_of(first.wait_for("same")) == greedy_tokens(request.prompt, request.sampling)
+        driver.submit(greedy("same", 6), second)  # free again
+        assert tokens_of(second.wait_for("same")) == greedy_tokens(prompt_of(6), request.sampling)
+
+
+def test_a_full_queue_refuses_with_an_estimate_and_takes_more_later(synthetic: SyntheticModel) -> None:
+    collector = Collector()
+    with driving(synthetic, max_rows=2, max_waiting=3) as driver:
+        gate = Gate(driver)
+        for number in range(2 + 3):
+            driver.submit(greedy(f"r{number}", number), collector)
+        with pytest.raises(OverloadedError, match="3 requests are waiting, which is the limit") as error:
+            driver.submit(greedy("late", 9), collector)
+        assert error.value.retry_after_s == 1.0  # nothing has finished yet
+        gate.open()
+        for number in range(5):
+            collector.wait_for(f"r{number}")
+        driver.submit(greedy("late", 9), collector)
+        assert tokens_of(collector.wait_for("late")) == greedy_tokens(prompt_of(9), greedy("", 9).sampling)
+
+
+def test_the_estimate_follows_from_how_fast_requests_finished(synthetic: SyntheticModel) -> None:
+    with driving(synthetic, max_rows=1, max_waiting=0) as driver:
+        for now in (10.0, 12.0, 14.0):
+            driver._finish_rate.add(1, now)
+        gate = Gate(driver)
+        driver.submit(Request("running", (1,), ENDLESS), Collector())
+        gate.wait_until_held()
+        with pytest.raises(OverloadedError) as error:
+            driver.submit(greedy("late", 1), Collector())
+        assert error.value.retry_after_s == pytest.approx(2.0)
+        gate.open()
+
+
+def test_cancelling_what_is_unknown_or_finished_does_nothing(synthetic: SyntheticModel) -> None:
+    collector = Collector()
+    with driving(synthetic) as driver:
+        driver.cancel("unknown")
+        driver.submit(greedy("r", 1), collector)
+        deltas = collector.wait_for("r")
+        driver.cancel("r")
+        driver.submit(greedy("next", 2), collector)
+        collector.wait_for("next")
+        assert collector.of("r") == deltas
+
+
+def test_a_request_cancelled_while_it_waits_never_runs(synthetic: SyntheticModel) -> None:
+    collector = Collector()
+    with driving(synthetic, max_rows=1) as driver:
+        gate = Gate(driver)
+        driver.submit(Request("running", (1,), ENDLESS), collector)
+        driver.submit(greedy("waiting", 2), collector)
+        driver.cancel("waiting")
+        gate.open()
+        (delta,) = collector.wait_for("waiting")
+        assert (delta.finish, delta.token_ids) == (FinishReason.CANCELLED, ())
+        assert delta.usage is not None
+        assert delta.usage.num_output_tokens == 0
+
+
+@pytest.mark.parametrize("num_waiting", [0, 3])
+def test_closing_cancels_whatever_is_unfinished_with_its_usage(synthetic: SyntheticModel, num_waiting: int) -> None:
+    collector = Collector()
+    with driving(synthetic, max_rows=1) as driver:
+        driver.submit(Request("running", (1, 2), ENDLESS), collector)
+        for number in range(num_waiting):
+            driver.submit(greedy(f"r{number}", number), collector)
+        collector.wait_for("running", num_deltas=3)
+        driver.close()
+        for name in ("running", *(f"r{number}" for number in range(num_waiting))):
+            last = collector.of(name)[-1]
+            assert last.finish is FinishReason.CANCELLED
+            assert last.usage is not None
+            assert last.usage.num_output_tokens == len(tokens_of(collector.of(name)))
+
+
+def test_what_arrives_just_before_closing_is_answered_too(synthetic: SyntheticModel) -> None:
+    collector = Collector()
+    with driving(synthetic) as driver:
+        gate = Gate(driver)
+        driver.submit(Request("running", (1,), ENDLESS), collector)
+        gate.wait_until_held()
+        driver.submit(greedy("late", 1), collector)  # stays in the inbox until the thread looks again
+        closing = threading.Thread(target=driver.close)
+        closing.start()
+        while driver.healthy:
+            time.sleep(0.001)
+        gate.open()
+        closing.join(PATIENCE_S)
+        assert collector.of("late")[-1].finish is FinishReason.CANCELLED
+        assert collector.of("late")[-1].usage is not None
+
+
+def test_closing_with_a_drain_lets_requests_finish_and_takes_no_more(synthetic: SyntheticModel) -> None:
+    collector = Collector()
+    with driving(synthetic, max_rows=1) as driver:
+        gate = Gate(driver)
+        requests = [greedy(f"r{number}", number) for number in range(4)]
+        for request in requests:
+            driver.submit(request, collector)
+        closing = threading.Thread(target=driver.close, kwargs={"drain_s": PATIENCE_S})
+        begun = time.monotonic()
+        closing.start()
+        while driver.healthy:
+            time.sleep(0.001)
+        with pytest.raises(EngineClosedError, match="shutting down"):
+            driver.submit(greedy("late", 9), collector)
+        gate.open()
+        closing.join(PATIENCE_S)
+        assert time.monotonic() - begun < PATIENCE_S / 2, "it waited although all had finished"
+        for request in requests:
+            assert tokens_of(collector.of(request.id)) == greedy_tokens(request.prompt, request.sampling)
+            assert collector.of(request.id)[-1].finish in (FinishReason.STOP, FinishReason.LENGTH)
+
+
+def test_a_drain_that_takes_too_long_is_cut_short(synthetic: SyntheticModel) -> None:
+    collector = Collector()
+    with driving(synthetic, max_context=512) as driver:
+        step = driver._engine.step
+
+        def slow() -> list[Delta]:
+            time.sleep(0.005)
+            return step()
+
+        driver._engine.step = slow  # type: ignore[method-assign]
+        driver.submit(Request("endless", (1,), ENDLESS), collector)
+        collector.wait_for("endless", num_deltas=2)
+        begun = time.monotonic()
+        driver.close(drain_s=0.15)
+        assert 0.14 < time.monotonic() - begun < 2.0
+        assert collector.of("endless")[-1].finish is FinishReason.CANCELLED
+        assert 5 < len(collector.of("endless")) < 200
+
+
+def test_closing_twice_or_from_the_engines_own_thread_does_not_hang(synthetic: SyntheticModel) -> None:
+    class Closing(Collector):
+        def deliver(self, deltas: object) -> None:
+            driver.close()
+
+    with driving(synthetic) as driver:
+        driver.submit(greedy("r", 1), Closing())
+        driver._thread.join(PATIENCE_S)
+        assert not driver._thread.is_alive()
+        driver.close()
+        with pytest.raises(EngineClosedError):
+            driver.submit(greedy("late", 1), Collector())
+
+
+@pytest.mark.parametrize("defect", [AssertionError("a law is broken"), KeyError("r1"), SystemExit()])
+def test_when_the_engine_has_a_defect_nobody_waits_forever(synthetic: SyntheticModel, defect: BaseException) -> None:
+    collector = Collector()
+    with driving(synthetic, max_rows=2) as driver:
+        gate = Gate(driver)
+        for number in range(4):
+            driver.submit(Request(f"r{number}", prompt_of(number), ENDLESS), collector)
+        gate.wait_until_held()
+        driver.submit(greedy("in the inbox", 7), collector)
+
+        def plan(number: int, now_s: float) -> None:
+            raise defect
+
+        driver._engine.scheduler.plan = plan  # type: ignore[method-assign]
+        gate.open()
+        for name in ("r0", "r1", "r2", "r3", "in the inbox"):
+            last = collector.wait_for(name)[-1]
+            assert last.finish is FinishReason.ERROR
+            assert last.error == f"the engine has failed ({type(defect).__name__}): restart the server"
+        driver._thread.join(PATIENCE_S)
+        assert not driver.healthy
+        with pytest.raises(EngineClosedError, match="has failed"):
+            driver.submit(greedy("late", 1), collector)
+
+
+def test_a_defect_while_taking_requests_in_loses_none_of_them_silently(synthetic: SyntheticModel) -> None:
+    collector = Collector()
+    with driving(synthetic) as driver:
+        gate = Gate(driver)
+        driver.submit(Request("running", (1,), ENDLESS), collector)
+        gate.wait_until_held()
+
+        def add(request: Request) -> None:
+            raise AssertionError("a defect")
+
+        driver._engine.add = add  # type: ignore[method-assign]
+        for number in range(3):
+            driver.submit(greedy(f"r{number}", number), collector)
+        gate.open()
+        for name in ("running", "r0", "r1", "r2"):
+            assert collector.wait_for(name)[-1].finish is FinishReason.ERROR
+
+
+def test_a_driver_without_work_uses_no_processor(synthetic: SyntheticModel) -> None:
+    collector = Collector()
+    with driving(synthetic) as driver:
+        driver.submit(greedy("r", 1), collector)
+        collector.wait_for("r")
+        num_steps = driver.stats().num_steps
+        time.sleep(0.05)
+        begun = time.process_time()
+        time.sleep(1.0)
+        assert time.process_time() - begun < 0.02
+        assert driver.stats().num_steps == num_steps
+
+
+def test_a_seed_decides_a_reply_and_none_means_another_every_time(synthetic: SyntheticModel) -> None:
+    collector = Collector()
+    with driving(synthetic) as driver:
+        for name, seed in (("a", 5), ("b", 5), ("c", None), ("d", None)):
+            sampling = SamplingParams(seed=seed, max_tokens=30, ignore_eos=True)
+            driver.submit(Request(name, (1, 2, 3), sampling), collector)
+        replies = {name: tokens_of(collector.wait_for(name)) for name in "abcd"}
+    assert replies["a"] == replies["b"]
+    assert len({tuple(reply) for reply in replies.values()}) == 3
