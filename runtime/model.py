@@ -58,22 +58,23 @@ class Model:
 
     def stream(
         self, prompt: Sequence[int], sampling: SamplingParams | None = None, *, request_id: str | None = None
-    ) -> Iterator[Delta]:
-        """Deltas as they are generated; the last one carries `finish` and `usage`. Closing it early cancels.
+    ) -> DeltaIterator:
+        """Deltas as they are generated; the last one carries `finish` and `usage`. Closing or dropping it cancels.
 
-        Raises `RequestError` (`ContextLengthError`), `OverloadedError` or `EngineClosedError` at once, and
-        `EngineError` in the middle when the engine loses the request.
+        Raises `RequestError` (`ContextLengthError`, or `request_id` in use), `OverloadedError` or `EngineClosedError`
+        at once, and `EngineError` in the middle when the engine loses the request.
         """
         name = f"local-{next(self._numbers)}" if request_id is None else request_id
         outlet = _QueueOutlet()
         self._driver.submit(Request(name, tuple(prompt), sampling or SamplingParams()), outlet)
-        return self._read(name, outlet)
+        return DeltaIterator(name, self._driver, outlet.deltas)
 
     def generate(
         self, prompt: Sequence[int], sampling: SamplingParams | None = None, *, request_id: str | None = None
     ) -> Completion:
         """The whole reply. Raises as `stream` does."""
-        return join(list(self.stream(prompt, sampling, request_id=request_id)))
+        with self.stream(prompt, sampling, request_id=request_id) as deltas:
+            return join(list(deltas))
 
     def cancel(self, request_id: str) -> None:
         """End a request of any thread; its stream gets a last delta with `FinishReason.CANCELLED`."""
@@ -91,18 +92,47 @@ class Model:
     ) -> None:
         self.close()
 
-    def _read(self, request_id: str, outlet: _QueueOutlet) -> Iterator[Delta]:
-        finish: FinishReason | None = None
-        try:
-            while finish is None:
-                delta = outlet.deltas.get()
-                finish = delta.finish
-                if finish is FinishReason.ERROR:
-                    raise EngineError(delta.error or "the engine lost the request")
-                yield delta
-        finally:
-            if finish is None:
-                self._driver.cancel(request_id)
+
+class DeltaIterator(Iterator[Delta]):
+    """The deltas of one request, in order, for one reading thread; the last one carries `finish`.
+
+    A context manager. Left early, closed or dropped, even before the first delta was asked for, it cancels the request.
+    """
+
+    __slots__ = ("_deltas", "_driver", "_is_over", "request_id")
+
+    def __init__(self, request_id: str, driver: Driver, deltas: queue.SimpleQueue[Delta]) -> None:
+        self.request_id = request_id
+        self._driver = driver
+        self._deltas = deltas
+        self._is_over = False  # read to its end, or closed
+
+    def __next__(self) -> Delta:
+        """Wait for the next delta. Raises `EngineError` when the engine has lost the request."""
+        if self._is_over:
+            raise StopIteration
+        delta = self._deltas.get()
+        self._is_over = delta.finish is not None
+        if delta.finish is FinishReason.ERROR:
+            raise EngineError(delta.error or "the engine lost the request")
+        return delta
+
+    def close(self) -> None:
+        """Cancel the request unless its end has been read. Nothing is read afterwards."""
+        if not self._is_over:
+            self._is_over = True
+            self._driver.cancel(self.request_id)
+
+    def __enter__(self) -> DeltaIterator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def join(deltas: Sequence[Delta]) -> Completion:
