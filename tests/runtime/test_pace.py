@@ -1,0 +1,164 @@
+"""Learning what steps cost, and how many prompt tokens fit into the next one. Time here is a formula."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ortserve.runtime.pace import AUTO_FACTOR, SMALLEST_CHUNK, Pace
+
+CHUNK = 128
+
+
+def cost(tokens: int, attended: int, *, base: float = 10.0, token: float = 0.3, pair: float = 2e-5) -> float:
+    """Milliseconds of a step on an imaginary machine."""
+    return base + token * tokens + pair * attended
+
+
+def trained(
+    *, max_step_ms: float | None = None, noise: float = 0.0, chunk: int = CHUNK, **terms: float
+) -> tuple[Pace, np.random.Generator]:
+    """A pace that has seen decodes of several widths and chunks of several lengths at several depths."""
+    pace = Pace(max_step_ms=max_step_ms, max_chunk_tokens=chunk)
+    generator = np.random.default_rng(1)
+    for _ in range(200):
+        tokens = int(generator.choice([1, 4, 8, 16, 32, 64, 128, 140]))
+        attended = tokens * int(generator.integers(64, 4_000))
+        pace.observe(tokens, attended, cost(tokens, attended, **terms) * float(np.exp(noise * generator.normal())))
+    return pace, generator
+
+
+def step_cost(pace: Pace, *, rows: int, context: int, start: int, **terms: float) -> tuple[int, float]:
+    chunk = pace.chunk_tokens(decode_tokens=rows, decode_attended=rows * context, start=start)
+    return chunk, cost(rows + chunk, rows * context + chunk * (start + chunk), **terms)
+
+
+@settings(max_examples=25)
+@given(
+    base=st.floats(0.1, 50),
+    token=st.floats(0.01, 2),
+    pair=st.floats(1e-7, 1e-4),
+    tokens=st.integers(1, 150),
+    context=st.integers(64, 4_000),
+)
+def test_a_linear_cost_is_learned(base: float, token: float, pair: float, tokens: int, context: int) -> None:
+    pace, _ = trained(base=base, token=token, pair=pair)
+    predicted = pace.predict(tokens, tokens * context)
+    assert predicted is not None
+    assert predicted == pytest.approx(cost(tokens, tokens * context, base=base, token=token, pair=pair), rel=0.02)
+
+
+def test_a_noisy_cost_is_learned_well_enough() -> None:
+    pace, generator = trained(noise=0.1)
+    for _ in range(100):
+        tokens, context = int(generator.integers(1, 140)), int(generator.integers(64, 4_000))
+        predicted = pace.predict(tokens, tokens * context)
+        assert predicted == pytest.approx(cost(tokens, tokens * context), rel=0.2)
+
+
+@settings(max_examples=25)
+@given(
+    limit=st.floats(12, 120),
+    rows=st.integers(0, 16),
+    context=st.integers(1, 4_000),
+    start=st.integers(0, 8_000),
+    chunk=st.sampled_from([1, 16, 40, 128, 512]),
+)
+def test_a_step_stays_within_the_limit_or_carries_the_least(
+    limit: float, rows: int, context: int, start: int, chunk: int
+) -> None:
+    pace, _ = trained(max_step_ms=limit, chunk=chunk)
+    count, milliseconds = step_cost(pace, rows=rows, context=context, start=start)
+    least = min(SMALLEST_CHUNK, chunk)
+    assert least <= count <= chunk
+    assert count == least or milliseconds <= 1.05 * limit
+    # and it does not give away what would have fitted
+    more = min(count + 2 * SMALLEST_CHUNK, chunk)
+    too_much = cost(rows + more, rows * context + more * (start + more))
+    assert count == chunk or too_much > 0.95 * limit or more == count
+
+
+@settings(max_examples=25)
+@given(rows=st.integers(1, 16), context=st.integers(64, 4_000), start=st.integers(0, 4_000))
+def test_without_a_limit_a_step_takes_a_few_decodes_at_most(rows: int, context: int, start: int) -> None:
+    pace, _ = trained()
+    count, milliseconds = step_cost(pace, rows=rows, context=context, start=start)
+    assert count == SMALLEST_CHUNK or milliseconds <= 1.05 * AUTO_FACTOR * cost(rows, rows * context)
+
+
+def test_without_decodes_and_limit_a_step_carries_the_largest_chunk() -> None:
+    pace, _ = trained(token=100.0)
+    assert pace.chunk_tokens(decode_tokens=0, decode_attended=0, start=5_000) == CHUNK
+
+
+def test_a_limit_holds_without_decodes_too() -> None:
+    pace, _ = trained(max_step_ms=30.0)
+    count, milliseconds = step_cost(pace, rows=0, context=0, start=0)
+    assert SMALLEST_CHUNK <= count < CHUNK
+    assert milliseconds <= 31.0
+
+
+@pytest.mark.parametrize("limit", [None, 5.0])
+@pytest.mark.parametrize("chunk", [1, 16, 50, 512])
+def test_a_pace_that_knows_nothing_starts_with_small_chunks(limit: float | None, chunk: int) -> None:
+    pace = Pace(max_step_ms=limit, max_chunk_tokens=chunk)
+    assert pace.predict(1, 1) is None
+    assert pace.chunk_tokens(decode_tokens=4, decode_attended=400, start=0) == min(4 * SMALLEST_CHUNK, chunk)
+    for tokens in (1, 64):
+        pace.observe(tokens, tokens * 100, 5.0)
+    assert pace.predict(1, 1) is None
+
+
+def test_what_a_chunk_costs_is_still_known_after_thousands_of_decodes() -> None:
+    pace, _ = trained(max_step_ms=40.0)
+    before = step_cost(pace, rows=8, context=500, start=1_000)
+    for number in range(5_000):
+        attended = 8 * (500 + number % 100)
+        pace.observe(8, attended, cost(8, attended))
+    after = step_cost(pace, rows=8, context=500, start=1_000)
+    assert abs(after[0] - before[0]) <= SMALLEST_CHUNK
+    assert SMALLEST_CHUNK < after[0] < CHUNK
+    assert after[1] <= 1.05 * 40.0
+
+
+def test_one_outlier_moves_no_chunk_far() -> None:
+    pace, _ = trained(max_step_ms=40.0)
+    before, _ = step_cost(pace, rows=8, context=500, start=0)
+    pace.observe(8, 8 * 500, 60_000.0)
+    after, _ = step_cost(pace, rows=8, context=500, start=0)
+    assert abs(after - before) <= 2 * SMALLEST_CHUNK
+
+
+def test_a_machine_that_becomes_slower_is_noticed() -> None:
+    pace = Pace(max_step_ms=60.0, max_chunk_tokens=CHUNK)
+    chunks = []
+    for slowness in (1, 2):
+        for _ in range(50):
+            for tokens, context in ((1, 100), (8, 500), (16, 900), (64, 200), (136, 400)):
+                pace.observe(tokens, tokens * context, slowness * cost(tokens, tokens * context))
+        chunk, milliseconds = step_cost(pace, rows=8, context=500, start=0)
+        assert slowness * milliseconds <= 1.05 * 60.0
+        chunks.append(chunk)
+    assert chunks[0] > chunks[1]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 600), st.integers(1, 10**7), st.floats(0.0, 1e6)),
+        min_size=3,
+        max_size=30,
+    ),
+    st.integers(0, 64),
+    st.integers(0, 100_000),
+)
+def test_whatever_was_seen_chunks_stay_between_the_least_and_the_largest(
+    steps: list[tuple[int, int, float]], rows: int, start: int
+) -> None:
+    pace = Pace(max_step_ms=20.0, max_chunk_tokens=200)
+    for tokens, attended, milliseconds in steps:
+        pace.observe(tokens, attended, milliseconds)
+    assert SMALLEST_CHUNK <= pace.chunk_tokens(decode_tokens=rows, decode_attended=rows * 99, start=start) <= 200
+    predicted = pace.predict(rows, rows * 99)
+    assert predicted is None or predicted >= 0, "a term is negative"
