@@ -17,7 +17,11 @@ def audit(scheduler: Scheduler, plan: EnginePlan, *, outside: Values[int] = ()) 
     placement = scheduler.placement
     for name, pool, held in (
         ("blocks", placement.blocks, Counter([*outside, *(block for s in sequences for block in s.blocks)])),
-        ("host blocks", placement.host_blocks, Counter(block for s in sequences for block in s.host_blocks)),
+        (
+            "host blocks",
+            placement.host_blocks,
+            Counter([*placement.reuse.held(), *(block for s in sequences for block in s.host_blocks)]),
+        ),
     ):
         references = pool.references()
         expected = tuple(held[block] for block in range(pool.num_blocks))
@@ -25,6 +29,9 @@ def audit(scheduler: Scheduler, plan: EnginePlan, *, outside: Values[int] = ()) 
             violations.append(f"{name}: reference counts {references} differ from the holders {expected}")
         if pool.num_free != references.count(0):
             violations.append(f"{name}: {pool.num_free} on the free list, {references.count(0)} without holder")
+    claimed, owned = sorted(placement.reuse.cache.held()), sorted(placement.reuse.owned)
+    if claimed != owned:
+        violations.append(f"prompt cache: it says it holds {claimed}, it was given {owned}")
     slots = [sequence.slot for sequence in sequences if sequence.slot is not None]
     if sorted([*slots, *placement.free_slots]) != list(range(plan.num_rows)):
         violations.append(f"rows: {slots} held and {placement.free_slots} free are not each row once")
@@ -48,5 +55,7 @@ def _audit_sequence(sequence: Sequence, plan: EnginePlan) -> list[str]:
         "host blocks cover what is computed": len(sequence.host_blocks)
         == (count if sequence.stage is Stage.SWAPPED else 0),
         "nothing computed while waiting": sequence.stage is not Stage.WAITING or sequence.num_computed == 0,
+        "a ticket only while running": sequence.ticket is None or sequence.stage is Stage.RUNNING,
+        "saved only what is computed": sequence.num_saved <= sequence.num_computed,
     }
     return [f"{name}: {law} does not hold" for law, holds in laws.items() if not holds]

@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from time import monotonic
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
 
+from ortserve.plugins.api import CacheQuery, CacheStats, Entry, PromptCache
 from ortserve.runtime.admission import check_request
 from ortserve.runtime.engine import Engine, EngineStats
 from ortserve.runtime.errors import EngineClosedError, OverloadedError, RequestError
@@ -22,6 +24,8 @@ from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Delta, FinishReason, Request
 
+Answer = TypeVar("Answer")
+_STALL_S = 0.05
 _JOIN_S = 30.0  # one step of the largest model on a slow machine, with a margin
 
 
@@ -37,6 +41,13 @@ class _Cancel:
     request_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    """Something to be done on the engine's thread between two steps; `run` settles a future."""
+
+    run: Callable[[], None]
+
+
 class Driver:
     """One engine on one thread. Every method may be called from any thread."""
 
@@ -44,13 +55,15 @@ class Driver:
         self.manifest = manifest
         self.plan = plan
         self._engine = engine
-        self._inbox: deque[Request | _Cancel] = deque()
+        self._inbox: deque[Request | _Cancel | _Errand] = deque()
         self._changed = threading.Condition()
         self._outlets: dict[str, Outlet] = {}  # of all requests that have not finished; guarded by _changed
         self._stats = EngineStats()
         self._finish_rate = _FinishRate()
+        self._cache_stats = CacheStats()
         self._closed_reason: str | None = None  # set once no request is accepted any more
         self._drain_until: float | None = None
+        engine.bell.answer_with(self._wake)
         self._thread = threading.Thread(target=self._run, name="ortserve-engine", daemon=True)
         self._thread.start()
 
@@ -67,6 +80,23 @@ class Driver:
     def stats(self) -> EngineStats:
         """As of the last step."""
         return self._stats
+
+    def cache_stats(self) -> CacheStats:
+        """The prompt cache as of the last step."""
+        return self._cache_stats
+
+    def cache_entries(self) -> Future[list[Entry]]:
+        """What the prompt cache keeps."""
+        return self._errand(lambda cache: list(cache.entries()))
+
+    def cache_pin(self, tokens: Sequence[int], salt: bytes, ttl_s: float) -> Future[int]:
+        """Keep what is cached of a prefix for `ttl_s` seconds (0 ends it); the tokens it covers."""
+        query = CacheQuery(tuple(tokens), len(tokens), salt)
+        return self._errand(lambda cache: cache.pin(query, ttl_s))
+
+    def cache_clear(self, salt: bytes | None) -> Future[int]:
+        """Forget one salt's prefixes, or all; the blocks forgotten."""
+        return self._errand(lambda cache: cache.clear(salt))
 
     def submit(self, request: Request, outlet: Outlet) -> None:
         """Queue a request; its deltas go to `outlet` until one carries `finish`.
@@ -106,11 +136,35 @@ class Driver:
         if threading.current_thread() is not self._thread:
             self._thread.join(drain_s + _JOIN_S)
 
+    def _errand(self, ask: Callable[[PromptCache], Answer]) -> Future[Answer]:
+        """Ask the prompt cache on the engine's thread. The future raises `EngineClosedError` after the end."""
+        future: Future[Answer] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(ask(self._engine.reuse.cache))
+            except Exception as error:
+                future.set_exception(error)
+
+        with self._changed:
+            if self._closed_reason is not None:
+                future.set_exception(EngineClosedError(self._closed_reason))
+            else:
+                self._inbox.append(_Errand(run))
+                self._changed.notify()
+        return future
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._engine.is_stalled = False
+            self._changed.notify()
+
     def _run(self) -> None:
         try:
             while self._wait_for_work():
                 self._turn()
             self._cancel_all()
+            self._engine.close()
         except BaseException as error:  # a defect of the engine itself: nobody may wait for it forever
             structlog.get_logger("ortserve.driver").exception("the engine's thread has died")
             with self._changed:
@@ -127,9 +181,11 @@ class Driver:
                     monotonic() >= self._drain_until or not (self._inbox or self._engine.has_work)
                 ):
                     return False
-                if self._inbox or self._engine.has_work:
+                if self._inbox or (self._engine.has_work and not self._engine.is_stalled):
                     return True
-                self._changed.wait()
+                # A stalled engine waits for its cache, which rings; looking again after a while costs nothing.
+                self._changed.wait(_STALL_S if self._engine.has_work else None)
+                self._engine.is_stalled = False
 
     def _turn(self) -> None:
         """Take what has arrived, run one step, hand out what it added."""
@@ -137,6 +193,7 @@ class Driver:
         if self._engine.has_work:
             deltas += self._engine.step()
         self._stats = self._engine.stats()
+        self._cache_stats = self._engine.reuse.stats()
         self._hand_out(deltas)
 
     def _take_in(self) -> list[Delta]:
@@ -147,6 +204,8 @@ class Driver:
         for command in commands:
             if isinstance(command, Request):
                 self._engine.add(command)
+            elif isinstance(command, _Errand):
+                command.run()
             else:
                 ended.append(self._engine.cancel(command.request_id))
         return [delta for delta in ended if delta is not None]

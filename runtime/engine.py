@@ -12,11 +12,15 @@ from time import monotonic
 
 import structlog
 
+from ortserve.plugins.none import NoCache
 from ortserve.runtime.admission import new_sequence
+from ortserve.runtime.bell import Bell
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.pace import Pace
+from ortserve.runtime.placement import Placement
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Delta, FinishReason, Request, Usage
+from ortserve.runtime.reuse import Reuse, new_reuse
 from ortserve.runtime.runner import Logits, Runner
 from ortserve.runtime.sampler import Drawn, Sampler
 from ortserve.runtime.scheduler import Advance, Scheduler
@@ -50,15 +54,21 @@ class Engine:
         runner: Runner,
         sampler: Sampler,
         *,
+        reuse: Reuse | None = None,
+        bell: Bell | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
+        """`reuse` None: without a prompt cache. `bell` rings when the cache has news."""
         self._manifest = manifest
         self._plan = plan
         self._runner = runner
         self._sampler = sampler
         self._clock = clock
         self._pace = Pace(max_step_ms=plan.max_step_ms, max_chunk_tokens=plan.max_chunk_tokens)
-        self.scheduler = Scheduler(plan, self._pace)
+        self.bell = bell or Bell()
+        self.reuse = reuse or new_reuse(plan, NoCache)
+        self.scheduler = Scheduler(plan, self._pace, Placement(plan, self.reuse))
+        self.is_stalled = False  # there is work, and all of it waits for the prompt cache
         self._num_arrivals = 0
         self._stats = EngineStats()
         self._log = structlog.get_logger("ortserve.engine")
@@ -89,6 +99,7 @@ class Engine:
         """Run one step and return what it added to each request, in no particular order."""
         number = self._stats.num_steps
         step = self.scheduler.plan(number, self._clock())
+        self.is_stalled = step is None
         if step is None:
             return []
         begun = self._clock()
@@ -102,11 +113,15 @@ class Engine:
         now = self._clock()
         if step.rows:
             self._pace.observe(step.num_tokens, step.num_attended, (ran - begun) * 1000)
-        advances = self.scheduler.commit(step, drawn, now)
+        advances = self.scheduler.commit(step, drawn, now_s=now, seconds=ran - begun)
         self._stats.num_steps += 1
         self._stats.num_fed_tokens += step.num_tokens
         self._stats.num_output_tokens += len(advances)
         return [self._delta(advance, now) for advance in advances]
+
+    def close(self) -> None:
+        """Let the prompt cache finish writing."""
+        self.reuse.close()
 
     def stats(self) -> EngineStats:
         """A copy that stays as it is."""
@@ -129,8 +144,7 @@ class Engine:
     def _abandon(self, step: Step, error: Exception) -> list[Delta]:
         self._stats = replace(self._stats, num_steps=step.number + 1, num_failed_steps=self._stats.num_failed_steps + 1)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        lost = [self.scheduler.find(request_id) for request_id in sorted(step.request_ids)]
-        return [self._end(sequence, FinishReason.ERROR, reason) for sequence in lost if sequence is not None]
+        return [self._last_delta(sequence, FinishReason.ERROR, reason) for sequence in self.scheduler.abandon(step)]
 
     def _delta(self, advance: Advance, now_s: float) -> Delta:
         sequence, drawn = advance.sequence, advance.drawn
@@ -148,6 +162,9 @@ class Engine:
 
     def _end(self, sequence: Sequence, finish: FinishReason, error: str | None = None) -> Delta:
         self.scheduler.remove(sequence)
+        return self._last_delta(sequence, finish, error)
+
+    def _last_delta(self, sequence: Sequence, finish: FinishReason, error: str | None) -> Delta:
         self._stats.num_finished += 1
         return Delta(sequence.request.id, (), finish=finish, usage=_usage(sequence, self._clock()), error=error)
 
@@ -157,7 +174,8 @@ def _usage(sequence: Sequence, now_s: float) -> Usage:
     first = now_s if sequence.first_token_s is None else sequence.first_token_s
     return Usage(
         num_prompt_tokens=sequence.num_prompt_tokens,
-        num_cached_tokens=sequence.num_copied,
+        num_cached_tokens=sequence.num_reused,
+        num_cache_write_tokens=sequence.num_written,
         num_output_tokens=sequence.num_output_tokens,
         num_preemptions=sequence.num_preemptions,
         queue_s=begun - sequence.arrived_s,

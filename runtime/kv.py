@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ortserve.runtime.errors import MemoryBudgetError
 from ortserve.runtime.manifest import KvLayout
-from ortserve.runtime.step import CopyRow, Move, ReleaseRow, SwapIn, SwapOut
+from ortserve.runtime.step import CopyRow, LoadBlocks, Move, ReleaseRow, SaveBlocks, SwapIn, SwapOut
 
 PAGE_BYTES = mmap.PAGESIZE
 _MAP_NORESERVE = 0x4000  # Linux; untouched rows must not count against overcommit
@@ -70,30 +70,38 @@ class SlotKvStore:
         for move in moves:
             match move:
                 case SwapOut():
-                    self._swap_out(move)
+                    self._save(move.slot, 0, move.num_tokens, move.host_blocks)
                     self._release_row(move.slot)
                 case SwapIn():
-                    self._swap_in(move)
+                    self._load(move.slot, move.num_tokens, move.host_blocks)
+                    self._release_host_blocks(move.host_blocks)
                 case CopyRow():
                     self._rows[:, move.slot, :, : move.num_tokens] = self._rows[:, move.source, :, : move.num_tokens]
+                case LoadBlocks():
+                    self._load(move.slot, move.num_tokens, move.host_blocks)
+                case SaveBlocks():
+                    self._save(move.slot, move.start, move.end, move.host_blocks)
                 case ReleaseRow():
                     self._release_row(move.slot)
 
-    def _swap_out(self, move: SwapOut) -> None:
-        for index, block in enumerate(move.host_blocks):
-            begin, end = self._interval(index, move.num_tokens)
-            self._host[block, :, :, : end - begin] = self._rows[:, move.slot, :, begin:end]
+    def view(self, block: int) -> memoryview:
+        """The bytes of one host block, writable: `[2 * layers, kv_heads, block_size, head_dim]` float32."""
+        return memoryview(self._host[block].reshape(-1).view(np.uint8))
 
-    def _swap_in(self, move: SwapIn) -> None:
-        for index, block in enumerate(move.host_blocks):
-            begin, end = self._interval(index, move.num_tokens)
-            self._rows[:, move.slot, :, begin:end] = self._host[block, :, :, : end - begin]
-            if self._host_block_bytes % PAGE_BYTES == 0:
+    def _save(self, slot: int, start: int, end: int, host_blocks: tuple[int, ...]) -> None:
+        for begin, block in zip(range(start, end, self.block_size), host_blocks, strict=True):
+            count = min(self.block_size, end - begin)
+            self._host[block, :, :, :count] = self._rows[:, slot, :, begin : begin + count]
+
+    def _load(self, slot: int, num_tokens: int, host_blocks: tuple[int, ...]) -> None:
+        for begin, block in zip(range(0, num_tokens, self.block_size), host_blocks, strict=True):
+            count = min(self.block_size, num_tokens - begin)
+            self._rows[:, slot, :, begin : begin + count] = self._host[block, :, :, :count]
+
+    def _release_host_blocks(self, host_blocks: tuple[int, ...]) -> None:
+        if self._host_block_bytes % PAGE_BYTES == 0:
+            for block in host_blocks:
                 self._host_memory.madvise(mmap.MADV_DONTNEED, block * self._host_block_bytes, self._host_block_bytes)
-
-    def _interval(self, index: int, num_tokens: int) -> tuple[int, int]:
-        begin = index * self.block_size
-        return begin, min(begin + self.block_size, num_tokens)
 
     def _release_row(self, slot: int) -> None:
         for tensor in range(len(self._rows)):

@@ -5,16 +5,26 @@ The one place in the runtime that knows all parts; it decides nothing.
 
 from __future__ import annotations
 
+from dataclasses import astuple
+from hashlib import sha256
 from pathlib import Path
+from time import monotonic, time
+from typing import cast
 
+import structlog
+
+from ortserve.plugins.api import PluginContext, PromptCache
+from ortserve.plugins.registry import PROMPT_CACHES, PluginError, load
+from ortserve.runtime.bell import Bell
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.driver import Driver
 from ortserve.runtime.engine import Engine
-from ortserve.runtime.errors import DeviceError
+from ortserve.runtime.errors import DeviceError, PluginUnusableError
 from ortserve.runtime.kv import SlotKvStore
 from ortserve.runtime.machine import memory_budget
 from ortserve.runtime.manifest import Manifest, read_manifest
 from ortserve.runtime.plan import EnginePlan, plan_engine
+from ortserve.runtime.reuse import CacheBlocks, Reuse, new_reuse
 from ortserve.runtime.runner import Runner, load_session
 from ortserve.runtime.sampler import Sampler
 from ortserve.runtime.session import check_int8_kernels, require_version
@@ -54,4 +64,49 @@ def open_engine(folder: Path, manifest: Manifest, config: EngineConfig) -> tuple
     )
     runner = Runner(manifest, session, store, max_logit_rows=plan.max_logit_rows)
     sampler = Sampler(manifest.num_tokens, num_threads=config.num_threads)
-    return Engine(manifest, plan, runner, sampler), plan
+    bell = Bell()
+    reuse = open_cache(manifest, plan, config, store, bell)
+    return Engine(manifest, plan, runner, sampler, reuse=reuse, bell=bell), plan
+
+
+def open_cache(manifest: Manifest, plan: EnginePlan, config: EngineConfig, store: SlotKvStore, bell: Bell) -> Reuse:
+    """The prompt cache that the configuration names. Raises `PluginUnusableError` when it cannot be made."""
+    log = structlog.get_logger("ortserve.cache")
+    try:
+        factory = load(PROMPT_CACHES, config.prompt_cache)
+    except PluginError as error:
+        raise PluginUnusableError(str(error)) from error
+
+    def make(blocks: CacheBlocks) -> PromptCache:
+        return cast(
+            PromptCache,
+            factory(
+                PluginContext(
+                    options=dict(config.prompt_cache_options),
+                    block_size=plan.block_size,
+                    bytes_per_block=plan.bytes_per_block,
+                    vocab_size=manifest.num_tokens,
+                    max_context=plan.max_context,
+                    eos_token_ids=manifest.eos_token_ids,
+                    digest=_layout_digest(manifest, plan),
+                    byte_budget=plan.cache_bytes,
+                    clock=monotonic,
+                    wall_clock=time,
+                    blocks=blocks,
+                    io=store,
+                    wake=bell.ring,
+                    warn=lambda line: log.warning("prompt cache", message=line),
+                )
+            ),
+        )
+
+    try:
+        return new_reuse(plan, make)
+    except Exception as error:  # a stranger's constructor may raise anything
+        raise PluginUnusableError(f"the prompt cache {config.prompt_cache} cannot start ({error})") from error
+
+
+def _layout_digest(manifest: Manifest, plan: EnginePlan) -> str:
+    """What makes two blocks interchangeable: model, layout, dtype, block size, and how exactly they were computed."""
+    facts = (manifest.digest, astuple(manifest.kv), plan.block_size, plan.deterministic)
+    return sha256(repr(facts).encode()).hexdigest()

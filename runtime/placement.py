@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ortserve.runtime.blocks import BlockPool
 from ortserve.runtime.plan import EnginePlan
+from ortserve.runtime.reuse import Reuse
 from ortserve.runtime.sequence import Sequence, Stage
 from ortserve.runtime.step import CopyRow, Move, ReleaseRow, SwapIn, SwapOut
 
@@ -17,9 +18,10 @@ AGEING_S = 30.0  # so long in the queue counts as one more priority
 class Placement:
     """Rows, blocks and the queue of one engine."""
 
-    def __init__(self, plan: EnginePlan) -> None:
+    def __init__(self, plan: EnginePlan, reuse: Reuse) -> None:
         self.blocks = BlockPool(plan.num_blocks)
-        self.host_blocks = BlockPool(plan.num_host_blocks)
+        self.host_blocks = reuse.host_blocks
+        self.reuse = reuse
         self._plan = plan
         self._free_slots = list(range(plan.num_rows))
         self._queue: list[Sequence] = []  # WAITING and SWAPPED
@@ -47,30 +49,41 @@ class Placement:
         return sorted(self._running, key=_rank)
 
     def take_moves(self) -> tuple[Move, ...]:
-        """The moves decided since the last call, in order."""
+        """The moves decided since the last call, in order. They are now part of a step."""
         moves, self._moves = tuple(self._moves), []
+        self.reuse.moves_taken()
         return moves
 
     def enqueue(self, sequence: Sequence) -> None:
         """Put a sequence without a row into the queue."""
         self._queue.append(sequence)
 
-    def discard(self, sequence: Sequence) -> None:
-        """Free everything a sequence holds, in whatever stage it is."""
+    def discard(self, sequence: Sequence, *, is_complete: bool) -> None:
+        """Free everything a sequence holds, in whatever stage; what a complete one has computed is saved first."""
         if sequence.stage is Stage.RUNNING:
+            if is_complete:
+                self._add(self.reuse.save(sequence, is_last=True))
             self._leave_row(sequence)
         else:
             self._queue.remove(sequence)
+        self.reuse.abandon(sequence)
         self.host_blocks.release(sequence.host_blocks)
         sequence.host_blocks = []
 
+    def save(self, sequence: Sequence) -> None:
+        """Offer what a running sequence has computed of its prompt to the cache."""
+        self._add(self.reuse.save(sequence))
+
     def admit(self, now_s: float) -> None:
         """Give rows to the head of the queue while rows and memory last, and to larger priorities at others' cost."""
+        self.reuse.poll()
         self._queue.sort(key=lambda sequence: (-_aged_priority(sequence, now_s), sequence.arrival))
         for sequence in list(self._queue):
             leader = self._leader(sequence)
             if leader is not None and leader.num_computed < self._num_shared(sequence):
                 continue  # what it would compute is being computed; those behind it may pass
+            if leader is None and sequence.stage is Stage.WAITING and self.reuse.is_held(sequence):
+                continue
             if not self._make_room(sequence):
                 return
             sequence.held_priority = _aged_priority(sequence, now_s)
@@ -133,11 +146,15 @@ class Placement:
             self._moves.append(SwapIn(sequence.request.id, slot, sequence.num_computed, tuple(sequence.host_blocks)))
             self.host_blocks.release(sequence.host_blocks)
             sequence.host_blocks = []
+            self.reuse.announce(sequence)
         elif leader is not None:
             assert leader.slot is not None
             count = self._num_shared(sequence)
             self._moves.append(CopyRow(sequence.request.id, leader.slot, slot, count))
-            sequence.num_computed = sequence.num_copied = count
+            sequence.num_computed = sequence.num_reused = count
+            self.reuse.announce(sequence)
+        else:
+            self._add(self.reuse.start(sequence, slot))
         sequence.stage = Stage.RUNNING
         sequence.slot = slot
         self._running.append(sequence)
@@ -147,8 +164,9 @@ class Placement:
         assert sequence.slot is not None
         sequence.num_preemptions += 1
         self.num_preemptions += 1
+        self.reuse.abandon(sequence)
         count = -(-sequence.num_computed // self._plan.block_size)
-        if 0 < count <= self.host_blocks.num_free:
+        if count > 0 and self.reuse.make_room(count):
             slot = sequence.slot
             sequence.host_blocks = self.host_blocks.allocate(count)
             self._moves.append(SwapOut(sequence.request.id, slot, sequence.num_computed, tuple(sequence.host_blocks)))
@@ -156,9 +174,13 @@ class Placement:
             sequence.stage = Stage.SWAPPED
         else:
             self._leave_row(sequence)
-            sequence.num_computed = 0
+            sequence.num_computed = sequence.num_saved = 0
             sequence.stage = Stage.WAITING
         self._queue.append(sequence)
+
+    def _add(self, move: Move | None) -> None:
+        if move is not None:
+            self._moves.append(move)
 
     def _leave_row(self, sequence: Sequence, *, release: bool = True) -> None:
         assert sequence.slot is not None

@@ -13,6 +13,9 @@ EXACT_CUT = 128  # in deterministic mode chunks end at its multiples: attention 
 MAX_DEFAULT_CONTEXT = 131_072
 KV_SHARE = 0.5  # of the memory that is free once the weights are loaded
 SWAP_SHARE = 0.25  # of the KV budget, beside it
+NO_CACHE = "none"
+CACHE_SHARE = 0.2  # of the memory that is free once the weights are loaded
+MAX_DEFAULT_CACHE = 4 * 2**30
 GIB = 2**30
 
 
@@ -26,7 +29,8 @@ class EnginePlan:
     block_size: int
     bytes_per_block: int
     num_blocks: int  # resident blocks of all rows together
-    num_host_blocks: int  # blocks of preempted sequences
+    num_host_blocks: int  # of preempted sequences and of the prompt cache, which gives way to them
+    cache_bytes: int  # what the prompt cache may fill of the host blocks
     max_chunk_tokens: int
     max_logit_rows: int
     max_waiting: int
@@ -40,8 +44,8 @@ class EnginePlan:
 
     @property
     def swap_bytes(self) -> int:
-        """Budget of preempted sequences."""
-        return self.num_host_blocks * self.bytes_per_block
+        """Room of preempted sequences that the prompt cache never fills."""
+        return self.num_host_blocks * self.bytes_per_block - self.cache_bytes
 
     @property
     def virtual_bytes(self) -> int:
@@ -53,7 +57,7 @@ class EnginePlan:
         return (
             f"{self.num_rows} rows of {self.max_context} tokens; KV budget {self.kv_bytes / GIB:.2f} GiB"
             f" ({self.num_blocks * self.block_size} tokens resident at once), swap {self.swap_bytes / GIB:.2f} GiB,"
-            f" address space {self.virtual_bytes / GIB:.2f} GiB"
+            f" prompt cache {self.cache_bytes / GIB:.2f} GiB, address space {self.virtual_bytes / GIB:.2f} GiB"
         )
 
 
@@ -86,6 +90,7 @@ def plan_engine(manifest: Manifest, config: EngineConfig, *, available_bytes: in
     # More blocks than all rows can use would only be a larger number.
     num_blocks = min(num_blocks, config.max_rows * -(-wanted // size))
     swap = int(num_blocks * bytes_per_block * SWAP_SHARE) if config.swap_memory is None else config.swap_memory
+    cache_blocks = _cache_bytes(config, available_bytes) // bytes_per_block
     chunk = config.max_chunk_tokens
     if config.deterministic:
         chunk = max(chunk // EXACT_CUT, 1) * EXACT_CUT
@@ -97,10 +102,19 @@ def plan_engine(manifest: Manifest, config: EngineConfig, *, available_bytes: in
         block_size=size,
         bytes_per_block=bytes_per_block,
         num_blocks=num_blocks,
-        num_host_blocks=swap // bytes_per_block,
+        num_host_blocks=swap // bytes_per_block + cache_blocks,
+        cache_bytes=cache_blocks * bytes_per_block,
         max_chunk_tokens=chunk,
         max_logit_rows=config.max_logit_rows,
         max_waiting=config.max_waiting,
         max_step_ms=config.max_step_ms,
         deterministic=config.deterministic,
     )
+
+
+def _cache_bytes(config: EngineConfig, available_bytes: int) -> int:
+    if config.prompt_cache == NO_CACHE:
+        return 0
+    if config.prompt_cache_memory is not None:
+        return config.prompt_cache_memory
+    return min(int(available_bytes * CACHE_SHARE), MAX_DEFAULT_CACHE)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from ortserve.plugins.api import Breakpoint, CacheMode
 from ortserve.runtime.errors import RequestError
 
 
@@ -65,6 +66,16 @@ def _require(holds: bool, parameter: str, interval: str, value: object) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheHints:
+    """What a request says about reusing computed prefixes, and about others reusing its own."""
+
+    salt: bytes = b""  # nothing is ever reused across salts
+    mode: CacheMode = CacheMode.AUTO
+    breakpoints: tuple[Breakpoint, ...] = ()
+    affinity: str | None = None  # the client's word for requests that belong together
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One sequence to generate. `prompt` are token ids, at least one."""
 
@@ -74,6 +85,7 @@ class Request:
     priority: int = 0  # larger runs first
     choice: int = 0  # index among the n choices of one API call; part of the random key
     group: str | None = None  # requests of one group have the same prompt, which is computed once
+    cache: CacheHints = CacheHints()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +102,8 @@ class Usage:
     """What one finished request consumed; counts are tokens, times are seconds."""
 
     num_prompt_tokens: int
-    num_cached_tokens: int
+    num_cached_tokens: int  # of the prompt, taken from a cache or from another choice
+    num_cache_write_tokens: int  # of the prompt, computed here and saved for others
     num_output_tokens: int
     num_preemptions: int
     queue_s: float

@@ -31,8 +31,8 @@ class Advance:
 class Scheduler:
     """First come, first served, larger priorities first; decodes and prompt chunks share each step."""
 
-    def __init__(self, plan: EnginePlan, pace: Pace) -> None:
-        self.placement = Placement(plan)
+    def __init__(self, plan: EnginePlan, pace: Pace, placement: Placement) -> None:
+        self.placement = placement
         self._plan = plan
         self._pace = pace
         self._sequences: dict[str, Sequence] = {}
@@ -58,10 +58,10 @@ class Scheduler:
         """The sequence of a request that has not finished."""
         return self._sequences.get(request_id)
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, sequence: Sequence, *, is_complete: bool = False) -> None:
         """Forget a sequence in any stage and free what it holds."""
         del self._sequences[sequence.request.id]
-        self.placement.discard(sequence)
+        self.placement.discard(sequence, is_complete=is_complete)
 
     def plan(self, number: int, now_s: float) -> Step | None:
         """The next step; None when there is nothing to do."""
@@ -78,20 +78,33 @@ class Scheduler:
                 sequence.first_run_s = now_s
         return Step(number, moves, rows)
 
-    def commit(self, step: Step, drawn: Values[Drawn], now_s: float) -> list[Advance]:
-        """Take over a step that has run; `drawn` belongs to its logits rows, in order.
+    def commit(self, step: Step, drawn: Values[Drawn], *, now_s: float, seconds: float) -> list[Advance]:
+        """Take over a step that has run in `seconds`; `drawn` belongs to its logits rows, in order.
 
         Finished sequences are removed. A sequence whose logits are no numbers is left for the caller to fail.
         """
         assert len(drawn) == step.num_logits
+        self.placement.reuse.step_ended(ok=True)
         remaining = iter(drawn)
         advances: list[Advance] = []
         for row in step.rows:
             sequence = self._sequences[row.request_id]
             sequence.num_computed = row.end
+            sequence.seconds_unsaved += seconds * len(row.tokens) / step.num_tokens
             if row.num_logits:
                 advances.append(self._advance(sequence, next(remaining), now_s))
+            if sequence.slot is not None:
+                self.placement.save(sequence)
         return advances
+
+    def abandon(self, step: Step) -> list[Sequence]:
+        """Give up a step that has failed. Returns the sequences it loses, which are removed."""
+        self.placement.reuse.step_ended(ok=False)
+        found = [self.find(request_id) for request_id in sorted(step.request_ids)]
+        lost = [sequence for sequence in found if sequence is not None]
+        for sequence in lost:
+            self.remove(sequence)
+        return lost
 
     def _advance(self, sequence: Sequence, drawn: Drawn, now_s: float) -> Advance:
         if drawn.token_id is None:
@@ -103,7 +116,7 @@ class Scheduler:
             sequence.first_token_s = now_s
         finish = sequence.finish_after(drawn.token_id)
         if finish is not None:
-            self.remove(sequence)
+            self.remove(sequence, is_complete=True)
         return Advance(sequence, drawn, finish)
 
     def _plan_decodes(self) -> list[Row]:

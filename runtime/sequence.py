@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from ortserve.plugins.api import Hit, Ticket
 from ortserve.runtime.history import TokenHistory
 from ortserve.runtime.request import FinishReason, Request
 from ortserve.runtime.sampler import Draw
@@ -37,7 +38,12 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)  # counts the row's resident memory, while RUNNING
     host_blocks: list[int] = field(default_factory=list)  # while SWAPPED
     held_priority: int = 0  # while RUNNING: with the age it was admitted at; only a larger one displaces it
-    num_copied: int = 0  # prompt tokens taken over from another choice of the same prompt
+    num_reused: int = 0  # prompt tokens taken from the cache or from another choice of the same prompt
+    num_saved: int = 0  # leading tokens that the cache has, or has been offered; a multiple of the block size
+    num_written: int = 0  # prompt tokens offered to the cache
+    seconds_unsaved: float = 0.0  # spent on computing what has not been saved yet
+    hit: Hit | None = None  # while queued and waiting for it, and from admission until its blocks are copied
+    ticket: Ticket | None = None  # while it computes tokens that others may use
     num_preemptions: int = 0
     last_step: int = -1  # number of the last step that fed this sequence
     waiting_since_s: float = 0.0

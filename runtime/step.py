@@ -60,13 +60,34 @@ class CopyRow:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadBlocks:
+    """Copy the first `num_tokens` tokens from host blocks into a row; the blocks stay as they are."""
+
+    request_id: str
+    slot: int
+    num_tokens: int
+    host_blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SaveBlocks:
+    """Copy tokens `[start, end)` of a row to host blocks; `start` is a multiple of the block size."""
+
+    request_id: str
+    slot: int
+    start: int
+    end: int
+    host_blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseRow:
     """Give a row's memory back to the system."""
 
     slot: int
 
 
-Move: TypeAlias = SwapOut | SwapIn | CopyRow | ReleaseRow
+Move: TypeAlias = SwapOut | SwapIn | CopyRow | LoadBlocks | SaveBlocks | ReleaseRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +115,6 @@ class Step:
 
     @property
     def request_ids(self) -> frozenset[str]:
-        """Everyone whose state this step touches: lost if it is abandoned."""
-        moved = [move.request_id for move in self.moves if not isinstance(move, ReleaseRow)]
+        """Everyone whose state this step touches: lost if it is abandoned. What is saved for a cache is not state."""
+        moved = [move.request_id for move in self.moves if not isinstance(move, ReleaseRow | SaveBlocks)]
         return frozenset([*moved, *(row.request_id for row in self.rows)])

@@ -1,0 +1,272 @@
+"""Talks to the prompt cache: seeks prefixes for those who wait, saves what has been computed, accounts for blocks.
+
+The cache knows which block holds which tokens; bytes are moved by the steps, so what a step saves is published once
+that step has run. A cache that raises is switched off for good; requests go on uncached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Values
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from ortserve.plugins.api import CacheMode, CacheQuery, CacheStats, Hit, HitChange, HitState, Part, PromptCache, Ticket
+from ortserve.plugins.none import NoCache
+from ortserve.runtime.blocks import BlockPool
+from ortserve.runtime.plan import EnginePlan
+from ortserve.runtime.sequence import Sequence
+from ortserve.runtime.step import LoadBlocks, Move, SaveBlocks
+
+Answer = TypeVar("Answer")
+_MISS = Hit(-1, HitState.READY)  # stand-ins of a cache that has just been switched off
+_NOBODY = Ticket(-1)
+
+
+class CacheBlocks:
+    """Host blocks as the cache sees them (its `BlockSource`), and which of them it holds, whatever it says itself."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self._published: set[int] = set()
+        self._taken: set[int] = set()  # perhaps being written by a thread of the cache
+
+    @property
+    def owned(self) -> frozenset[int]:
+        """Every block the cache has a reference to."""
+        return frozenset(self._published | self._taken)
+
+    def take(self, count: int) -> Values[int]:
+        """Part of `BlockSource`."""
+        blocks = self._pool.allocate(min(count, self._pool.num_free))
+        self._taken.update(blocks)
+        return tuple(blocks)
+
+    def give_back(self, blocks: Iterable[int]) -> None:
+        """Part of `BlockSource`. Raises `ValueError` for a block the cache does not hold."""
+        for block in blocks:
+            if block not in self._published and block not in self._taken:
+                raise ValueError(f"block {block} is given back but not held")
+            self._published.discard(block)
+            self._taken.discard(block)
+            self._pool.release((block,))
+
+    def accept(self, blocks: Iterable[int]) -> None:
+        """The cache has kept these published blocks: the reference is now its own."""
+        self._published.update(blocks)
+
+    def reclaim(self) -> None:
+        """The cache is gone. Blocks that its threads may still write stay out of use for good."""
+        self._pool.release(self._published)
+        self._published = set()
+
+
+@dataclass(frozen=True, slots=True)
+class _Saving:
+    """A part whose bytes are copied by a step that has not run yet."""
+
+    ticket: Ticket
+    part: Part
+    is_last: bool  # nothing more will come of this request
+
+
+class Reuse:
+    """The cache of one engine. Called by the placement and the scheduler, on the engine's thread."""
+
+    def __init__(self, cache: PromptCache, plan: EnginePlan, host_blocks: BlockPool, owned: CacheBlocks) -> None:
+        self.cache = cache
+        self.host_blocks = host_blocks  # shared by the cache and by preempted sequences
+        self._plan = plan
+        self._owned = owned
+        self._is_gone = False  # switched off; its blocks are reclaimed when no step copies them any more
+        self._held: dict[int, Sequence] = {}  # by id of a hit that is not READY
+        self._loading: list[Hit] = []  # READY hits whose blocks the next step, or the running one, copies
+        self._queued: list[_Saving] = []  # their moves are not part of a step yet
+        self._running: list[_Saving] = []  # their moves are part of the step that is running
+
+    @property
+    def owned(self) -> frozenset[int]:
+        """Blocks the cache has references to, by the engine's own account."""
+        return self._owned.owned
+
+    def poll(self) -> None:
+        """Let sequences whose hit has changed look up again."""
+        nothing: Values[HitChange] = ()
+        for change in self._ask(lambda cache: cache.poll(), nothing):
+            sequence = self._held.pop(change.hit_id, None)
+            if sequence is not None:
+                self._drop_hit(sequence)
+
+    def is_held(self, sequence: Sequence) -> bool:
+        """Look up a waiting sequence's prefix, once; True while it should wait for more of it."""
+        if sequence.hit is None and self._is_on(sequence):
+            query = self._query(sequence)
+            sequence.hit = self._ask(lambda cache: cache.lookup(query), _MISS)
+            if sequence.hit.state in (HitState.LOADING, HitState.COMPUTING):
+                self._held[sequence.hit.id] = sequence
+        return sequence.hit is not None and sequence.hit.id in self._held
+
+    def start(self, sequence: Sequence, slot: int) -> Move | None:
+        """The sequence has got a row: take what was found, and promise the rest."""
+        hit, move = sequence.hit, None
+        sequence.hit = None
+        if hit is not None and hit.state is HitState.READY and hit.num_tokens > 0:
+            assert hit.num_tokens <= self._limit(sequence), "a cache must respect the query's limit"
+            move = LoadBlocks(sequence.request.id, slot, hit.num_tokens, hit.blocks)
+            sequence.num_computed = hit.num_tokens
+            sequence.num_reused = min(hit.num_tokens, sequence.num_prompt_tokens)
+            sequence.num_saved = hit.num_tokens // self._plan.block_size * self._plan.block_size
+            self._loading.append(hit)
+        elif hit is not None:
+            self._release(hit)
+        self.announce(sequence)
+        return move
+
+    def announce(self, sequence: Sequence) -> None:
+        """Promise to compute from here on, so that others may wait instead of computing the same."""
+        if self._is_on(sequence):
+            query = self._query(sequence)
+            sequence.ticket = self._ask(lambda cache: cache.announce(query, sequence.num_computed), _NOBODY)
+
+    def save(self, sequence: Sequence, *, is_last: bool = False) -> Move | None:
+        """Offer whole blocks that are computed and not yet saved; at the end also the tail, and end the ticket."""
+        end = min(sequence.num_computed, self._save_limit(sequence))
+        if not is_last:
+            end = min(end, sequence.num_prompt_tokens)
+            end -= end % self._plan.block_size
+        ticket, start = sequence.ticket, sequence.num_saved
+        if is_last:
+            sequence.ticket = None
+        if ticket is None:
+            return None
+        count = -(-(end - start) // self._plan.block_size) if end > start else 0
+        if count == 0 or not self.make_room(count):
+            if is_last:
+                self._finish(ticket, ok=True)
+            return None
+        assert sequence.slot is not None
+        blocks = tuple(self.host_blocks.allocate(count))
+        part = Part(start, tuple(sequence.tokens[:end]), blocks, sequence.seconds_unsaved)
+        self._queued.append(_Saving(ticket, part, is_last))
+        sequence.num_saved = end - end % self._plan.block_size
+        sequence.num_written += max(0, min(end, sequence.num_prompt_tokens) - start)
+        sequence.seconds_unsaved = 0.0
+        return SaveBlocks(sequence.request.id, sequence.slot, start, end, blocks)
+
+    def abandon(self, sequence: Sequence) -> None:
+        """The sequence loses its row or its place in the queue without an end: nobody may wait for it."""
+        self._drop_hit(sequence)
+        if sequence.ticket is not None:
+            self._finish(sequence.ticket, ok=False)
+            sequence.ticket = None
+
+    def make_room(self, count: int) -> bool:
+        """Whether `count` host blocks are free, after the cache has given some back if need be."""
+        missing = count - self.host_blocks.num_free
+        if missing > 0:
+            self._ask(lambda cache: cache.evict(missing), 0)
+        return self.host_blocks.num_free >= count
+
+    def moves_taken(self) -> None:
+        """All moves handed out so far are now part of one step."""
+        self._running += self._queued
+        self._queued = []
+
+    def step_ended(self, *, ok: bool) -> None:
+        """The step has run, or was abandoned: publish what it saved, let go of what it loaded."""
+        for hit in self._loading:
+            self._release(hit)
+        self._loading = []
+        savings, self._running = self._running, []
+        for saving in savings:
+            refused = self._publish(saving) if ok else saving.part.blocks
+            self.host_blocks.release(refused)
+            if saving.is_last:
+                self._finish(saving.ticket, ok=ok)
+        if self._is_gone:
+            self._owned.reclaim()
+            self._is_gone = False
+
+    def held(self) -> Iterable[int]:
+        """Host blocks whose holder is the cache or a saving, for the audit."""
+        yield from self._owned.owned
+        for saving in (*self._queued, *self._running):
+            yield from saving.part.blocks
+
+    def stats(self) -> CacheStats:
+        """The cache's counters."""
+        return self._ask(lambda cache: cache.stats(), CacheStats())
+
+    def close(self) -> None:
+        """Stop the cache's threads."""
+        self._ask(lambda cache: cache.close(), None)
+
+    def _finish(self, ticket: Ticket, *, ok: bool) -> None:
+        self._ask(lambda cache: cache.finish(ticket, ok), None)
+
+    def _drop_hit(self, sequence: Sequence) -> None:
+        hit, sequence.hit = sequence.hit, None
+        if hit is not None:
+            self._held.pop(hit.id, None)
+            self._release(hit)
+
+    def _release(self, hit: Hit) -> None:
+        self._ask(lambda cache: cache.release(hit), None)
+
+    def _publish(self, saving: _Saving) -> tuple[int, ...]:
+        """Returns the refused blocks."""
+        part = saving.part
+        refused = tuple(self._ask(lambda cache: cache.publish(saving.ticket, part), part.blocks))
+        assert set(refused) <= set(part.blocks), "a cache can only refuse what it was offered"
+        self._owned.accept(set(part.blocks) - set(refused))
+        return refused
+
+    def _is_on(self, sequence: Sequence) -> bool:
+        return sequence.request.cache.mode is not CacheMode.OFF and not isinstance(self.cache, NoCache)
+
+    def _limit(self, sequence: Sequence) -> int:
+        """The last token is computed for its logits, in deterministic mode with the one before it."""
+        return max(0, len(sequence.tokens) - (2 if self._plan.deterministic else 1))
+
+    def _save_limit(self, sequence: Sequence) -> int:
+        hints = sequence.request.cache
+        if hints.mode is not CacheMode.EXPLICIT:
+            return len(sequence.tokens)
+        return max((point.num_tokens for point in hints.breakpoints), default=0)
+
+    def _query(self, sequence: Sequence) -> CacheQuery:
+        hints = sequence.request.cache
+        return CacheQuery(
+            tokens=tuple(sequence.tokens),
+            limit=self._limit(sequence),
+            salt=hints.salt,
+            mode=hints.mode,
+            breakpoints=hints.breakpoints,
+            affinity=hints.affinity,
+        )
+
+    def _ask(self, question: Callable[[PromptCache], Answer], otherwise: Answer) -> Answer:
+        try:
+            return question(self.cache)
+        except Exception:  # a plugin may raise anything; it must cost nothing but the cache
+            structlog.get_logger("ortserve.cache").exception("the prompt cache failed and is switched off")
+            self._switch_off()
+            return otherwise
+
+    def _switch_off(self) -> None:
+        """Forget it and everything it has promised."""
+        self.cache = NoCache()
+        self._is_gone = True
+        for sequence in self._held.values():
+            sequence.hit = None
+        self._held = {}
+        self._loading = []
+
+
+def new_reuse(plan: EnginePlan, make: Callable[[CacheBlocks], PromptCache]) -> Reuse:
+    """A pool of host blocks as the plan says, and the cache that `make` returns for it."""
+    pool = BlockPool(plan.num_host_blocks)
+    owned = CacheBlocks(pool)
+    return Reuse(make(owned), plan, pool, owned)
