@@ -12,9 +12,11 @@ from starlette.routing import Route
 
 from ortserve.gateway.edge import MAX_BODY_BYTES, Edge, Gate, problem_response
 from ortserve.gateway.errors import ApiError, Problem, invalid_url, method_not_allowed
+from ortserve.gateway.metrics import Metrics
 from ortserve.gateway.routes.chat import ChatRoute
 from ortserve.gateway.routes.completions import CompletionRoute
 from ortserve.gateway.routes.health import HealthRoute
+from ortserve.gateway.routes.metrics import MetricsRoute
 from ortserve.gateway.routes.models import ModelsRoute
 from ortserve.gateway.service import ModelService
 from ortserve.gateway.watch import Patience
@@ -24,11 +26,13 @@ def build_app(
     service: ModelService,
     *,
     api_key: str | None = None,
+    admin_key: str | None = None,
     patience: Patience | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> Starlette:
-    """Routes and layers. `patience` bounds silent and stalled streams."""
+    """Routes and layers. `patience` bounds silent and stalled streams; without `admin_key` nobody may administrate."""
     patience = patience or Patience()
+    metrics = Metrics(service.driver)
     models = ModelsRoute(service)
     health = HealthRoute(service)
     routes = [
@@ -37,10 +41,11 @@ def build_app(
         Route("/v1/models", models.index),
         Route("/v1/models/{id:path}", models.one),
         Route("/health", health.get),
+        Route("/metrics", MetricsRoute(metrics).get),
         Route("/", health.get),
     ]
     middleware = [
-        Middleware(Edge, max_body_bytes=max_body_bytes),
+        Middleware(Edge, metrics=metrics, max_body_bytes=max_body_bytes),
         Middleware(
             CORSMiddleware,
             allow_origins=["*"],
@@ -48,7 +53,7 @@ def build_app(
             allow_headers=["*"],  # reflected: a literal * would not cover Authorization
             expose_headers=["x-request-id"],
         ),
-        Middleware(Gate, api_key=api_key, max_body_bytes=max_body_bytes),
+        Middleware(Gate, api_key=api_key, admin_key=admin_key, max_body_bytes=max_body_bytes),
     ]
     app = Starlette(
         routes=routes,

@@ -6,32 +6,38 @@ Every reply passes here, so every reply has an `x-request-id`, every failure the
 from __future__ import annotations
 
 import hmac
+import time
 
 import structlog
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ortserve.gateway.errors import ApiError, Problem, from_runtime, internal_error, unauthorized
+from ortserve.gateway.errors import ApiError, Problem, from_runtime, internal_error, invalid_url, unauthorized
 from ortserve.gateway.exchange import SCOPE_KEY, Exchange, exchange_of
 from ortserve.gateway.logs import log
+from ortserve.gateway.metrics import Metrics
+from ortserve.gateway.tenancy import given_key, tenant_of
 from ortserve.runtime.errors import OrtserveError
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 OPEN_PATHS = ("/", "/health")  # load balancers have no key
+ADMIN_PATH = "/admin"
+METRICS_PATH = "/metrics"
 ALIASED = ("chat", "completions", "models")  # clients whose base URL lacks /v1
 METHODS_WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 
 
 class Edge:
-    """Gives every exchange its record, its body and its access line.
+    """Gives every exchange its record, its body, its access line and its place in the metrics.
 
     The body is read here whatever becomes of the request: Hypercorn's reader waits, for ever and deaf to disconnects,
     once ten pieces lie in a queue that nobody empties.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         self._app = app
+        self._metrics = metrics
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,15 +70,27 @@ class Edge:
                 exchange.body = body
                 await self._app(scope, receive, send_with_id)
             finally:
+                self._metrics.count(exchange, canonical_path(path), time.monotonic() - exchange.started)
                 log().info("request", method=method, path=path, **exchange.log_fields())
 
 
 class Gate:
-    """Checks the key and the body's size, tolerates spellings of paths, and turns failures into the envelope."""
+    """Checks the key and the body's size, tolerates spellings of paths, and turns failures into the envelope.
 
-    def __init__(self, app: ASGIApp, *, api_key: str | None = None, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+    Paths of the administrator need a key of their own; without one they do not exist.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        api_key: str | None = None,
+        admin_key: str | None = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
+    ) -> None:
         self._app = app
         self._api_key = None if api_key is None else api_key.encode()
+        self._admin_key = None if admin_key is None else admin_key.encode()
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,14 +118,20 @@ class Gate:
                 await problem_response(problem_of(error))(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Problem | None:
-        if self._api_key is None or scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS":
+        key = given_key(Headers(scope=scope))
+        exchange_of(scope).tenant = tenant_of(key)
+        path = scope["path"]
+        if path == ADMIN_PATH or path.startswith(f"{ADMIN_PATH}/"):
+            if self._admin_key is None:
+                return invalid_url(scope["method"], scope["raw_path"].decode("latin-1"))
+            keys = [self._admin_key]
+        elif self._api_key is None or path in OPEN_PATHS or scope["method"] == "OPTIONS":
             return None
-        headers = Headers(scope=scope)
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        if hmac.compare_digest(given.encode("latin-1"), self._api_key):
-            return None
-        return unauthorized(given=bool(given))
+        else:
+            keys = [self._api_key]
+            if path == METRICS_PATH and self._admin_key is not None:
+                keys.append(self._admin_key)
+        return None if any(hmac.compare_digest(key, known) for known in keys) else unauthorized(given=bool(key))
 
 
 async def read_body(receive: Receive, limit: int) -> bytes | None:

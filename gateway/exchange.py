@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ortserve.gateway.generation import Generation
+from ortserve.gateway.generation import Generation, Timings
+from ortserve.gateway.tenancy import tenant_of
 
 if TYPE_CHECKING:
     from starlette.types import Scope, Send
@@ -27,9 +28,12 @@ class Exchange:
     started: float = field(default_factory=time.monotonic)
     status: int = 0  # 0: nothing sent yet
     outcome: str = "done"  # done, disconnected, stalled, failed
+    tenant: bytes = field(default_factory=lambda: tenant_of(b""))  # digest of the caller's key
     num_prompt_tokens: int | None = None
+    num_cached_tokens: int | None = None
     num_output_tokens: int | None = None
     first_token_s: float | None = None  # from the request to the first token
+    timings: Timings | None = None
     body: bytes = b""
     send_piece: Send | None = None  # the server's own send, past the layers that only look at a reply's head
 
@@ -37,7 +41,9 @@ class Exchange:
         """Take over the counts of what was generated."""
         usage = generation.usage()
         self.num_prompt_tokens = usage.num_prompt_tokens
+        self.num_cached_tokens = usage.num_cached_tokens
         self.num_output_tokens = usage.num_output_tokens
+        self.timings = generation.timings()
         if generation.first_token_at is not None:
             self.first_token_s = generation.first_token_at - self.started
 
@@ -50,6 +56,7 @@ class Exchange:
         }
         if self.num_prompt_tokens is not None:
             fields["prompt_tokens"] = self.num_prompt_tokens
+            fields["cached_tokens"] = self.num_cached_tokens
             fields["completion_tokens"] = self.num_output_tokens
         if self.first_token_s is not None:
             fields["ttft_ms"] = round(self.first_token_s * 1000, 1)

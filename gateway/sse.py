@@ -22,6 +22,10 @@ NO_DELTA = b'},"logprobs":null,"finish_reason":null}]'
 class ChunkWriter(Protocol):
     """Frames of one streamed reply."""
 
+    @property
+    def include_usage(self) -> bool:
+        """The last frames show counts."""
+
     def begin(self, num_choices: int) -> bytes:
         """What is sent as soon as the request has been admitted."""
 
@@ -40,7 +44,7 @@ def error_frame(problem: Problem) -> bytes:
 class _Envelope:
     """The parts around the choices, equal in all chunks of one stream."""
 
-    __slots__ = ("_after", "_before", "_encode", "_include_usage")
+    __slots__ = ("_after", "_before", "_encode", "include_usage")
 
     def __init__(
         self,
@@ -63,7 +67,7 @@ class _Envelope:
             **extra,
         }
         self._encode = encode
-        self._include_usage = include_usage
+        self.include_usage = include_usage
         self._before = b"data: " + encode(fields)[:-1] + b',"choices":'
         self._after = b',"usage":null}\n\n' if include_usage else b"}\n\n"
 
@@ -73,7 +77,7 @@ class _Envelope:
 
     def end(self, usage: TokenUsage) -> bytes:
         """The last frames."""
-        if not self._include_usage:
+        if not self.include_usage:
             return DONE
         return self._before + b'[],"usage":' + self._encode(usage_reply(usage)) + b"}\n\n" + DONE
 

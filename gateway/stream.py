@@ -60,6 +60,8 @@ class EventStream:
                     await watch.send_body(
                         writer.piece(batch[0]) if len(batch) == 1 else b"".join(map(writer.piece, batch))
                     )
+            if writer.include_usage:
+                await self._generation.settle()
             return writer.end(self._generation.usage())
         except ApiError as error:
             return error_frame(error.problem)

@@ -14,6 +14,7 @@ class PromptDetails(msgspec.Struct, frozen=True):
     """How the prompt's tokens were obtained."""
 
     cached_tokens: int
+    cache_write_tokens: int
     audio_tokens: int = 0
 
 
@@ -155,7 +156,7 @@ def usage_reply(usage: TokenUsage) -> UsageReply:
         prompt_tokens=usage.num_prompt_tokens,
         completion_tokens=usage.num_output_tokens,
         total_tokens=usage.num_prompt_tokens + usage.num_output_tokens,
-        prompt_tokens_details=PromptDetails(usage.num_cached_tokens),
+        prompt_tokens_details=PromptDetails(usage.num_cached_tokens, usage.num_cache_write_tokens),
         completion_tokens_details=CompletionDetails(),
     )
 

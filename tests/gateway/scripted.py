@@ -17,6 +17,7 @@ from ortserve.gateway.schema.sampling import SamplingDefaults
 from ortserve.gateway.service import ModelService, ModelText
 from ortserve.gateway.template import ChatTemplate
 from ortserve.gateway.tokenizer import TextTokenizer
+from ortserve.plugins.api import CacheStats
 from ortserve.runtime.driver import AsyncEngine, Outlet
 from ortserve.runtime.engine import EngineStats
 from ortserve.runtime.errors import EngineClosedError, OrtserveError
@@ -69,6 +70,13 @@ def write_text_files(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
+@dataclass(frozen=True)
+class ScriptedPlan:
+    """The numbers the gateway reads of a plan."""
+
+    num_blocks: int = 8
+
+
 @dataclass
 class ScriptedDriver:
     """Plays `script(request)` on a thread of its own: one element per step and request, steps `pace_s` apart."""
@@ -82,7 +90,7 @@ class ScriptedDriver:
     submitted: list[Request] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
-    plan: str = "scripted"
+    plan: ScriptedPlan = ScriptedPlan()
 
     def __post_init__(self) -> None:
         self._running: dict[str, tuple[Outlet, Iterator[Delta]]] = {}
@@ -115,6 +123,9 @@ class ScriptedDriver:
 
     def stats(self) -> EngineStats:
         return EngineStats(num_running=len(self._running))
+
+    def cache_stats(self) -> CacheStats:
+        return CacheStats()
 
     def close(self, *, drain_s: float = 0.0) -> None:
         self._closed = True
@@ -157,7 +168,16 @@ class ScriptedDriver:
             if num_tokens == limit:
                 finish = FinishReason.LENGTH
                 break
-        usage = Usage(len(request.prompt), 0, num_tokens + (finish is FinishReason.STOP), 0, 0.0, 0.0, 0.0)
+        usage = Usage(
+            num_prompt_tokens=len(request.prompt),
+            num_cached_tokens=0,
+            num_cache_write_tokens=0,
+            num_output_tokens=num_tokens + (finish is FinishReason.STOP),
+            num_preemptions=0,
+            queue_s=0.0,
+            time_to_first_token_s=0.0,
+            total_s=0.0,
+        )
         error = "the graph failed" if finish is FinishReason.ERROR else None
         yield Delta(request.id, (), (), finish, usage, error)
 

@@ -1,0 +1,158 @@
+"""What the server has done, as Prometheus metrics: counted per request, read from the engine when asked.
+
+Knows no prompt, no key and no tenant: no label can tell one caller from another. All counts belong to the event loop.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeAlias
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ortserve.gateway.tally import TOKEN_SECONDS, Tally
+from ortserve.plugins.api import CacheStats, TierStats
+
+if TYPE_CHECKING:
+    from ortserve.gateway.exchange import Exchange
+    from ortserve.runtime.driver import Driver
+
+OTHER = "other"
+MODEL_ROUTE = "/v1/models/"
+ROUTES = (
+    "/", "/health", "/metrics", "/v1/chat/completions", "/v1/completions", "/v1/models",
+    "/admin/cache/stats", "/admin/cache/entries", "/admin/cache/clear", "/admin/cache/warm",
+)  # fmt: skip
+TIER_COUNTERS = (
+    ("reads", "num_reads", "Blocks read from a slower tier"),
+    ("writes", "num_writes", "Blocks written to a slower tier"),
+    ("ignored_files", "num_ignored_files", "Files not used: damaged, foreign, or of another version"),
+    ("failures", "num_failures", "Reads and writes that the system refused"),
+)
+
+Labelled: TypeAlias = dict[tuple[str, ...], float]
+Tallies: TypeAlias = dict[tuple[str, ...], Tally]
+
+
+class Metrics(Collector):
+    """The counts of one server, and its own registry: two servers in one process do not mix."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self._driver = driver
+        self._requests: Counter[tuple[str, str, str]] = Counter()  # by route, status, outcome
+        self._seconds: dict[str, Tally] = {}  # by route
+        self._num_prompt_tokens = 0
+        self._num_cached_tokens = 0
+        self._num_output_tokens = 0
+        self._queue = Tally()
+        self._first_token = Tally()
+        self._intervals = Tally(TOKEN_SECONDS)
+        self.registry.register(self)
+
+    def count(self, exchange: Exchange, path: str, seconds: float) -> None:
+        """Take over one exchange when it has ended. `path` is canonical."""
+        route = route_of(path)
+        self._requests[route, str(exchange.status), exchange.outcome] += 1
+        timings = exchange.timings
+        if timings is None:
+            return
+        self._seconds.setdefault(route, Tally()).add(seconds)
+        self._num_prompt_tokens += exchange.num_prompt_tokens or 0
+        self._num_cached_tokens += exchange.num_cached_tokens or 0
+        self._num_output_tokens += exchange.num_output_tokens or 0
+        if exchange.first_token_s is not None:
+            self._first_token.add(exchange.first_token_s)
+        for queue_s in timings.queue_s:
+            self._queue.add(queue_s)
+        self._intervals.merge(timings.intervals)
+
+    def collect(self) -> Iterator[Metric]:
+        """Part of `Collector`: everything as of now."""
+        yield _counter("requests", "HTTP requests that have ended", self._requests, ("route", "status", "outcome"))
+        tallies: Tallies = {(route,): tally for route, tally in self._seconds.items()}
+        yield _histogram("request_seconds", "From the first byte to the last, of generations", tallies, ("route",))
+        yield _plain("prompt_tokens", "Tokens of prompts", self._num_prompt_tokens)
+        yield _plain("cached_prompt_tokens", "Tokens of prompts that were not computed", self._num_cached_tokens)
+        yield _plain("output_tokens", "Tokens generated", self._num_output_tokens)
+        yield _histogram("queue_seconds", "From submission to the first step of a sequence", {(): self._queue})
+        yield _histogram("time_to_first_token_seconds", "From the first byte to a token", {(): self._first_token})
+        yield _histogram("inter_token_seconds", "Between two tokens of a sequence", {(): self._intervals})
+        yield from _engine_metrics(self._driver)
+        yield from _cache_metrics(self._driver.cache_stats())
+
+
+def route_of(path: str) -> str:
+    """A label of bounded variety: what strangers ask for must not become series."""
+    if path in ROUTES:
+        return path
+    return f"{MODEL_ROUTE}{{id}}" if path.startswith(MODEL_ROUTE) else OTHER
+
+
+def _engine_metrics(driver: Driver) -> Iterator[Metric]:
+    stats = driver.stats()
+    states: Labelled = {
+        ("running",): stats.num_running, ("waiting",): stats.num_waiting, ("swapped",): stats.num_swapped,
+    }  # fmt: skip
+    yield _gauge("sequences", "Sequences in the engine", states, ("state",))
+    num_blocks = driver.plan.num_blocks
+    blocks: Labelled = {("free",): stats.num_free_blocks, ("used",): num_blocks - stats.num_free_blocks}
+    yield _gauge("kv_blocks", "Blocks of the running sequences' KV budget", blocks, ("state",))
+    yield _gauge("healthy", "1 while requests are accepted", {(): driver.healthy})
+    yield _plain("preemptions", "Times a running sequence had to give way", stats.num_preemptions)
+    yield _plain("steps", "Model calls", stats.num_steps)
+    yield _plain("failed_steps", "Model calls that failed, and their requests with them", stats.num_failed_steps)
+    yield _plain("computed_tokens", "Tokens fed to the model, computed again or not", stats.num_fed_tokens)
+
+
+def _cache_metrics(stats: CacheStats) -> Iterator[Metric]:
+    name = "prompt_cache_"
+    yield _plain(f"{name}lookups", "Prefixes looked up", stats.num_lookups)
+    yield _plain(f"{name}query_tokens", "Tokens that could have been reused", stats.num_query_tokens)
+    yield _plain(f"{name}hit_tokens", "Tokens that were reused; by query_tokens: the hit ratio", stats.num_hit_tokens)
+    yield _plain(f"{name}saved_seconds", "Estimated computing time that reuse has saved", stats.seconds_saved)
+    yield _plain(f"{name}published_blocks", "Blocks the cache has taken", stats.num_published_blocks)
+    yield _plain(
+        f"{name}refused_blocks", "Blocks offered and not taken, most of them held already", stats.num_refused_blocks
+    )
+    memory = TierStats(stats.num_blocks, stats.num_bytes, num_evicted_blocks=stats.num_evicted_blocks)
+    tiers = {"memory": memory, **stats.tiers}
+    blocks: Labelled = {(tier,): one.num_blocks for tier, one in tiers.items()}
+    yield _gauge(f"{name}blocks", "Blocks kept", blocks, ("tier",))
+    sizes: Labelled = {(tier,): one.num_bytes for tier, one in tiers.items()}
+    yield _gauge(f"{name}bytes", "Bytes kept", sizes, ("tier",))
+    evicted: Labelled = {(tier,): one.num_evicted_blocks for tier, one in tiers.items()}
+    yield _counter(f"{name}evicted_blocks", "Blocks given up for others", evicted, ("tier",))
+    for word, attribute, help_ in TIER_COUNTERS:
+        counts: Labelled = {(tier,): getattr(one, attribute) for tier, one in stats.tiers.items()}
+        yield _counter(f"{name}{word}", help_, counts, ("tier",))
+
+
+def _plain(name: str, help_: str, value: float) -> Metric:
+    return CounterMetricFamily(f"ortserve_{name}", help_, value=value)
+
+
+def _counter(
+    name: str, help_: str, values: Labelled | Counter[tuple[str, str, str]], labels: tuple[str, ...]
+) -> Metric:
+    family = CounterMetricFamily(f"ortserve_{name}", help_, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family
+
+
+def _gauge(name: str, help_: str, values: Labelled, labels: tuple[str, ...] = ()) -> Metric:
+    family = GaugeMetricFamily(f"ortserve_{name}", help_, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, float(value))
+    return family
+
+
+def _histogram(name: str, help_: str, tallies: Tallies, labels: tuple[str, ...] = ()) -> Metric:
+    family = HistogramMetricFamily(f"ortserve_{name}", help_, labels=labels)
+    for key, tally in tallies.items():
+        family.add_metric(key, tally.buckets(), tally.total)
+    return family
