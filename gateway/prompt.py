@@ -6,18 +6,29 @@ Anything longer than a few kilobytes is prepared in a worker pool: the event loo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
+from ortserve.gateway.breakpoints import find_breakpoints, marked_places
 from ortserve.gateway.errors import ApiError, bad_request, context_overflow
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.schema.chat import ChatRequest
-from ortserve.gateway.schema.messages import num_characters
+from ortserve.gateway.schema.messages import Message, num_characters
 from ortserve.gateway.template import ChatTemplate
 from ortserve.gateway.tokenizer import TextTokenizer
+from ortserve.plugins.api import Breakpoint
 
 INLINE_BYTES = 1536  # rendering (0.1 ms) and tokenizing (0.5 us a byte) that much stay below 1 ms
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation as ids, and how much of it the request wants kept."""
+
+    ids: tuple[int, ...]
+    breakpoints: tuple[Breakpoint, ...] = ()
 
 
 class PromptEncoder:
@@ -39,7 +50,7 @@ class PromptEncoder:
         self._max_context = max_context
         self._empty_prompt = empty_prompt
 
-    async def encode_chat(self, request: ChatRequest, *, num_body_bytes: int) -> tuple[int, ...]:
+    async def encode_chat(self, request: ChatRequest, *, num_body_bytes: int) -> ChatPrompt:
         """The rendered conversation as ids. The template writes the special tokens itself, so none are added.
 
         `num_body_bytes` is the length of the request's JSON: it decides whether the work leaves the event loop.
@@ -49,16 +60,30 @@ class PromptEncoder:
             message = "This model has no chat template and cannot answer chat requests: use /v1/completions."
             raise bad_request(message, param="messages", code="unsupported_parameter")
         self._refuse_too_long(num_characters(request.messages), "messages")
+        places = marked_places(request.messages)
 
-        def prepare() -> tuple[int, ...]:
-            text = template.render(
-                [message.template_value() for message in request.messages],
+        def render(messages: Sequence[Message]) -> str:
+            return template.render(
+                [message.template_value() for message in messages],
                 add_generation_prompt=request.add_generation_prompt,
                 options=request.template_options,
             )
-            return self._encode(text, "messages", add_special_tokens=False)
 
-        return await self._run(prepare, num_body_bytes)
+        def encode(text: str) -> tuple[int, ...]:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+
+        def prepare() -> ChatPrompt:
+            text = render(request.messages)
+            ids = self._encode(text, "messages", add_special_tokens=False)
+            if not places:
+                return ChatPrompt(ids)
+            points = find_breakpoints(
+                request.messages, places, text, ids, render=render, encode=encode, ttl_s=request.cache.ttl_s
+            )
+            return ChatPrompt(ids, points)
+
+        # Every breakpoint renders and tokenizes again.
+        return await self._run(prepare, num_body_bytes * (1 + len(places)))
 
     async def encode_texts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Plain prompts as ids, with the beginning-of-sequence id if the model expects one."""

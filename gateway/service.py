@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ortserve.gateway.errors import ApiError, from_runtime, model_not_found
 from ortserve.gateway.generation import Choice, Generation, NothingToGenerate
+from ortserve.gateway.hints import cache_hints
 from ortserve.gateway.pieces import TextAssembler
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.prompt import PromptEncoder
@@ -21,7 +22,7 @@ from ortserve.gateway.template import ChatTemplate, load_chat_template
 from ortserve.gateway.tokenizer import TextTokenizer, load_tokenizer
 from ortserve.runtime.driver import AsyncEngine
 from ortserve.runtime.errors import OrtserveError
-from ortserve.runtime.request import Request, SamplingParams
+from ortserve.runtime.request import CacheHints, Request, SamplingParams
 
 if TYPE_CHECKING:
     from ortserve.runtime.driver import Driver
@@ -44,6 +45,14 @@ class Prompt:
 
     ids: tuple[int, ...]
     echo: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One prompt to be continued."""
+
+    ids: tuple[int, ...]
+    cache: CacheHints
 
 
 def load_model_text(folder: Path, manifest: Manifest) -> ModelText:
@@ -108,12 +117,18 @@ class ModelService:
         if name not in (self.name, self.manifest.name):
             raise model_not_found(name, self.name)
 
-    async def start_chat(self, request: ChatRequest, *, num_body_bytes: int) -> Generation:
+    async def start_chat(self, request: ChatRequest, *, tenant: bytes, num_body_bytes: int) -> Generation:
         """Validate, tokenize and submit. Everything wrong with the request raises `ApiError` here."""
         self.check_model(request.model)
-        ids = await self._prompts.encode_chat(request, num_body_bytes=num_body_bytes)
+        prompt = await self._prompts.encode_chat(request, num_body_bytes=num_body_bytes)
+        hints = cache_hints(request.cache, tenant, num_prompt_tokens=len(prompt.ids), breakpoints=prompt.breakpoints)
         return self._submit(
-            [ids], request.sampling, request.num_choices, request.stops, param="messages", strip_first_space=True
+            [_Job(prompt.ids, hints)],
+            request.sampling,
+            request.num_choices,
+            request.stops,
+            param="messages",
+            strip_first_space=True,
         )
 
     async def read_prompts(self, request: CompletionRequest) -> tuple[Prompt, ...]:
@@ -129,22 +144,25 @@ class ModelService:
                 prompts.append(Prompt(prompt, self._decode(prompt) if request.echo else ""))
         return tuple(prompts)
 
-    def start_completion(self, request: CompletionRequest, prompts: Sequence[Prompt]) -> Generation:
+    def start_completion(self, request: CompletionRequest, prompts: Sequence[Prompt], *, tenant: bytes) -> Generation:
         """Submit every prompt's choices: index is prompt * n + choice. Nothing is generated for `max_tokens` 0."""
-        ids = [prompt.ids for prompt in prompts]
         if request.max_tokens == 0:
             silent = [
                 Choice(index, NothingToGenerate(), self._assembler(request.sampling, (), strip=False))
                 for index in range(len(prompts) * request.num_choices)
             ]
-            return Generation(silent, [len(prompt) for prompt in ids])
+            return Generation(silent, [len(prompt.ids) for prompt in prompts])
+        jobs = [
+            _Job(prompt.ids, cache_hints(request.cache, tenant, num_prompt_tokens=len(prompt.ids)))
+            for prompt in prompts
+        ]
         return self._submit(
-            ids, request.sampling, request.num_choices, request.stops, param="prompt", strip_first_space=False
+            jobs, request.sampling, request.num_choices, request.stops, param="prompt", strip_first_space=False
         )
 
     def _submit(
         self,
-        prompts: Sequence[tuple[int, ...]],
+        jobs: Sequence[_Job],
         sampling: SamplingParams,
         num_choices: int,
         stops: Sequence[str],
@@ -156,15 +174,16 @@ class ModelService:
         strip = strip_first_space and self.tokenizer.strips_first_space
         choices: list[Choice] = []
         try:
-            for ids in prompts:
+            for job in jobs:
                 for place in range(num_choices):
                     index = len(choices)
                     request = Request(
                         f"{call}-{index}",
-                        ids,
-                        self._clamped(sampling, len(ids)),
+                        job.ids,
+                        self._clamped(sampling, len(job.ids)),
                         choice=place,
                         group=call if num_choices > 1 else None,
+                        cache=job.cache,
                     )
                     assembler = self._assembler(sampling, stops, strip=strip)
                     choices.append(Choice(index, self._engine.submit(request), assembler))
@@ -174,7 +193,7 @@ class ModelService:
             if isinstance(error, OrtserveError):
                 raise ApiError(from_runtime(error, prompt_param=param)) from error
             raise
-        return Generation(choices, [len(ids) for ids in prompts])
+        return Generation(choices, [len(job.ids) for job in jobs])
 
     def _assembler(self, sampling: SamplingParams, stops: Sequence[str], *, strip: bool) -> TextAssembler:
         with_logprobs = sampling.num_logprobs is not None

@@ -29,14 +29,15 @@ class ChatRoute:
     async def post(self, request: Request) -> Response | EventStream:
         """Answer one conversation, whole or streamed."""
         service = self.service
-        body = exchange_of(request.scope).body
+        exchange = exchange_of(request.scope)
+        body = exchange.body
         chat = await read_request(
             body,
             lambda fields: read_chat(fields, service.defaults, service.vocabulary),
             CHAT_FIELDS,
             service.pool,
         )
-        generation = await service.start_chat(chat, num_body_bytes=len(body))
+        generation = await service.start_chat(chat, tenant=exchange.tenant, num_body_bytes=len(body))
         if not chat.stream:
             return await self._whole(request, chat, generation)
         chunks = ChatChunks(

@@ -30,15 +30,16 @@ class CompletionRoute:
     async def post(self, request: Request) -> Response | EventStream:
         """Continue one or more prompts, whole or streamed."""
         service = self.service
+        exchange = exchange_of(request.scope)
         completion = await read_request(
-            exchange_of(request.scope).body,
+            exchange.body,
             lambda fields: read_completion(fields, service.defaults, service.vocabulary),
             COMPLETION_FIELDS,
             service.pool,
         )
         prompts = await service.read_prompts(completion)
         echoes = [prompt.echo for prompt in prompts for _ in range(completion.num_choices)]
-        generation = service.start_completion(completion, prompts)
+        generation = service.start_completion(completion, prompts, tenant=exchange.tenant)
         if not completion.stream:
             return await self._whole(request, completion, generation, echoes)
         chunks = CompletionChunks(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ortserve.gateway.errors import bad_request, unsupported_parameter
+from ortserve.gateway.schema.caching import CACHE_FIELDS, CacheWish, read_cache_wish
 from ortserve.gateway.schema.fields import Fields, invalid_type, invalid_value
 from ortserve.gateway.schema.messages import Message, read_messages
 from ortserve.gateway.schema.sampling import (
@@ -32,9 +33,6 @@ IGNORED_FIELDS = frozenset(
     [
         "store",
         "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "prompt_cache_options",
         "prediction",
         "parallel_tool_calls",
         "include_reasoning",
@@ -42,6 +40,7 @@ IGNORED_FIELDS = frozenset(
 )
 CHAT_FIELDS = (
     SAMPLING_FIELDS
+    | CACHE_FIELDS
     | IGNORED_FIELDS
     | frozenset(CONSTRAINT_FIELDS)
     | frozenset(
@@ -86,6 +85,7 @@ class ChatRequest:
     include_usage: bool
     template_options: Mapping[str, object]
     add_generation_prompt: bool
+    cache: CacheWish
 
 
 def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary) -> ChatRequest:
@@ -114,6 +114,7 @@ def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary
         include_usage=read_include_usage(fields, stream=stream),
         template_options=_read_template_options(fields),
         add_generation_prompt=fields.boolean("add_generation_prompt", default=True),
+        cache=read_cache_wish(fields),
     )
 
 

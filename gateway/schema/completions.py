@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ortserve.gateway.errors import bad_request, unsupported_parameter
+from ortserve.gateway.schema.caching import CACHE_FIELDS, CacheWish, read_cache_wish
 from ortserve.gateway.schema.fields import Fields, empty_array, invalid_type
 from ortserve.gateway.schema.sampling import (
     CONSTRAINT_FIELDS,
@@ -26,6 +27,7 @@ MAX_PROMPTS = 2048
 MAX_SEQUENCES = 1024  # prompts times choices; as many as an engine's queue holds by default
 COMPLETION_FIELDS = (
     SAMPLING_FIELDS
+    | CACHE_FIELDS
     | frozenset(CONSTRAINT_FIELDS)
     | frozenset(["model", "prompt", "max_tokens", "echo", "logprobs", "best_of", "suffix", "response_format"])
 )
@@ -46,6 +48,7 @@ class CompletionRequest:
     echo: bool
     stream: bool
     include_usage: bool
+    cache: CacheWish
 
 
 def read_completion(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary) -> CompletionRequest:
@@ -78,6 +81,7 @@ def read_completion(fields: Fields, defaults: SamplingDefaults, vocabulary: Voca
         echo=echo,
         stream=stream,
         include_usage=read_include_usage(fields, stream=stream),
+        cache=read_cache_wish(fields),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from ortserve.gateway.errors import bad_request
+from ortserve.gateway.schema.caching import Mark, read_mark
 from ortserve.gateway.schema.fields import Fields, empty_array, invalid_type, missing
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -25,7 +26,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `content` has its text parts joined and is never None."""
+    """One turn. `content` has its text parts joined and is never None; `marks` are ends of parts in it."""
 
     role: str
     content: str
@@ -33,6 +34,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     reasoning: str | None = None
+    marks: tuple[Mark, ...] = ()
 
     def template_value(self) -> dict[str, object]:
         """The mapping a Hugging Face chat template reads; absent fields are left out."""
@@ -70,7 +72,7 @@ def _read_message(fields: Fields) -> Message:
     role = fields.choice("role", ROLES)
     if role is None:
         raise missing(fields.name("role"))
-    content = _read_content(fields, role)
+    content, marks = _read_content(fields, role)
     tool_calls = _read_tool_calls(fields) if role == "assistant" else ()
     if content is None:
         if role not in ("assistant", "tool", "function"):
@@ -83,17 +85,28 @@ def _read_message(fields: Fields) -> Message:
         tool_calls=tool_calls,
         tool_call_id=fields.string("tool_call_id") if role == "tool" else None,
         reasoning=(fields.string("reasoning_content") or fields.string("reasoning")) if role == "assistant" else None,
+        marks=marks,
     )
 
 
-def _read_content(fields: Fields, role: str) -> str | None:
+def _read_content(fields: Fields, role: str) -> tuple[str | None, tuple[Mark, ...]]:
     value = fields.get("content")
     if value is None or isinstance(value, str):
-        return value
+        return value, ()
     if not isinstance(value, list):
         raise invalid_type(fields.name("content"), "one of a string or array of objects", value)
-    parts = [fields.element("content", index, part) for index, part in enumerate(value)]
-    return "".join(_read_part(part, role) for part in parts)
+    texts: list[str] = []
+    marks: list[Mark] = []
+    num_characters = 0
+    for index, item in enumerate(value):
+        part = fields.element("content", index, item)
+        text = _read_part(part, role)
+        texts.append(text)
+        num_characters += len(text)
+        mark = read_mark(part, num_characters)
+        if mark is not None:
+            marks.append(mark)
+    return "".join(texts), tuple(marks)
 
 
 def _read_part(part: Fields, role: str) -> str:
