@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-AUTO_FACTOR = 3.0  # without a limit: a step that carries prompt tokens may take this many times a decode step
+AUTO_FACTOR = 3.5  # without a limit: a step that carries prompt tokens may take this many times a decode step
 SMALLEST_CHUNK = 16  # prompts always advance
+QUANTUM = 8  # chunks beyond the smallest are multiples of this
 _REMEMBER = 0.1  # weight of the newest step of a shape
 _SHORTEST_MS = 1e-3  # a clock may stand still
 _FEWEST_SHAPES = 3  # as many as there are terms
@@ -76,7 +77,7 @@ class Pace:
             predicted = self.predict(decode_tokens + largest, attended)
             if predicted is None or predicted <= limit:
                 break
-            largest -= SMALLEST_CHUNK
+            largest -= QUANTUM
         return max(largest, min(SMALLEST_CHUNK, self._max_chunk_tokens))
 
     def _fit(self) -> npt.NDArray[np.float64]:
