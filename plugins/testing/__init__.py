@@ -1,0 +1,1 @@
+"""The contracts of plugins as tests to inherit. Knows no engine: it plays one."""
