@@ -131,6 +131,18 @@ def test_one_outlier_moves_no_chunk_far() -> None:
     assert abs(after - before) <= 2 * SMALLEST_CHUNK
 
 
+def test_one_outlier_among_few_shapes_moves_no_prediction_far() -> None:
+    pace = Pace(max_step_ms=None, max_chunk_tokens=CHUNK)
+    for tokens, attended in ((1, 100), (8, 4_000), (136, 20_000)):
+        pace.observe(tokens, attended, cost(tokens, attended))
+    before = pace.predict(8, 4_000)
+    pace.observe(8, 4_000, 60_000.0)
+    after = pace.predict(8, 4_000)
+    assert before is not None
+    assert after is not None
+    assert after < 1.3 * before
+
+
 def test_a_machine_that_becomes_slower_is_noticed() -> None:
     pace = Pace(max_step_ms=60.0, max_chunk_tokens=CHUNK)
     chunks = []

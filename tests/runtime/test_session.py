@@ -94,6 +94,7 @@ def test_kernels_that_saturate_are_refused_with_the_remedy(monkeypatch: pytest.M
         generator.integers(0, 256, (3, 64), np.uint8)
         weights = generator.choice(np.array([-127, -126, 126, 127], np.int8), (64, 16))
         weights[:, 0] = 127
+        assert np.all(feeds["a"][0] == 255), "the worst case is not among those tried"
         return [saturating(feeds["a"], weights)]
 
     monkeypatch.setattr(Session, "run", run)
