@@ -19,7 +19,7 @@ class EngineConfig:
     max_logit_rows: int = 64
     max_waiting: int = 1024  # requests in the queue before new ones are refused
     num_threads: int | None = None  # of the model's session
-    prompt_cache: str = "none"  # name of a plugin; "none" switches caching off
+    prompt_cache: str = "prefix"  # name of a plugin; "none" switches caching off
     prompt_cache_memory: int | None = None  # bytes of host memory
     prompt_cache_options: tuple[tuple[str, str], ...] = ()  # for the plugin
     deterministic: bool = False  # the same bits for any batch, at a cost (runtime/README.md)

@@ -15,10 +15,12 @@ from functools import cache
 import pytest
 from tokenizers import Tokenizer
 
+from ortserve.runtime.bell import Bell
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.errors import DeviceError
 from ortserve.runtime.kv import SlotKvStore
+from ortserve.runtime.opening import open_cache
 from ortserve.runtime.opening import open_engine as open_composed
 from ortserve.runtime.plan import plan_engine
 from ortserve.runtime.request import Completion, FinishReason, Request, SamplingParams
@@ -43,7 +45,7 @@ QUESTIONS = (
 
 def ask(tokenizer: Tokenizer, question: str, system: str = "") -> tuple[int, ...]:
     opening = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
-    text = f"{opening}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    text = opening + _turn(question)
     return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
@@ -75,7 +77,10 @@ def open_engine(model: PocketModel, config: EngineConfig, *, num_blocks: int | N
     store = SlotKvStore(
         model.manifest.kv, num_rows=plan.num_rows, capacity=plan.capacity, num_host_blocks=plan.num_host_blocks
     )
-    return Engine(model.manifest, plan, Runner(model.manifest, model.session, store, max_logit_rows=64), model.sampler)
+    bell = Bell()
+    reuse = open_cache(model.manifest, plan, config, store, bell)
+    runner = Runner(model.manifest, model.session, store, max_logit_rows=64)
+    return Engine(model.manifest, plan, runner, model.sampler, reuse=reuse, bell=bell)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,9 @@ CIRCUMSTANCES = (
 
 @cache
 def alone(model: PocketModel, requests: tuple[Request, ...], *, deterministic: bool) -> dict[str, Completion]:
-    config = EngineConfig(max_rows=1, max_context=1024, max_chunk_tokens=1024, deterministic=deterministic)
+    config = EngineConfig(
+        max_rows=1, max_context=1024, max_chunk_tokens=1024, deterministic=deterministic, prompt_cache="none"
+    )
     replies = [run_to_end(open_engine(model, config), [request]) for request in requests]
     return {name: whole(deltas) for reply in replies for name, deltas in reply.items()}
 
@@ -145,6 +152,46 @@ def test_default_replies_are_equal_up_to_near_ties(
             assert len(found.token_ids) == len(plain.token_ids)
     assert num_positions > 100
     assert num_near_ties <= MAX_NEAR_TIES * num_positions
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_cached_replies_are_equal_bit_for_bit(open_pocket: OpenPocket, precision: str) -> None:
+    pocket = open_pocket(precision)
+    requests = requests_for(pocket)
+    expected = alone(pocket, tuple(requests), deterministic=True)
+    config = EngineConfig(max_rows=6, max_context=512, deterministic=True, prompt_cache="prefix")
+    engine = open_engine(pocket, config)
+    for turn in range(2):
+        again = [replace(request, id=f"{turn} {request.id}") for request in requests]
+        replies = run_to_end(engine, again)
+        for request in requests:
+            found = whole(replies[f"{turn} {request.id}"])
+            assert found.token_ids == expected[request.id].token_ids
+            assert found.logprobs == expected[request.id].logprobs
+            assert turn == 0 or found.usage.num_cached_tokens == len(request.prompt) - 2
+
+
+def test_a_conversation_continues_from_what_was_generated(open_pocket: OpenPocket) -> None:
+    pocket = open_pocket("int8")
+    tokenizer = Tokenizer.from_file(str(pocket.folder / "tokenizer.json"))
+    config = EngineConfig(max_rows=2, max_context=1024, deterministic=True, prompt_cache="prefix")
+    engine = open_engine(pocket, config)
+    conversation = ask(tokenizer, "My favourite colour is teal.")
+    num_before = 0  # tokens that the engine has already computed of this conversation
+    for turn, question in enumerate(("What is 3 + 4?", "What is my favourite colour?", "Repeat your last answer.")):
+        request = Request(f"turn {turn}", conversation, SamplingParams(temperature=0, max_tokens=60, num_logprobs=0))
+        found = whole(run_to_end(engine, [request])[request.id])
+        expected = alone(pocket, (replace(request, id=f"alone {turn}"),), deterministic=True)[f"alone {turn}"]
+        assert found.token_ids == expected.token_ids
+        assert found.logprobs == expected.logprobs
+        assert found.usage.num_cached_tokens >= num_before
+        num_before = len(conversation) + len(found.token_ids) - 1
+        following = tokenizer.encode(f"<|im_end|>\n{_turn(question)}", add_special_tokens=False).ids
+        conversation = (*conversation, *found.token_ids, *following)
+
+
+def _turn(question: str) -> str:
+    return f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_choices_of_one_prompt_are_those_of_separate_requests(open_pocket: OpenPocket) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ortserve.runtime.bell import Bell
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.kv import SlotKvStore, block_size
 from ortserve.runtime.manifest import Manifest
+from ortserve.runtime.opening import open_cache
 from ortserve.runtime.plan import EnginePlan, plan_engine
 from ortserve.runtime.request import Completion, Delta, Request, SamplingParams
 from ortserve.runtime.runner import Runner
@@ -45,13 +47,15 @@ class SyntheticModel:
         wanted = plan.num_blocks if num_blocks is None else num_blocks
         return replace(plan, num_blocks=wanted, num_host_blocks=num_host_blocks)
 
-    def engine(self, plan: EnginePlan, clock: Clock | None = None) -> Engine:
-        """A new engine with memory of its own."""
+    def engine(self, plan: EnginePlan, clock: Clock | None = None, *, prompt_cache: str = "none") -> Engine:
+        """A new engine with memory and a prompt cache of its own."""
         store = SlotKvStore(
             self.manifest.kv, num_rows=plan.num_rows, capacity=plan.capacity, num_host_blocks=plan.num_host_blocks
         )
         runner = Runner(self.manifest, self.session, store, max_logit_rows=plan.max_logit_rows)
-        return Engine(self.manifest, plan, runner, self.sampler, clock=clock or Clock())
+        bell = Bell()
+        reuse = open_cache(self.manifest, plan, EngineConfig(prompt_cache=prompt_cache), store, bell)
+        return Engine(self.manifest, plan, runner, self.sampler, reuse=reuse, bell=bell, clock=clock or Clock())
 
 
 def load_synthetic_model(folder: Path, max_context: int) -> SyntheticModel:

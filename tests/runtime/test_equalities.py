@@ -1,4 +1,4 @@
-"""The equalities, by a state machine: whatever is batched, chunked, preempted, restored or cancelled beside a request,
+"""The equalities, by a state machine: whatever is batched, chunked, cached, preempted or cancelled beside a request,
 its tokens and the bits of its log-probabilities are those it has alone. The laws of `audit` hold after every step.
 """
 
@@ -18,14 +18,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from ortserve.plugins.api import Breakpoint, CacheMode
 from ortserve.runtime.audit import audit
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.plan import EnginePlan
-from ortserve.runtime.request import Completion, Delta, FinishReason, Request, SamplingParams
+from ortserve.runtime.request import CacheHints, Completion, Delta, FinishReason, Request, SamplingParams
 from tests.runtime.synthetic import LAST_ID, Clock, SyntheticModel, greedy_tokens, run_to_end, whole
 
-MAX_CONTEXT = 256
+MAX_CONTEXT = 384
 samplings = st.builds(
     SamplingParams,
     temperature=st.sampled_from([0.0, 0.0, 0.7, 1.0]),
@@ -38,6 +39,14 @@ samplings = st.builds(
     min_tokens=st.sampled_from([0, 3]),
     ignore_eos=st.booleans(),
     num_logprobs=st.sampled_from([0, 2]),
+)
+hints = st.builds(
+    CacheHints,
+    salt=st.sampled_from([b"", b"", b"another tenant"]),
+    mode=st.sampled_from([CacheMode.AUTO, CacheMode.AUTO, CacheMode.EXPLICIT, CacheMode.OFF]),
+    breakpoints=st.lists(
+        st.builds(Breakpoint, st.sampled_from([50, 128, 256]), st.sampled_from([10.0, 100.0])), max_size=1
+    ).map(tuple),
 )
 
 
@@ -68,6 +77,7 @@ class Equalities(RuleBasedStateMachine):
         chunk=st.sampled_from([7, 16, 128]),
         max_logit_rows=st.sampled_from([1, 2, 64]),
         crowd=st.lists(st.integers(112, 127), max_size=6),
+        prompt_cache=st.sampled_from(["none", "prefix", "prefix"]),
     )
     def start(
         self,
@@ -78,6 +88,7 @@ class Equalities(RuleBasedStateMachine):
         chunk: int,
         max_logit_rows: int,
         crowd: list[int],
+        prompt_cache: str,
     ) -> None:
         config = EngineConfig(
             max_rows=num_rows,
@@ -88,8 +99,11 @@ class Equalities(RuleBasedStateMachine):
         )
         plan = self.model.plan(config)
         smallest = -(-MAX_CONTEXT // plan.block_size)
-        self.plan: EnginePlan = replace(plan, num_blocks=smallest + num_spare_blocks, num_host_blocks=num_host_blocks)
-        self.engine: Engine = self.model.engine(self.plan, self.clock)
+        cache_bytes = num_host_blocks * plan.bytes_per_block
+        self.plan: EnginePlan = replace(
+            plan, num_blocks=smallest + num_spare_blocks, num_host_blocks=num_host_blocks, cache_bytes=cache_bytes
+        )
+        self.engine: Engine = self.model.engine(self.plan, self.clock, prompt_cache=prompt_cache)
         for place, length in enumerate(crowd):  # all of which outgrow their first block at about the same time
             prompt = tuple((place + number) % (LAST_ID + 1) for number in range(length))
             sampling = SamplingParams(seed=place, max_tokens=40, ignore_eos=True, num_logprobs=0)
@@ -97,9 +111,10 @@ class Equalities(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.submitted) < 12)
     @rule(
-        length=st.one_of(st.integers(1, 12), st.integers(112, 127), st.integers(112, 127), st.integers(140, 200)),
-        first=st.integers(0, LAST_ID),
-        stride=st.integers(1, 7),
+        length=st.one_of(st.integers(1, 12), st.integers(112, 127), st.integers(140, 200), st.integers(255, 300)),
+        tail=st.integers(0, 5),
+        stride=st.integers(1, 2),
+        hints=hints,
         sampling=samplings,
         priority=st.sampled_from([0, 0, 1, 2, -1]),
         choices=st.sampled_from([1, 1, 3]),
@@ -108,18 +123,20 @@ class Equalities(RuleBasedStateMachine):
     def submit(
         self,
         length: int,
-        first: int,
+        tail: int,
         stride: int,
+        hints: CacheHints,
         sampling: SamplingParams,
         priority: int,
         choices: int,
         calls: int,
     ) -> None:
-        for call in range(calls):
-            prompt = tuple((first + call + stride * place * place) % (LAST_ID + 1) for place in range(length))
+        for _ in range(calls):
+            shared = tuple(stride * place * place % (LAST_ID + 1) for place in range(max(length - tail, 1)))
+            prompt = (*shared, *((7 + self.count + place) % (LAST_ID + 1) for place in range(tail)))
             group = f"call-{self.count}" if choices > 1 else None
             for choice in range(choices):
-                request = Request(f"r{self.count}", prompt, sampling, priority, choice, group)
+                request = Request(f"r{self.count}", prompt, sampling, priority, choice, group, hints)
                 self.count += 1
                 self.add(request)
 
@@ -186,7 +203,7 @@ class Equalities(RuleBasedStateMachine):
 
     def expected(self, request: Request) -> Completion:
         """The reply of an engine that runs this request alone, in one chunk."""
-        alone = replace(request, priority=0, group=None)
+        alone = replace(request, priority=0, group=None, cache=CacheHints())
         key = (self.plan.deterministic, alone)
         if key not in self.alone:
             config = EngineConfig(max_rows=1, max_context=MAX_CONTEXT, deterministic=self.plan.deterministic)
