@@ -13,12 +13,14 @@ from starlette.routing import Route
 from ortserve.gateway.edge import MAX_BODY_BYTES, Edge, Gate, problem_response
 from ortserve.gateway.errors import ApiError, Problem, invalid_url, method_not_allowed
 from ortserve.gateway.metrics import Metrics
+from ortserve.gateway.routes.admin import CacheRoute
 from ortserve.gateway.routes.chat import ChatRoute
 from ortserve.gateway.routes.completions import CompletionRoute
 from ortserve.gateway.routes.health import HealthRoute
 from ortserve.gateway.routes.metrics import MetricsRoute
 from ortserve.gateway.routes.models import ModelsRoute
 from ortserve.gateway.service import ModelService
+from ortserve.gateway.tenancy import tenant_of
 from ortserve.gateway.watch import Patience
 
 
@@ -35,6 +37,7 @@ def build_app(
     metrics = Metrics(service.driver)
     models = ModelsRoute(service)
     health = HealthRoute(service)
+    cache = CacheRoute(service, tenant_of((api_key or "").encode()))
     routes = [
         Route("/v1/chat/completions", ChatRoute(service, patience).post, methods=["POST"]),
         Route("/v1/completions", CompletionRoute(service, patience).post, methods=["POST"]),
@@ -42,6 +45,10 @@ def build_app(
         Route("/v1/models/{id:path}", models.one),
         Route("/health", health.get),
         Route("/metrics", MetricsRoute(metrics).get),
+        Route("/admin/cache/stats", cache.stats),
+        Route("/admin/cache/entries", cache.entries),
+        Route("/admin/cache/clear", cache.clear, methods=["POST"]),
+        Route("/admin/cache/warm", cache.warm, methods=["POST"]),
         Route("/", health.get),
     ]
     middleware = [

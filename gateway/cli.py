@@ -115,6 +115,18 @@ def _load_chat() -> Pair:
     return chat_client.configure, lambda arguments: chat_client.run(arguments, partial(_resolve_model, arguments))
 
 
+def _load_cache() -> Pair:
+    from ortserve.gateway import cache_cli
+
+    return cache_cli.configure, cache_cli.run
+
+
+def _load_plugins() -> Pair:
+    from ortserve.gateway import plugins_cli
+
+    return plugins_cli.configure, plugins_cli.run
+
+
 def _load_bench() -> Pair:
     from ortserve.gateway.bench import cli
 
@@ -146,6 +158,8 @@ VERBS = (
     Verb("export", "turn a Hugging Face checkpoint into a model folder, with proof", partial(_load_export, "export")),
     Verb("verify", "check an exported model, or prove it again", partial(_load_export, "verify")),
     Verb("inspect", "print what an exported model is", partial(_load_export, "inspect")),
+    Verb("cache", "look at and change the prompt cache of a running server", _load_cache),
+    Verb("plugins", "list installed plugins and where they come from", _load_plugins),
     Verb("bench", "load a running server and measure it", _load_bench),
     Verb("doctor", "check this machine and installation, and recommend a precision", _load_doctor),
     Verb("toy", "write a random checkpoint of a real shape, to measure speed", partial(_load_export, "toy")),

@@ -9,9 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from ortserve.gateway.tally import TOKEN_SECONDS, Tally
 from ortserve.plugins.api import CacheStats, TierStats
@@ -37,11 +35,10 @@ Labelled: TypeAlias = dict[tuple[str, ...], float]
 Tallies: TypeAlias = dict[tuple[str, ...], Tally]
 
 
-class Metrics(Collector):
-    """The counts of one server, and its own registry: two servers in one process do not mix."""
+class Metrics:
+    """The counts of one server: two servers in one process do not mix."""
 
     def __init__(self, driver: Driver) -> None:
-        self.registry = CollectorRegistry(auto_describe=False)
         self._driver = driver
         self._requests: Counter[tuple[str, str, str]] = Counter()  # by route, status, outcome
         self._seconds: dict[str, Tally] = {}  # by route
@@ -51,7 +48,6 @@ class Metrics(Collector):
         self._queue = Tally()
         self._first_token = Tally()
         self._intervals = Tally(TOKEN_SECONDS)
-        self.registry.register(self)
 
     def count(self, exchange: Exchange, path: str, seconds: float) -> None:
         """Take over one exchange when it has ended. `path` is canonical."""
@@ -71,7 +67,7 @@ class Metrics(Collector):
         self._intervals.merge(timings.intervals)
 
     def collect(self) -> Iterator[Metric]:
-        """Part of `Collector`: everything as of now."""
+        """Everything as of now."""
         yield _counter("requests", "HTTP requests that have ended", self._requests, ("route", "status", "outcome"))
         tallies: Tallies = {(route,): tally for route, tally in self._seconds.items()}
         yield _histogram("request_seconds", "From the first byte to the last, of generations", tallies, ("route",))

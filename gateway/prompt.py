@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ortserve.gateway.breakpoints import find_breakpoints, marked_places
+from ortserve.gateway.breakpoints import STRANGERS, find_breakpoints, marked_places
 from ortserve.gateway.errors import ApiError, bad_request, context_overflow
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.schema.chat import ChatRequest
@@ -55,10 +55,7 @@ class PromptEncoder:
 
         `num_body_bytes` is the length of the request's JSON: it decides whether the work leaves the event loop.
         """
-        template = self._template
-        if template is None:
-            message = "This model has no chat template and cannot answer chat requests: use /v1/completions."
-            raise bad_request(message, param="messages", code="unsupported_parameter")
+        template = self._needed_template()
         self._refuse_too_long(num_characters(request.messages), "messages")
         places = marked_places(request.messages)
 
@@ -85,6 +82,29 @@ class PromptEncoder:
         # Every breakpoint renders and tokenizes again.
         return await self._run(prepare, num_body_bytes * (1 + len(places)))
 
+    async def encode_beginning(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """What every conversation that goes on from `messages` begins with.
+
+        Many templates refuse conversations without a question, or write the system message into the first one: one is
+        put behind, and what comes before its text is taken.
+        """
+        template = self._needed_template()
+        self._refuse_too_long(num_characters(messages), "messages")
+
+        def prepare() -> tuple[int, ...]:
+            values = [message.template_value() for message in messages]
+            if messages[-1].role == "user":
+                text = template.render(values, add_generation_prompt=True, options={})
+            else:
+                question = {"role": "user", "content": STRANGERS[0]}
+                text = template.render([*values, question], add_generation_prompt=False, options={})
+                end = text.rfind(STRANGERS[0])
+                # Not found: the template shows it otherwise than it was written.
+                text = template.render(values, add_generation_prompt=False, options={}) if end < 0 else text[:end]
+            return self._encode(text, "messages", add_special_tokens=False)
+
+        return await self._pool.run(prepare)
+
     async def encode_texts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Plain prompts as ids, with the beginning-of-sequence id if the model expects one."""
         for text in texts:
@@ -99,6 +119,12 @@ class PromptEncoder:
         """Raise `ApiError` (400) unless at least one token can be generated after `ids`."""
         if len(ids) >= self._max_context:
             raise ApiError(context_overflow(len(ids), self._max_context, param=param))
+
+    def _needed_template(self) -> ChatTemplate:
+        if self._template is None:
+            message = "This model has no chat template and cannot answer chat requests: use /v1/completions."
+            raise bad_request(message, param="messages", code="unsupported_parameter")
+        return self._template
 
     async def _run(self, prepare: Callable[[], Result], size: int) -> Result:
         return prepare() if size <= INLINE_BYTES else await self._pool.run(prepare)

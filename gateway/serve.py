@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ortserve.gateway.cache_options import add_cache_options, plugin_options
 from ortserve.gateway.environment import default_of, num_bytes, port, positive, seconds, switch_of
 from ortserve.gateway.logs import LEVELS, configure_logs, log
 from ortserve.gateway.server import Limits, listen, raise_file_limit, run_server, stop_on_signals
@@ -42,6 +43,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--port", type=port, default=default_of("--port", "8000", plain=True), help="0 takes a free one (8000)")
     add("--served-name", default=default_of("--served-name"), help="model name clients use (the model's own)")
     add("--api-key", default=default_of("--api-key"), help="clients must send it (none: every key is accepted)")
+    add(
+        "--admin-key",
+        default=default_of("--admin-key"),
+        help="opens /admin/cache to those who send it (none: closed to everyone)",
+    )
+    add(
+        "--warm",
+        type=Path,
+        default=default_of("--warm"),
+        metavar="FILE",
+        help="JSON lines of messages or prompts whose prefixes are computed at start and kept",
+    )
     add(
         "--drain",
         type=seconds,
@@ -98,6 +111,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default=default_of("--generation-defaults", "model"),
         help="sampling values when a request omits them: the model author's, or OpenAI's (model)",
     )
+    add_cache_options(parser)
 
 
 def run(arguments: argparse.Namespace, resolve_model: Callable[[str | None], Path]) -> int:
@@ -138,6 +152,9 @@ def open_model(folder: Path, arguments: argparse.Namespace) -> Driver:
             max_step_ms=arguments.max_step_ms,
             num_threads=arguments.threads,
             deterministic=arguments.deterministic,
+            prompt_cache=arguments.prompt_cache,
+            prompt_cache_memory=arguments.prompt_cache_memory,
+            prompt_cache_options=plugin_options(arguments),
         ),
     )
     log().info("memory_plan", plan=str(driver.plan))
@@ -155,6 +172,8 @@ async def _serve(
 ) -> None:
     from ortserve.gateway.app import build_app
     from ortserve.gateway.service import open_service
+    from ortserve.gateway.tenancy import tenant_of
+    from ortserve.gateway.warming import read_warm_file, warm_all
     from ortserve.gateway.watch import Patience
 
     service = open_service(
@@ -164,7 +183,15 @@ async def _serve(
         defaults=arguments.generation_defaults,
         created=int((folder / MANIFEST_NAME).stat().st_mtime),
     )
-    app = build_app(service, api_key=arguments.api_key, patience=Patience(stall_s=limits.stall_s))
+    if arguments.warm is not None:
+        tenant = tenant_of((arguments.api_key or "").encode())
+        await warm_all(service, read_warm_file(arguments.warm, service.vocabulary, tenant=tenant))
+    app = build_app(
+        service,
+        api_key=arguments.api_key,
+        admin_key=arguments.admin_key,
+        patience=Patience(stall_s=limits.stall_s),
+    )
     stop = asyncio.Event()
     stop_on_signals(stop)
     # What has been loaded stays: keep it out of every later collection, which would pause all streams.

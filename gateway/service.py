@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ortserve.gateway.errors import ApiError, from_runtime, model_not_found
+from ortserve.gateway.errors import ApiError, from_runtime, internal_error, model_not_found
 from ortserve.gateway.generation import Choice, Generation, NothingToGenerate
 from ortserve.gateway.hints import cache_hints
 from ortserve.gateway.pieces import TextAssembler
@@ -22,7 +22,7 @@ from ortserve.gateway.template import ChatTemplate, load_chat_template
 from ortserve.gateway.tokenizer import TextTokenizer, load_tokenizer
 from ortserve.runtime.driver import AsyncEngine
 from ortserve.runtime.errors import OrtserveError
-from ortserve.runtime.request import CacheHints, Request, SamplingParams
+from ortserve.runtime.request import CacheHints, FinishReason, Request, SamplingParams
 
 if TYPE_CHECKING:
     from ortserve.runtime.driver import Driver
@@ -99,7 +99,7 @@ class ModelService:
         self.fingerprint = _fingerprint(manifest, defaults)
         self.tokenizer = text.tokenizer
         self._engine = engine
-        self._prompts = PromptEncoder(
+        self.prompts = PromptEncoder(
             text.tokenizer,
             text.template,
             pool,
@@ -120,7 +120,7 @@ class ModelService:
     async def start_chat(self, request: ChatRequest, *, tenant: bytes, num_body_bytes: int) -> Generation:
         """Validate, tokenize and submit. Everything wrong with the request raises `ApiError` here."""
         self.check_model(request.model)
-        prompt = await self._prompts.encode_chat(request, num_body_bytes=num_body_bytes)
+        prompt = await self.prompts.encode_chat(request, num_body_bytes=num_body_bytes)
         hints = cache_hints(request.cache, tenant, num_prompt_tokens=len(prompt.ids), breakpoints=prompt.breakpoints)
         return self._submit(
             [_Job(prompt.ids, hints)],
@@ -134,13 +134,13 @@ class ModelService:
     async def read_prompts(self, request: CompletionRequest) -> tuple[Prompt, ...]:
         """The prompts as ids; raises `ApiError` for the first that cannot be continued."""
         self.check_model(request.model)
-        encoded = iter(await self._prompts.encode_texts([item for item in request.prompts if isinstance(item, str)]))
+        encoded = iter(await self.prompts.encode_texts([item for item in request.prompts if isinstance(item, str)]))
         prompts = []
         for prompt in request.prompts:
             if isinstance(prompt, str):
                 prompts.append(Prompt(next(encoded), prompt if request.echo else ""))
             else:
-                self._prompts.check_length(prompt, "prompt")
+                self.prompts.check_length(prompt, "prompt")
                 prompts.append(Prompt(prompt, self._decode(prompt) if request.echo else ""))
         return tuple(prompts)
 
@@ -159,6 +159,20 @@ class ModelService:
         return self._submit(
             jobs, request.sampling, request.num_choices, request.stops, param="prompt", strip_first_space=False
         )
+
+    async def compute(self, request: Request) -> int:
+        """Run one request for its keys and values, whatever it says; the prompt tokens that were cached."""
+        stream = self._engine.submit(request)
+        num_cached = 0
+        try:
+            async for delta in stream:
+                if delta.finish is FinishReason.ERROR:
+                    raise ApiError(internal_error(f"The engine failed while running this request: {delta.error}."))
+                if delta.usage is not None:
+                    num_cached = delta.usage.num_cached_tokens
+        finally:
+            stream.close()
+        return num_cached
 
     def _submit(
         self,
