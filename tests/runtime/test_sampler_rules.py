@@ -192,29 +192,33 @@ def test_tiny_temperatures_approach_the_greedy_token(temperature: float, truncat
         assert token_of(logits, Draw(sampling, 3, 0, position)) == 3
 
 
-@pytest.mark.parametrize("size", [511, 512, 513, 1_024, 5_000])
-def test_plain_draws_invert_the_whole_distribution_whatever_block_they_end_in(size: int) -> None:
+@pytest.mark.parametrize("size", [511, 5_000, 16_384, 16_385, 33_280, 40_001])  # whole rows, then blocks of 512
+def test_plain_draws_invert_the_whole_distribution_wherever_they_end(size: int) -> None:
     logits = (np.round(np.random.default_rng(size).standard_normal(size) * 64) / 64).astype(np.float32)
-    for position in range(40):
+    for position in range(25):
         draw = Draw(SamplingParams(), 1, 0, position)
         assert token_of(logits, draw) in possible_tokens(logits, draw)
 
 
 @pytest.mark.parametrize("truncation", [{}, {"top_k": 5}, {"top_p": 0.999}, {"min_p": 0.1}])
+@pytest.mark.parametrize(("size", "first", "second"), [(5, 1, 3), (20_000, 700, 701), (20_000, 700, 13_000)])
 def test_a_random_number_on_a_border_never_gives_an_impossible_token(
-    monkeypatch: pytest.MonkeyPatch, truncation: dict[str, float]
+    monkeypatch: pytest.MonkeyPatch, truncation: dict[str, float], size: int, first: int, second: int
 ) -> None:
-    logits = np.array([-np.inf, 0.0, -np.inf, 0.0, -np.inf], np.float32)
+    logits = np.full(size, -np.inf, np.float32)
+    logits[[first, second]] = 0.0
     sampling = replace(SamplingParams(), **truncation)  # type: ignore[arg-type]
-    for number, token in ((0.0, 1), (0.5 - 2**-54, 1), (0.5, 3), (1.0 - 2**-53, 3)):
+    for number, token in ((0.0, first), (0.5 - 2**-54, first), (0.5, second), (1.0 - 2**-53, second)):
         monkeypatch.setattr("ortserve.runtime.sampler.uniform", lambda *_, number=number: number)
         assert token_of(logits, Draw(sampling, 0, 0, 0)) == token
 
 
+@pytest.mark.parametrize("size", [3, 20_000])
 def test_a_sum_that_was_rounded_up_does_not_reach_beyond_the_last_possible_token(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     small = np.log(1.5 * 2.0**-24)  # in float32 1 and this are 1 + 2 ** -23, in float64 less
     monkeypatch.setattr("ortserve.runtime.sampler.uniform", lambda *_: 1.0 - 2**-53)
-    logits = np.array([0.0, small, -np.inf], np.float32)
+    logits = np.full(size, -np.inf, np.float32)
+    logits[:2] = [0.0, small]
     assert token_of(logits, Draw(SamplingParams(), 0, 0, 0)) == 1
