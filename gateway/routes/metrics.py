@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from prometheus_client import Metric
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import Metric, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.metrics import Metrics
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +36,8 @@ class MetricsRoute:
 
     async def get(self, request: Request) -> Response:
         """All metrics, in the text format or OpenMetrics as the scraper asks."""
-        try:
-            encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        except ValueError:  # a version that is no number
-            encode, content_type = choose_encoder("")
+        is_open = "application/openmetrics-text" in request.headers.get("accept", "")
+        # Chosen here: the library's choice fails on versions and escapings it does not know.
+        encode = openmetrics.generate_latest if is_open else generate_latest
         body = await asyncio.to_thread(encode, Snapshot(tuple(self.metrics.collect())))
-        return Response(body, media_type=content_type)
+        return Response(body, media_type=openmetrics.CONTENT_TYPE_LATEST if is_open else TEXT)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
+from ortserve.export.bundled import bundled_model
+from ortserve.export.publish import export_checkpoint
 from ortserve.gateway.logs import configure_logs
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, saying
@@ -30,3 +33,11 @@ def server() -> Iterator[Running]:
 def http(server: Running) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=10) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model in int8, exported once for all tests."""
+    folder = tmp_path_factory.mktemp("pocket") / "int8"
+    export_checkpoint(bundled_model(), folder, precision="int8", verify=False, progress=False)
+    return folder

@@ -119,7 +119,9 @@ class ScriptedDriver:
             running = self._running.pop(request_id, None)
             if running is not None:
                 self.cancelled.append(request_id)
-                running[0].deliver([Delta(request_id, (), finish=FinishReason.CANCELLED)])
+                request = next(one for one in self.submitted if one.id == request_id)
+                delta = Delta(request_id, (), finish=FinishReason.CANCELLED, usage=_usage(request, 0))
+                running[0].deliver([delta])
 
     def stats(self) -> EngineStats:
         return EngineStats(num_running=len(self._running))
@@ -168,18 +170,22 @@ class ScriptedDriver:
             if num_tokens == limit:
                 finish = FinishReason.LENGTH
                 break
-        usage = Usage(
-            num_prompt_tokens=len(request.prompt),
-            num_cached_tokens=0,
-            num_cache_write_tokens=0,
-            num_output_tokens=num_tokens + (finish is FinishReason.STOP),
-            num_preemptions=0,
-            queue_s=0.0,
-            time_to_first_token_s=0.0,
-            total_s=0.0,
-        )
+        usage = _usage(request, num_tokens + (finish is FinishReason.STOP))
         error = "the graph failed" if finish is FinishReason.ERROR else None
         yield Delta(request.id, (), (), finish, usage, error)
+
+
+def _usage(request: Request, num_output_tokens: int) -> Usage:
+    return Usage(
+        num_prompt_tokens=len(request.prompt),
+        num_cached_tokens=0,
+        num_cache_write_tokens=0,
+        num_output_tokens=num_output_tokens,
+        num_preemptions=0,
+        queue_s=0.0,
+        time_to_first_token_s=0.0,
+        total_s=0.0,
+    )
 
 
 def _logprobs(request: Request, token: int) -> TokenLogprobs:
