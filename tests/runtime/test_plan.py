@@ -54,7 +54,7 @@ def test_bytes_per_token_count_keys_and_values_of_all_layers() -> None:
 
 def test_sizes_follow_from_the_budget(synthetic: SyntheticModel) -> None:
     manifest = replace(synthetic.manifest, kv=LAYOUT, max_context=4_096)
-    plan = plan_engine(manifest, EngineConfig(max_rows=8), available_bytes=128 * MIB)
+    plan = plan_engine(manifest, EngineConfig(max_rows=8, prompt_cache="none"), available_bytes=128 * MIB)
     assert plan.block_size == 32
     assert plan.bytes_per_block == 32 * LAYOUT.bytes_per_token
     assert plan.num_blocks == 64 * MIB // plan.bytes_per_block
@@ -79,12 +79,24 @@ def test_a_default_context_is_the_models_up_to_a_bound(synthetic: SyntheticModel
 
 
 def test_budgets_in_bytes_replace_the_shares(synthetic: SyntheticModel) -> None:
-    config = EngineConfig(max_context=400, kv_memory=10 * MIB, swap_memory=3 * MIB)
+    config = EngineConfig(max_context=400, kv_memory=10 * MIB, swap_memory=3 * MIB, prompt_cache="none")
     plan = plan_engine(replace(synthetic.manifest, kv=LAYOUT), config, available_bytes=0)
     assert plan.num_blocks == 10 * MIB // plan.bytes_per_block
     assert plan.num_host_blocks == 3 * MIB // plan.bytes_per_block
     assert plan.swap_bytes <= 3 * MIB
     assert plan_engine(synthetic.manifest, replace(config, swap_memory=0), available_bytes=0).num_host_blocks == 0
+
+
+def test_a_prompt_cache_gets_host_blocks_beside_those_of_swapping(synthetic: SyntheticModel) -> None:
+    manifest = replace(synthetic.manifest, kv=LAYOUT)
+    config = EngineConfig(max_context=400, kv_memory=10 * MIB, swap_memory=3 * MIB, prompt_cache="prefix")
+    without = plan_engine(manifest, replace(config, prompt_cache="none"), available_bytes=GIB)
+    plan = plan_engine(manifest, replace(config, prompt_cache_memory=5 * MIB), available_bytes=GIB)
+    assert without.cache_bytes == 0
+    assert 4 * MIB < plan.cache_bytes <= 5 * MIB
+    assert plan.num_host_blocks == without.num_host_blocks + plan.cache_bytes // plan.bytes_per_block
+    assert plan.swap_bytes == without.swap_bytes
+    assert 0 < plan_engine(manifest, config, available_bytes=GIB).cache_bytes < GIB // 2
 
 
 @given(st.integers(1, 40), st.integers(33, 100_000))
