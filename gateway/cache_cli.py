@@ -171,7 +171,7 @@ def size_text(num_bytes: float) -> str:
     """As 1.5 MiB."""
     for unit in ("B", "KiB", "MiB"):
         if num_bytes < 1024:
-            return f"{num_bytes:.3g} {unit}"
+            return f"{num_bytes:.4g} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:.1f} GiB"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -176,16 +176,8 @@ class ScriptedDriver:
 
 
 def _usage(request: Request, num_output_tokens: int) -> Usage:
-    return Usage(
-        num_prompt_tokens=len(request.prompt),
-        num_cached_tokens=0,
-        num_cache_write_tokens=0,
-        num_output_tokens=num_output_tokens,
-        num_preemptions=0,
-        queue_s=0.0,
-        time_to_first_token_s=0.0,
-        total_s=0.0,
-    )
+    counts: dict[str, Any] = dict.fromkeys((field.name for field in fields(Usage)), 0)
+    return Usage(**{**counts, "num_prompt_tokens": len(request.prompt), "num_output_tokens": num_output_tokens})
 
 
 def _logprobs(request: Request, token: int) -> TokenLogprobs:
