@@ -13,8 +13,10 @@ from time import monotonic
 import structlog
 
 from ortserve.plugins.none import NoCache
+from ortserve.runtime.adaptation import learn, limits
 from ortserve.runtime.admission import new_sequence
 from ortserve.runtime.bell import Bell
+from ortserve.runtime.drafting import Drafting
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.pace import Pace
 from ortserve.runtime.placement import Placement
@@ -23,9 +25,10 @@ from ortserve.runtime.request import Delta, FinishReason, Request, Usage
 from ortserve.runtime.reuse import Reuse, new_reuse
 from ortserve.runtime.runner import Logits, Runner
 from ortserve.runtime.sampler import Drawn, Sampler
-from ortserve.runtime.scheduler import Advance, Scheduler
+from ortserve.runtime.scheduler import Advance, Drafts, Scheduler
 from ortserve.runtime.sequence import Sequence, Stage
 from ortserve.runtime.step import Step
+from ortserve.runtime.verify import draw_rows
 
 
 @dataclass(slots=True)
@@ -56,9 +59,10 @@ class Engine:
         *,
         reuse: Reuse | None = None,
         bell: Bell | None = None,
+        drafting: Drafting | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`reuse` None: without a prompt cache. `bell` rings when the cache has news."""
+        """Without `reuse` nothing is cached, without `drafting` nothing is guessed; `bell` rings for the cache."""
         self._manifest = manifest
         self._plan = plan
         self._runner = runner
@@ -68,6 +72,7 @@ class Engine:
         self.bell = bell or Bell()
         self.reuse = reuse or new_reuse(plan, NoCache)
         self.scheduler = Scheduler(plan, self._pace, Placement(plan, self.reuse))
+        self.drafting = drafting
         self.is_stalled = False  # there is work, and all of it waits for the prompt cache
         self._num_arrivals = 0
         self._stats = EngineStats()
@@ -98,7 +103,7 @@ class Engine:
     def step(self) -> list[Delta]:
         """Run one step and return what it added to each request, in no particular order."""
         number = self._stats.num_steps
-        step = self.scheduler.plan(number, self._clock())
+        step = self.scheduler.plan(number, self._clock(), self._propose())
         self.is_stalled = step is None
         if step is None:
             return []
@@ -116,12 +121,15 @@ class Engine:
         advances = self.scheduler.commit(step, drawn, now_s=now, seconds=ran - begun)
         self._stats.num_steps += 1
         self._stats.num_fed_tokens += step.num_tokens
-        self._stats.num_output_tokens += len(advances)
+        self._stats.num_output_tokens += sum(len(advance.drawn) for advance in advances)
+        self._learn(advances)
         return [self._delta(advance, now) for advance in advances]
 
     def close(self) -> None:
-        """Let the prompt cache finish writing."""
+        """Let the prompt cache finish writing, and stop the drafter."""
         self.reuse.close()
+        if self.drafting is not None:
+            self.drafting.close()
 
     def stats(self) -> EngineStats:
         """A copy that stays as it is."""
@@ -136,10 +144,30 @@ class Engine:
             num_preemptions=placement.num_preemptions,
         )
 
-    def _pick(self, step: Step, logits: Logits) -> list[Drawn]:
-        sequences = [self.scheduler.find(row.request_id) for row in step.rows if row.num_logits]
-        draws = [sequence.next_draw() for sequence in sequences if sequence is not None]
-        return self._sampler.draw(logits, draws) if draws else []
+    def _propose(self) -> Drafts:
+        if self.drafting is None or not self.drafting.is_on:
+            return {}
+        decoding = self.scheduler.decoding()
+        allowed = limits(decoding, self._pace)
+        if not allowed:
+            return {}
+        predicted = self._pace.predict(len(decoding), sum(len(sequence.tokens) for sequence in decoding))
+        return self.drafting.propose(decoding, allowed, (predicted or 0.0) / 1000)
+
+    def _learn(self, advances: list[Advance]) -> None:
+        if self.drafting is None:
+            return
+        results = []
+        for advance in advances:
+            num_accepted = min(len(advance.drawn) - 1, advance.num_drafts)
+            learn(advance.sequence, advance.num_drafts, num_accepted)
+            tokens = tuple(one.token_id for one in advance.drawn if one.token_id is not None)
+            results.append((advance.sequence, advance.num_drafts, num_accepted, tokens))
+        self.drafting.observe(results)
+
+    def _pick(self, step: Step, logits: Logits) -> list[tuple[Drawn, ...]]:
+        found = [(row, self.scheduler.find(row.request_id)) for row in step.rows if row.num_logits]
+        return draw_rows(self._sampler, [(row, sequence) for row, sequence in found if sequence is not None], logits)
 
     def _abandon(self, step: Step, error: Exception) -> list[Delta]:
         self._stats = replace(self._stats, num_steps=step.number + 1, num_failed_steps=self._stats.num_failed_steps + 1)
@@ -147,17 +175,19 @@ class Engine:
         return [self._last_delta(sequence, FinishReason.ERROR, reason) for sequence in self.scheduler.abandon(step)]
 
     def _delta(self, advance: Advance, now_s: float) -> Delta:
-        sequence, drawn = advance.sequence, advance.drawn
-        if drawn.token_id is None:
-            return self._end(sequence, FinishReason.ERROR, "the model's logits are not finite numbers")
-        self._stats.num_finished += advance.finish is not None
-        is_shown = advance.finish is not FinishReason.STOP
+        sequence, finish = advance.sequence, advance.finish
+        if finish is FinishReason.ERROR:
+            return self._end(sequence, finish, "the model's logits are not finite numbers")
+        if finish is not None:
+            self._stats.num_finished += 1
+            self._forget(sequence)
+        shown = advance.drawn[:-1] if finish is FinishReason.STOP else advance.drawn
         return Delta(
             request_id=sequence.request.id,
-            token_ids=(drawn.token_id,) if is_shown else (),
-            logprobs=(drawn.logprobs,) if is_shown and drawn.logprobs is not None else (),
-            finish=advance.finish,
-            usage=None if advance.finish is None else _usage(sequence, now_s),
+            token_ids=tuple(one.token_id for one in shown if one.token_id is not None),
+            logprobs=tuple(one.logprobs for one in shown if one.logprobs is not None),
+            finish=finish,
+            usage=None if finish is None else _usage(sequence, now_s),
         )
 
     def _end(self, sequence: Sequence, finish: FinishReason, error: str | None = None) -> Delta:
@@ -166,7 +196,12 @@ class Engine:
 
     def _last_delta(self, sequence: Sequence, finish: FinishReason, error: str | None) -> Delta:
         self._stats.num_finished += 1
+        self._forget(sequence)
         return Delta(sequence.request.id, (), finish=finish, usage=_usage(sequence, self._clock()), error=error)
+
+    def _forget(self, sequence: Sequence) -> None:
+        if self.drafting is not None:
+            self.drafting.forget(sequence.request.id)
 
 
 def _usage(sequence: Sequence, now_s: float) -> Usage:
@@ -177,6 +212,8 @@ def _usage(sequence: Sequence, now_s: float) -> Usage:
         num_cached_tokens=sequence.num_reused,
         num_cache_write_tokens=sequence.num_written,
         num_output_tokens=sequence.num_output_tokens,
+        num_accepted_tokens=sequence.num_accepted,
+        num_rejected_tokens=sequence.num_rejected,
         num_preemptions=sequence.num_preemptions,
         queue_s=begun - sequence.arrived_s,
         time_to_first_token_s=first - sequence.arrived_s,

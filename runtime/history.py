@@ -31,6 +31,15 @@ class TokenHistory:
             self._ids[place] = token
         self._counts[place] += 1
 
+    def extended(self, token: int) -> TokenHistory:
+        """A copy with one more output token: what the history would be if a draft were accepted."""
+        other = TokenHistory.__new__(TokenHistory)
+        other._places = dict(self._places)
+        other._ids = self._ids.copy()
+        other._counts = self._counts.copy()
+        other.add(token)
+        return other
+
     @property
     def ids(self) -> npt.NDArray[np.int64]:
         """Distinct tokens of prompt and output."""

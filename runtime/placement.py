@@ -96,7 +96,15 @@ class Placement:
             self._preempt(victim)
             if victim is sequence:
                 return
-        sequence.blocks += self.blocks.allocate(self._num_missing(sequence, sequence.num_computed + 1))
+        self.reserve(sequence, sequence.num_computed + 1)
+
+    def has_blocks(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Whether `num_tokens` fit without preempting anyone."""
+        return self._num_missing(sequence, num_tokens) <= self.blocks.num_free
+
+    def reserve(self, sequence: Sequence, num_tokens: int) -> None:
+        """Take free blocks so that `num_tokens` fit."""
+        sequence.blocks += self.blocks.allocate(self._num_missing(sequence, num_tokens))
 
     def _num_missing(self, sequence: Sequence, num_tokens: int) -> int:
         """Blocks to add before `num_tokens` fit."""

@@ -76,6 +76,14 @@ class CacheHints:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftHints:
+    """What a request says about speculation. It changes speed, never tokens."""
+
+    prediction: tuple[int, ...] | None = None  # tokens the client expects as output
+    max_draft: int | None = None  # guesses per step; 0 switches drafting off, None leaves it to the engine
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One sequence to generate. `prompt` are token ids, at least one."""
 
@@ -86,6 +94,7 @@ class Request:
     choice: int = 0  # index among the n choices of one API call; part of the random key
     group: str | None = None  # requests of one group have the same prompt, which is computed once
     cache: CacheHints = CacheHints()
+    draft: DraftHints = DraftHints()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +114,8 @@ class Usage:
     num_cached_tokens: int  # of the prompt, taken from a cache or from another choice
     num_cache_write_tokens: int  # of the prompt, computed here and saved for others
     num_output_tokens: int
+    num_accepted_tokens: int  # of drafts, part of the output
+    num_rejected_tokens: int  # of drafts, computed for nothing
     num_preemptions: int
     queue_s: float
     time_to_first_token_s: float

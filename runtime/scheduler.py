@@ -6,9 +6,10 @@ run moves its sequences forward. Where they wait and whom they displace is `plac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Values
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from ortserve.runtime.pace import Pace
 from ortserve.runtime.placement import Placement
@@ -18,13 +19,16 @@ from ortserve.runtime.sampler import Drawn
 from ortserve.runtime.sequence import Sequence, Stage
 from ortserve.runtime.step import Row, Step
 
+Drafts: TypeAlias = Mapping[str, tuple[int, ...]]  # guesses by request id, each based on the tokens of now
+
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """What one committed step did to one sequence that drew a token."""
+    """What one committed step did to one sequence that drew tokens."""
 
     sequence: Sequence
-    drawn: Drawn
+    drawn: tuple[Drawn, ...]  # up to and including the one that ended it
+    num_drafts: int
     finish: FinishReason | None
 
 
@@ -63,10 +67,14 @@ class Scheduler:
         del self._sequences[sequence.request.id]
         self.placement.discard(sequence, is_complete=is_complete)
 
-    def plan(self, number: int, now_s: float) -> Step | None:
+    def decoding(self) -> list[Sequence]:
+        """Running sequences whose next step is a plain decode: those that drafts can be proposed for."""
+        return [sequence for sequence in self.placement.by_age() if sequence.num_pending == 1]
+
+    def plan(self, number: int, now_s: float, drafts: Drafts | None = None) -> Step | None:
         """The next step; None when there is nothing to do."""
         self.placement.admit(now_s)
-        decodes = self._plan_decodes()
+        decodes = self._plan_decodes(drafts or {})
         rows = (*decodes, *self._plan_chunks(decodes))
         moves = self.placement.take_moves()
         if not rows and not moves:
@@ -78,21 +86,21 @@ class Scheduler:
                 sequence.first_run_s = now_s
         return Step(number, moves, rows)
 
-    def commit(self, step: Step, drawn: Values[Drawn], *, now_s: float, seconds: float) -> list[Advance]:
-        """Take over a step that has run in `seconds`; `drawn` belongs to its logits rows, in order.
+    def commit(self, step: Step, drawn: Values[tuple[Drawn, ...]], *, now_s: float, seconds: float) -> list[Advance]:
+        """Take over a step that has run in `seconds`; `drawn` belongs to its rows with logits, in order.
 
         Finished sequences are removed. A sequence whose logits are no numbers is left for the caller to fail.
         """
-        assert len(drawn) == step.num_logits
         self.placement.reuse.step_ended(ok=True)
         remaining = iter(drawn)
         advances: list[Advance] = []
         for row in step.rows:
             sequence = self._sequences[row.request_id]
-            sequence.num_computed = row.end
+            # Drafts count as computed once they are accepted; what is stored beyond is overwritten.
+            sequence.num_computed = row.end - len(row.drafts)
             sequence.seconds_unsaved += seconds * len(row.tokens) / step.num_tokens
             if row.num_logits:
-                advances.append(self._advance(sequence, next(remaining), now_s))
+                advances.append(self._advance(sequence, row, next(remaining), now_s))
             if sequence.slot is not None:
                 self.placement.save(sequence)
         return advances
@@ -106,33 +114,65 @@ class Scheduler:
             self.remove(sequence)
         return lost
 
-    def _advance(self, sequence: Sequence, drawn: Drawn, now_s: float) -> Advance:
-        if drawn.token_id is None:
-            return Advance(sequence, drawn, FinishReason.ERROR)
-        sequence.tokens.append(drawn.token_id)
-        if sequence.history is not None:
-            sequence.history.add(drawn.token_id)
+    def _advance(self, sequence: Sequence, row: Row, drawn: tuple[Drawn, ...], now_s: float) -> Advance:
+        num_drafts = len(row.drafts)
+        kept: list[Drawn] = []
+        finish: FinishReason | None = None
+        for one in drawn:
+            kept.append(one)
+            if one.token_id is None:
+                return Advance(sequence, tuple(kept), num_drafts, FinishReason.ERROR)
+            sequence.tokens.append(one.token_id)
+            if sequence.history is not None:
+                sequence.history.add(one.token_id)
+            finish = sequence.finish_after(one.token_id)
+            if finish is not None:
+                break
+        num_accepted = len(kept) - 1  # the last one was drawn, not guessed (or ends the request)
+        sequence.num_computed += num_accepted
+        sequence.num_accepted += num_accepted
+        sequence.num_rejected += num_drafts - num_accepted
         if sequence.first_token_s is None:
             sequence.first_token_s = now_s
-        finish = sequence.finish_after(drawn.token_id)
         if finish is not None:
             self.remove(sequence, is_complete=True)
-        return Advance(sequence, drawn, finish)
+        return Advance(sequence, tuple(kept), num_drafts, finish)
 
-    def _plan_decodes(self) -> list[Row]:
+    def _plan_decodes(self, drafts: Drafts) -> list[Row]:
         """A row for each running sequence with one token to compute; when memory runs out, the youngest gives way."""
         for sequence in self.placement.by_age():
             if sequence.stage is Stage.RUNNING and sequence.num_pending == 1:
                 self.placement.grow(sequence)
-        ready = [sequence for sequence in self.placement.by_age() if sequence.num_pending == 1]
+        ready = self.decoding()
         if len(ready) > self._plan.max_logit_rows:
             ready.sort(key=lambda sequence: sequence.last_step)  # whoever has waited longest
             ready = ready[: self._plan.max_logit_rows]
-        return [self._row(sequence, 1) for sequence in ready]
+        spare = self._plan.max_logit_rows - len(ready)
+        rows: list[Row] = []
+        for sequence in ready:
+            guesses = self._fitting(sequence, drafts.get(sequence.request.id, ())[:spare])
+            spare -= len(guesses)
+            rows.append(self._verification(sequence, guesses) if guesses else self._row(sequence, 1))
+        return rows
+
+    def _fitting(self, sequence: Sequence, guesses: tuple[int, ...]) -> tuple[int, ...]:
+        """Cut a draft to what the request may still generate and to memory that is free anyway."""
+        room = sequence.max_tokens - sequence.num_output_tokens - 1
+        guesses = guesses[: max(0, min(room, self._plan.max_chunk_tokens - 1))]
+        while guesses and not self.placement.has_blocks(sequence, len(sequence.tokens) + len(guesses)):
+            guesses = guesses[:-1]
+        if guesses:
+            self.placement.reserve(sequence, len(sequence.tokens) + len(guesses))
+        return guesses
+
+    def _verification(self, sequence: Sequence, guesses: tuple[int, ...]) -> Row:
+        assert sequence.slot is not None
+        tokens = (sequence.tokens[-1], *guesses)
+        return Row(sequence.request.id, sequence.slot, sequence.num_computed, tokens, len(tokens))
 
     def _plan_chunks(self, decodes: list[Row]) -> Iterator[Row]:
         """Prompt chunks of the oldest sequences that have not computed theirs, within the step's time."""
-        num_logits = len(decodes)
+        num_logits = sum(row.num_logits for row in decodes)
         decode_tokens = sum(len(row.tokens) for row in decodes)
         decode_attended = sum(len(row.tokens) * row.end for row in decodes)
         waiting = [sequence for sequence in self.placement.by_age() if sequence.num_pending > 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Values
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -42,6 +43,9 @@ class Sequence:
     num_saved: int = 0  # leading tokens that the cache has, or has been offered; a multiple of the block size
     num_written: int = 0  # prompt tokens offered to the cache
     seconds_unsaved: float = 0.0  # spent on computing what has not been saved yet
+    num_accepted: int = 0  # draft tokens that equalled the token drawn
+    num_rejected: int = 0
+    acceptance: float = 0.0  # expected share of drafts that are accepted, kept by `adaptation`
     hit: Hit | None = None  # while queued and waiting for it, and from admission until its blocks are copied
     ticket: Ticket | None = None  # while it computes tokens that others may use
     num_preemptions: int = 0
@@ -65,18 +69,18 @@ class Sequence:
         """Tokens not computed yet; 1 means the next step of this sequence is a plain decode."""
         return len(self.tokens) - self.num_computed
 
-    def next_draw(self) -> Draw:
-        """How the token after `tokens` is drawn."""
-        position = self.num_output_tokens
-        is_early = position < self.request.sampling.min_tokens
-        return Draw(
-            sampling=self.request.sampling,
-            seed=self.seed,
-            choice=self.request.choice,
-            position=position,
-            history=self.history,
-            banned=tuple(sorted(self.eos_ids)) if is_early else (),
-        )
+    def draws(self, drafts: Values[int]) -> list[Draw]:
+        """How the token after `tokens` is drawn, and those after each draft as if the drafts before had been drawn."""
+        sampling, history = self.request.sampling, self.history
+        found: list[Draw] = []
+        for offset in range(len(drafts) + 1):
+            if offset and history is not None:
+                history = history.extended(drafts[offset - 1])
+            position = self.num_output_tokens + offset
+            is_early = position < sampling.min_tokens
+            banned = tuple(sorted(self.eos_ids)) if is_early else ()
+            found.append(Draw(sampling, self.seed, self.request.choice, position, history, banned))
+        return found
 
     def finish_after(self, token: int) -> FinishReason | None:
         """Whether drawing `token`, the last of `tokens`, ends the request."""

@@ -25,8 +25,13 @@ class Row:
 
     @property
     def end(self) -> int:
-        """Tokens stored in the row after this step."""
+        """Tokens stored in the row after this step, drafts included."""
         return self.start + len(self.tokens)
+
+    @property
+    def drafts(self) -> tuple[int, ...]:
+        """Guesses at the end of `tokens`: every logits row but the last is drawn to verify one."""
+        return self.tokens[len(self.tokens) - self.num_logits + 1 :] if self.num_logits > 1 else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,10 +124,10 @@ def test_a_history_is_kept_only_for_penalties(
 def test_end_ids_are_banned_until_min_tokens_are_drawn(synthetic: SyntheticModel) -> None:
     sequence = sequence_of(synthetic, (5, 6), min_tokens=2, stop_token_ids=(8,))
     for position, banned in enumerate([(0,), (0,), (), ()]):
-        draw = sequence.next_draw()
+        draw = sequence.draws(())[0]
         assert (draw.position, draw.banned, draw.seed, draw.choice) == (position, banned, 9, 3)
         sequence.tokens.append(1)
-    assert sequence_of(synthetic, (5, 6), min_tokens=2, ignore_eos=True).next_draw().banned == ()
+    assert sequence_of(synthetic, (5, 6), min_tokens=2, ignore_eos=True).draws(())[0].banned == ()
 
 
 def test_a_request_ends_by_its_ids_or_its_length(synthetic: SyntheticModel) -> None:

@@ -258,7 +258,7 @@ def test_when_the_engine_has_a_defect_nobody_waits_forever(synthetic: SyntheticM
         gate.wait_until_held()
         driver.submit(greedy("in the inbox", 7), collector)
 
-        def plan(number: int, now_s: float) -> None:
+        def plan(number: int, now_s: float, drafts: object = None) -> None:
             raise defect
 
         driver._engine.scheduler.plan = plan  # type: ignore[method-assign]

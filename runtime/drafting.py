@@ -1,0 +1,182 @@
+"""Asks a drafter for guesses on a thread of its own, within a deadline. Knows no logits.
+
+A drafter may be late, hang, raise or return nonsense: it costs time, and at last itself, but never a token.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Values
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from time import monotonic
+
+import structlog
+
+from ortserve.plugins.drafting import Draft, Drafter, DraftRequest, SequenceView, Verified
+from ortserve.runtime.sequence import Sequence
+
+MAX_MISSES = 20  # deadlines missed in a row before a drafter is switched off
+SHORTEST_WAIT_S = 0.002
+WAIT_SHARE = 0.25  # of a step
+
+
+@dataclass(slots=True)
+class DraftStats:
+    """Counters since the start. `accepted_lengths[n]`: drafts of which exactly n guesses were accepted."""
+
+    num_drafts: int = 0
+    num_proposed: int = 0
+    num_accepted: int = 0
+    num_missed_deadlines: int = 0
+    seconds: float = 0.0  # the engine waited for drafts
+    accepted_lengths: Counter[int] = field(default_factory=Counter)
+    by_source: Counter[str] = field(default_factory=Counter)  # accepted guesses
+    proposed_by_source: Counter[str] = field(default_factory=Counter)
+
+
+class Drafting:
+    """One drafter of one engine. Called on the engine's thread."""
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        *,
+        vocab_size: int,
+        clock: Callable[[], float] = monotonic,
+        shortest_wait_s: float = SHORTEST_WAIT_S,
+    ) -> None:
+        self.stats = DraftStats()
+        self.is_on = True
+        self._drafter = drafter
+        self._vocab_size = vocab_size
+        self._clock = clock
+        self._shortest_wait_s = shortest_wait_s
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._pending: Future[Values[Draft]] | None = None  # of a deadline that was missed
+        self._num_misses = 0
+        self._known: set[str] = set()
+        self._sources: dict[str, str] = {}  # of the drafts in the step that runs, by request
+        self._thread = threading.Thread(target=self._work, name="ortserve-drafter", daemon=True)
+        self._thread.start()
+
+    def propose(
+        self, sequences: Values[Sequence], limits: Mapping[str, int], step_s: float
+    ) -> dict[str, tuple[int, ...]]:
+        """Guesses for those of the decoding `sequences` that `limits` allows some; `step_s` is what a step takes."""
+        self._sources = {}
+        wanted = [sequence for sequence in sequences if sequence.request.id in limits]
+        if not self.is_on or not wanted or (self._pending is not None and not self._pending.done()):
+            return {}
+        self._introduce(wanted)
+        views = [
+            SequenceView(sequence.request.id, sequence.tokens, sequence.num_prompt_tokens, limits[sequence.request.id])
+            for sequence in wanted
+        ]
+        begun = self._clock()
+        wait_s = max(self._shortest_wait_s, WAIT_SHARE * step_s)
+        self._pending = self._ask(lambda: self._drafter.propose(views, begun + wait_s))
+        try:
+            drafts = self._pending.result(wait_s)
+        except TimeoutError:
+            self._miss()
+            return {}
+        except Exception as error:  # a plugin may raise anything
+            self._switch_off(f"it raised {type(error).__name__}: {error}")
+            return {}
+        finally:
+            self.stats.seconds += self._clock() - begun
+        self._num_misses = 0
+        return self._checked(drafts, {sequence.request.id: sequence for sequence in wanted}, limits)
+
+    def observe(self, results: Values[tuple[Sequence, int, int, tuple[int, ...]]]) -> None:
+        """What one step did: for each sequence the guesses fed, how many were accepted, and the tokens it got."""
+        verified: list[Verified] = []
+        for sequence, num_fed, num_accepted, tokens in results:
+            source = self._sources.get(sequence.request.id)
+            if source is None or num_fed == 0:
+                continue
+            verified.append(Verified(sequence.request.id, source, num_fed, num_accepted, tokens))
+            self.stats.num_drafts += 1
+            self.stats.num_proposed += num_fed
+            self.stats.num_accepted += num_accepted
+            self.stats.accepted_lengths[num_accepted] += 1
+            self.stats.by_source[source] += num_accepted
+            self.stats.proposed_by_source[source] += num_fed
+        if verified and self.is_on:
+            self._tell(lambda: self._drafter.observe(verified))
+
+    def forget(self, request_id: str) -> None:
+        """A request has ended."""
+        if request_id in self._known:
+            self._known.discard(request_id)
+            if self.is_on:
+                self._tell(lambda: self._drafter.forget((request_id,)))
+
+    def close(self) -> None:
+        """Stop the drafter; one that hangs is left behind."""
+        self._tell(self._drafter.close)
+        self._tasks.put(None)
+        self._thread.join(1.0)
+
+    def _introduce(self, sequences: Values[Sequence]) -> None:
+        for sequence in sequences:
+            request = sequence.request
+            if request.id not in self._known:
+                self._known.add(request.id)
+                started = DraftRequest(request.id, request.cache.salt, request.prompt, request.draft.prediction)
+                self._tell(lambda started=started: self._drafter.start(started))  # type: ignore[misc]
+
+    def _checked(
+        self, drafts: Values[Draft], sequences: Mapping[str, Sequence], limits: Mapping[str, int]
+    ) -> dict[str, tuple[int, ...]]:
+        """Drop what is stale, unknown, or no token of this model."""
+        found: dict[str, tuple[int, ...]] = {}
+        for draft in drafts:
+            sequence = sequences.get(draft.id)
+            if sequence is None or draft.length != len(sequence.tokens):
+                continue
+            tokens = draft.tokens[: limits[draft.id]]
+            if tokens and all(isinstance(token, int) and 0 <= token < self._vocab_size for token in tokens):
+                found[draft.id] = tokens
+                self._sources[draft.id] = draft.source
+        return found
+
+    def _miss(self) -> None:
+        self.stats.num_missed_deadlines += 1
+        self._num_misses += 1
+        if self._num_misses >= MAX_MISSES:
+            self._switch_off(f"it missed {MAX_MISSES} deadlines in a row")
+
+    def _switch_off(self, reason: str) -> None:
+        if self.is_on:
+            structlog.get_logger("ortserve.drafter").error("the drafter is switched off", reason=reason)
+        self.is_on = False
+
+    def _ask(self, question: Callable[[], Values[Draft]]) -> Future[Values[Draft]]:
+        future: Future[Values[Draft]] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(question())
+            except BaseException as error:  # handed to whoever waits
+                future.set_exception(error)
+
+        self._tasks.put(run)
+        return future
+
+    def _tell(self, action: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                action()
+            except Exception as error:  # a plugin may raise anything
+                self._switch_off(f"it raised {type(error).__name__}: {error}")
+
+        self._tasks.put(run)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            task()
