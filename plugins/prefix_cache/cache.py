@@ -41,7 +41,7 @@ class PrefixCache:
         self._hit_ids = count(1)
         self._held: dict[int, Node] = {}  # by id of a READY hit: the deepest node, which it holds
         self._following: dict[int, Running] = {}  # by id of a COMPUTING hit
-        self._changes: list[HitChange] = []
+        self._changes: dict[int, HitState] = {}  # since the last poll
         self._last_packed: tuple[tuple[int, ...], bytes] = ((), b"")
         self._num_lookups = self._num_query_tokens = self._num_hit_tokens = 0
         self._num_published = self._num_refused = 0
@@ -68,14 +68,15 @@ class PrefixCache:
         """Followers whose ticket has published what they wait for, or has ended."""
         if not self._changes:
             return ()
-        changes, self._changes = self._changes, []
-        return changes
+        changes, self._changes = self._changes, {}
+        return [HitChange(hit_id, state) for hit_id, state in changes.items()]
 
     def release(self, hit: Hit) -> None:
         """Let the hit's blocks go, or end its waiting."""
         node = self._held.pop(hit.id, None)
         if node is not None:
             self._memory.let_go(node)
+        self._changes.pop(hit.id, None)
         running = self._following.pop(hit.id, None)
         if running is not None:
             running.followers = [one for one in running.followers if one.hit_id != hit.id]
@@ -208,6 +209,8 @@ class PrefixCache:
         while tip.end > part.start and tip.parent is not None:
             tip = tip.parent
         running.published = max(running.published, total)
+        if running.is_broken:
+            return list(part.blocks)
         if tip.end != part.start:
             running.break_at(tip.end)
             return list(part.blocks)
@@ -251,4 +254,4 @@ class PrefixCache:
         for follower in followers:
             del self._following[follower.hit_id]
             is_stored = running.tip.is_attached and follower.num_tokens <= running.tip.end
-            self._changes.append(HitChange(follower.hit_id, HitState.READY if is_stored else HitState.FAILED))
+            self._changes[follower.hit_id] = HitState.READY if is_stored else HitState.FAILED

@@ -53,6 +53,7 @@ class Memory:
 
     def hold(self, node: Node) -> None:
         """Nothing up to this node may go."""
+        assert node.is_attached, "what is forgotten can only be let go"
         node.pins += 1
 
     def let_go(self, node: Node) -> None:

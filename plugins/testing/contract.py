@@ -1,0 +1,55 @@
+"""What an author inherits. Imports hypothesis only when the test runs, so that installing it is optional."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from ortserve.plugins.api import PluginContext, PromptCache
+
+
+class PromptCacheContract:
+    """The laws of prompt caches, for pytest. The whole test of a cache:
+
+    class TestMyCache(PromptCacheContract):
+        def make(self, context: PluginContext) -> PromptCache:
+            return MyCache(context)
+    """
+
+    block_size: ClassVar[int] = 4  # tokens
+    num_blocks: ClassVar[int] = 12  # of the arena: few, so that room is always short
+    max_examples: ClassVar[int] = 100
+    num_steps: ClassVar[int] = 50  # per example
+    shrinks: ClassVar[bool] = True  # look for the shortest example that fails
+    options: ClassVar[Mapping[str, str]] = {}
+
+    def make(self, context: PluginContext) -> PromptCache:
+        """The cache to test; called again for each example, and once more when it is restarted."""
+        raise NotImplementedError
+
+    def test_the_laws_of_prompt_caches(self) -> None:
+        """Random requests in legal orders; the arena's bytes tell whether a hit is what it claims to be."""
+        from hypothesis import HealthCheck, Phase, settings
+        from hypothesis.stateful import run_state_machine_as_test
+
+        from ortserve.plugins.testing.machine import PromptCacheMachine
+
+        contract = self
+        phases = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]
+
+        class Machine(PromptCacheMachine):
+            def __init__(self) -> None:
+                super().__init__(contract)
+
+        run_state_machine_as_test(
+            Machine,
+            settings=settings(
+                max_examples=self.max_examples,
+                stateful_step_count=self.num_steps,
+                deadline=None,
+                print_blob=True,
+                report_multiple_bugs=False,
+                phases=phases if self.shrinks else phases[:-1],
+                suppress_health_check=list(HealthCheck),
+            ),
+        )

@@ -1,0 +1,153 @@
+"""Random requests in every legal order. Knows which calls are legal when; what must hold is in `play`."""
+
+from __future__ import annotations
+
+import sys
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from ortserve.plugins.api import Breakpoint, CacheMode, CacheQuery, HitState, PluginContext
+from ortserve.plugins.testing.arena import ModelArena
+from ortserve.plugins.testing.contract import PromptCacheContract
+from ortserve.plugins.testing.play import Asking, Clock, Computing, Play
+
+_MOST_AT_ONCE = 5
+_SALTS = (b"", b"one", b"two")
+_TTLS = (1.0, 30.0)
+
+
+@st.composite
+def queries(draw: st.DrawFn) -> CacheQuery:
+    """Prompts that share beginnings of any length, also within a block; most are as plain as most requests."""
+    stem = draw(st.integers(0, 24))
+    tokens = (0,) * stem + tuple(draw(st.lists(st.integers(0, 1), min_size=1, max_size=6)))
+    limit = max(0, len(tokens) - draw(st.sampled_from((1, 1, 1, 0, 2, 5))))
+    mode = draw(st.sampled_from((*[CacheMode.AUTO] * 6, CacheMode.EXPLICIT, CacheMode.OFF)))
+    points = st.builds(Breakpoint, st.integers(1, len(tokens)), st.sampled_from(_TTLS))
+    breakpoints = draw(st.lists(points, max_size=2)) if draw(st.integers(0, 3)) == 0 else []
+    return CacheQuery(tokens, limit, draw(st.sampled_from(_SALTS)), mode, tuple(breakpoints))
+
+
+class PromptCacheMachine(RuleBasedStateMachine):
+    """The requests of one engine, and what happens to them."""
+
+    def __init__(self, contract: PromptCacheContract) -> None:
+        super().__init__()
+        self._contract = contract
+        arena, clock = ModelArena(contract.num_blocks, contract.block_size), Clock()
+        context = PluginContext(
+            options=contract.options,
+            block_size=contract.block_size,
+            bytes_per_block=arena.bytes_per_block,
+            vocab_size=16,
+            max_context=256,
+            eos_token_ids=(15,),
+            digest="the model of the contract",
+            byte_budget=arena.bytes_per_block * (contract.num_blocks - 2),  # the engine uses some itself
+            clock=clock,
+            wall_clock=lambda: clock.now + 1.7e9,
+            blocks=arena,
+            io=arena,
+            wake=arena.woken.set,
+            warn=lambda _: None,
+        )
+        self._play = Play(context, arena, clock, contract.make(context))
+
+    @precondition(lambda self: len(self._play.asking) < _MOST_AT_ONCE)
+    @rule(query=queries())
+    def look_up(self, query: CacheQuery) -> None:
+        """A request arrives."""
+        self._play.look_up(query)
+
+    @rule(
+        query=queries(), generated=st.lists(st.integers(0, 1), min_size=1, max_size=4), num_generated=st.integers(0, 9)
+    )
+    def serve(self, query: CacheQuery, generated: list[int], num_generated: int) -> None:
+        """A request comes and goes before the next one: without this most examples would end with an empty cache."""
+        if len(self._play.computing) < _MOST_AT_ONCE:
+            self._play.look_up(query)
+            self._play.start(self._play.asking[-1])
+            one = self._play.computing[-1]
+            self._play.compute(one, generated, len(query.tokens) + num_generated - one.num_computed)
+            self._play.finish(one, ok=True)
+
+    @precondition(lambda self: self._play.asking and len(self._play.computing) < _MOST_AT_ONCE)
+    @rule(data=st.data())
+    def start(self, data: st.DataObject) -> None:
+        """It gets a row."""
+        self._play.start(self._one_asking(data))
+
+    @precondition(lambda self: self._play.asking)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        """It is cancelled before it gets one."""
+        self._play.let_go(self._one_asking(data))
+
+    @precondition(lambda self: self._play.computing)
+    @rule(data=st.data(), num_tokens=st.integers(1, 12), generated=st.lists(st.integers(0, 1), min_size=1, max_size=4))
+    def compute(self, data: st.DataObject, num_tokens: int, generated: list[int]) -> None:
+        """A step computes some of its tokens."""
+        one = self._one_computing(data)
+        room = self._contract.block_size * self._contract.num_blocks - one.num_computed
+        if room > 0:
+            self._play.compute(one, generated, min(num_tokens, room))
+
+    @precondition(lambda self: self._play.computing)
+    @rule(data=st.data(), ok=st.booleans())
+    def finish(self, data: st.DataObject, ok: bool) -> None:
+        """It ends, is cancelled or loses its row."""
+        self._play.finish(self._one_computing(data), ok=ok)
+
+    @rule()
+    def poll(self) -> None:
+        """A step begins."""
+        self._play.poll()
+
+    @rule(count=st.integers(0, 12))
+    def evict(self, count: int) -> None:
+        """The engine needs blocks."""
+        self._play.evict(count)
+
+    @rule(query=queries(), ttl_s=st.sampled_from((0.0, *_TTLS)))
+    def pin(self, query: CacheQuery, ttl_s: float) -> None:
+        """Someone wants a prefix kept."""
+        self._play.pin(query, ttl_s)
+
+    @rule(seconds=st.sampled_from((0.5, 5.0, 60.0)))
+    def wait(self, seconds: float) -> None:
+        """Time passes."""
+        self._play.clock.now += seconds
+
+    @rule(salt=st.sampled_from(_SALTS), is_all=st.integers(0, 3), is_meant=st.integers(0, 2))
+    def clear(self, salt: bytes, is_all: int, is_meant: int) -> None:
+        """An operator wants everything forgotten; not too often, or nothing would ever be found."""
+        if is_meant == 0:
+            self._play.clear(None if is_all == 0 else salt)
+
+    @rule(is_meant=st.integers(0, 7))
+    def restart(self, is_meant: int) -> None:
+        """The server is restarted; a slower tier may remember."""
+        if is_meant == 0:
+            self._play.settle()
+            self._play.cache.close()
+            self._play.restart(self._contract.make(self._play.context))
+
+    @invariant()
+    def check(self) -> None:
+        """What holds between any two calls."""
+        self._play.check()
+
+    def teardown(self) -> None:
+        """Every example ends in order, unless it has failed: what that breaks must not hide why."""
+        if sys.exception() is None:
+            self._play.close()
+        else:
+            self._play.cache.close()
+
+    def _one_asking(self, data: st.DataObject) -> Asking:
+        ready = [one for one in self._play.asking if one.hit.state is HitState.READY]
+        return data.draw(st.sampled_from(ready or self._play.asking))
+
+    def _one_computing(self, data: st.DataObject) -> Computing:
+        return data.draw(st.sampled_from(self._play.computing))
