@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ortserve.runtime.errors import ConfigurationError
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -22,4 +24,17 @@ class EngineConfig:
     prompt_cache: str = "prefix"  # name of a plugin; "none" switches caching off
     prompt_cache_memory: int | None = None  # bytes of host memory
     prompt_cache_options: tuple[tuple[str, str], ...] = ()  # for the plugin
+    drafter: str = "none"  # name of a plugin; "none" switches speculation off
+    drafter_options: tuple[tuple[str, str], ...] = ()  # for the plugin
     deterministic: bool = False  # the same bits for any batch, at a cost (runtime/README.md)
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigurationError` naming the first number that is too small."""
+        for name in ("max_rows", "max_context", "max_chunk_tokens", "max_logit_rows", "num_threads", "max_step_ms"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigurationError(f"{name} must be above 0, not {value}")
+        for name in ("kv_memory", "swap_memory", "prompt_cache_memory", "max_waiting"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ConfigurationError(f"{name} must be at least 0, not {value}")

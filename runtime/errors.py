@@ -4,6 +4,7 @@ OrtserveError
 ├── ModelError            the model folder, its manifest or its graph is unusable
 │   └── ManifestError     manifest.json is missing, unreadable or of another version
 ├── DeviceError           an execution provider, kernel or library is missing or unfit
+├── ConfigurationError    an option has a value it cannot have
 ├── PluginUnusableError   a prompt cache or drafter that was named cannot be used
 ├── MemoryBudgetError     the plan does not fit in memory; says the largest that does
 ├── RequestError          this request can never run as asked
@@ -30,6 +31,10 @@ class ManifestError(ModelError):
 
 class DeviceError(OrtserveError):
     """An execution provider, kernel or library is missing or gives wrong results on this machine."""
+
+
+class ConfigurationError(OrtserveError):
+    """An option of the engine has a value it cannot have."""
 
 
 class PluginUnusableError(OrtserveError):

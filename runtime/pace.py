@@ -15,6 +15,8 @@ AUTO_FACTOR = 3.5  # without a limit: a step that carries prompt tokens may take
 SMALLEST_CHUNK = 16  # prompts always advance
 QUANTUM = 8  # chunks beyond the smallest are multiples of this
 _REMEMBER = 0.1  # weight of the newest step of a shape
+_HALF_LIFE = 500  # observations after which a shape that is not seen any more counts half
+_LEAST_WEIGHT = 1e-3  # it never counts nothing: it may be the only one that knows what a chunk costs
 _SHORTEST_MS = 1e-3  # a clock may stand still
 _FEWEST_SHAPES = 3  # as many as there are terms
 
@@ -26,6 +28,7 @@ class _Shape:
     tokens: float
     attended: float
     milliseconds: float
+    last_seen: int = 0  # number of the observation
 
     def add(self, tokens: int, attended: int, milliseconds: float) -> None:
         # One outlier (a page fault, another process) must not move the average far.
@@ -42,6 +45,7 @@ class Pace:
         self._max_step_ms = max_step_ms
         self._max_chunk_tokens = max_chunk_tokens
         self._shapes: dict[tuple[int, int], _Shape] = {}
+        self._num_observed = 0
         self._terms: npt.NDArray[np.float64] | None = None  # of base, token, pair; None: to be fitted again
 
     def observe(self, tokens: int, attended: int, milliseconds: float) -> None:
@@ -50,9 +54,11 @@ class Pace:
         key = (_bucket(tokens), _bucket(attended))
         shape = self._shapes.get(key)
         if shape is None:
-            self._shapes[key] = _Shape(float(tokens), float(attended), milliseconds)
+            shape = self._shapes[key] = _Shape(float(tokens), float(attended), milliseconds)
         else:
             shape.add(tokens, attended, milliseconds)
+        self._num_observed += 1
+        shape.last_seen = self._num_observed
         self._terms = None
 
     def predict(self, tokens: int, attended: int) -> float | None:
@@ -81,14 +87,16 @@ class Pace:
         return max(largest, min(SMALLEST_CHUNK, self._max_chunk_tokens))
 
     def _fit(self) -> npt.NDArray[np.float64]:
-        """Least squares of the relative error, without negative terms."""
+        """Least squares of the relative error, without negative terms; where shapes disagree, the newer count more."""
         shapes = self._shapes.values()
         times = np.array([shape.milliseconds for shape in shapes])
-        features = np.array([[1.0, shape.tokens, shape.attended] for shape in shapes]) / times[:, None]
+        ages = np.array([self._num_observed - shape.last_seen for shape in shapes])
+        weights = np.maximum(0.5 ** (ages / _HALF_LIFE), _LEAST_WEIGHT)
+        features = np.array([[1.0, shape.tokens, shape.attended] for shape in shapes]) * (weights / times)[:, None]
         terms = np.zeros(3)
         active = np.arange(3)
         while len(active):
-            solution = np.linalg.lstsq(features[:, active], np.ones(len(times)), rcond=None)[0]
+            solution = np.linalg.lstsq(features[:, active], weights, rcond=None)[0]
             if np.all(solution >= 0):
                 terms[active] = solution
                 break

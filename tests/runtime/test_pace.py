@@ -174,3 +174,15 @@ def test_whatever_was_seen_chunks_stay_between_the_least_and_the_largest(
     assert SMALLEST_CHUNK <= pace.chunk_tokens(decode_tokens=rows, decode_attended=rows * 99, start=start) <= 200
     predicted = pace.predict(rows, rows * 99)
     assert predicted is None or predicted >= 0, "a term is negative"
+
+
+def test_a_machine_that_has_become_slower_is_believed() -> None:
+    pace = Pace(max_step_ms=100.0, max_chunk_tokens=128)
+    for factor, rounds in ((1.0, 60), (2.0, 300)):
+        for number in range(rounds):
+            for tokens, depth in ((8, 100 + number), (72, 100 + 5 * number)):
+                attended = tokens * depth
+                pace.observe(tokens, attended, factor * (10 + 0.5 * tokens + 1e-4 * attended))
+    predicted = pace.predict(40, 40 * 300)
+    assert predicted is not None
+    assert abs(predicted / (2 * (10 + 20 + 1.2)) - 1) < 0.15

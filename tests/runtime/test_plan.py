@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.errors import MemoryBudgetError
+from ortserve.runtime.errors import ConfigurationError, MemoryBudgetError
 from ortserve.runtime.kv import PAGE_BYTES, block_size
 from ortserve.runtime.manifest import KvLayout, Manifest
 from ortserve.runtime.plan import EXACT_CUT, GIB, plan_engine
@@ -150,3 +151,17 @@ def test_options_are_handed_on(synthetic: SyntheticModel) -> None:
     plan = plan_engine(synthetic.manifest, config, available_bytes=GIB)
     assert (plan.num_rows, plan.max_waiting, plan.max_step_ms, plan.max_logit_rows) == (5, 7, 12.5, 9)
     assert plan.deterministic
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_rows": 0}, "max_rows must be above 0, not 0"),
+        ({"max_context": -5}, "max_context must be above 0, not -5"),
+        ({"max_step_ms": float("nan")}, "max_step_ms must be above 0"),
+        ({"kv_memory": -1}, "kv_memory must be at least 0, not -1"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        EngineConfig(**options)
