@@ -11,7 +11,8 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 PROMPT_CACHES = "ortserve.prompt_cache"
-GROUPS = (PROMPT_CACHES,)
+DRAFTERS = "ortserve.drafter"
+GROUPS = (PROMPT_CACHES, DRAFTERS)
 
 
 class PluginError(Exception):

@@ -5,7 +5,9 @@ The one place in the runtime that knows all parts; it decides nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import astuple
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic, time
@@ -14,9 +16,12 @@ from typing import cast
 import structlog
 
 from ortserve.plugins.api import PluginContext, PromptCache
-from ortserve.plugins.registry import PROMPT_CACHES, PluginError, load
+from ortserve.plugins.drafting import Drafter
+from ortserve.plugins.registry import DRAFTERS, PROMPT_CACHES, PluginError, load
 from ortserve.runtime.bell import Bell
+from ortserve.runtime.blocks import BlockPool
 from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.drafting import Drafting
 from ortserve.runtime.driver import Driver
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.errors import DeviceError, PluginUnusableError
@@ -29,6 +34,7 @@ from ortserve.runtime.runner import Runner, load_session
 from ortserve.runtime.sampler import Sampler
 from ortserve.runtime.session import check_int8_kernels, require_version
 
+NO_DRAFTER = "none"
 DEVICES = ("auto", "cpu")
 EXACT_PRECISIONS = ("int8", "fp32")  # products of one row do not depend on the others
 
@@ -66,44 +72,73 @@ def open_engine(folder: Path, manifest: Manifest, config: EngineConfig) -> tuple
     sampler = Sampler(manifest.num_tokens, num_threads=config.num_threads)
     bell = Bell()
     reuse = open_cache(manifest, plan, config, store, bell)
-    return Engine(manifest, plan, runner, sampler, reuse=reuse, bell=bell), plan
+    drafting = open_drafter(manifest, plan, config, store)
+    return Engine(manifest, plan, runner, sampler, reuse=reuse, bell=bell, drafting=drafting), plan
 
 
 def open_cache(manifest: Manifest, plan: EnginePlan, config: EngineConfig, store: SlotKvStore, bell: Bell) -> Reuse:
     """The prompt cache that the configuration names. Raises `PluginUnusableError` when it cannot be made."""
-    log = structlog.get_logger("ortserve.cache")
-    try:
-        factory = load(PROMPT_CACHES, config.prompt_cache)
-    except PluginError as error:
-        raise PluginUnusableError(str(error)) from error
+    factory = _load(PROMPT_CACHES, config.prompt_cache)
+    context = partial(_context, manifest, plan, store, dict(config.prompt_cache_options))
 
     def make(blocks: CacheBlocks) -> PromptCache:
-        return cast(
-            PromptCache,
-            factory(
-                PluginContext(
-                    options=dict(config.prompt_cache_options),
-                    block_size=plan.block_size,
-                    bytes_per_block=plan.bytes_per_block,
-                    vocab_size=manifest.num_tokens,
-                    max_context=plan.max_context,
-                    eos_token_ids=manifest.eos_token_ids,
-                    digest=_layout_digest(manifest, plan),
-                    byte_budget=plan.cache_bytes,
-                    clock=monotonic,
-                    wall_clock=time,
-                    blocks=blocks,
-                    io=store,
-                    wake=bell.ring,
-                    warn=lambda line: log.warning("prompt cache", message=line),
-                )
-            ),
-        )
+        return cast(PromptCache, factory(context(blocks=blocks, wake=bell.ring)))
 
     try:
         return new_reuse(plan, make)
     except Exception as error:  # a stranger's constructor may raise anything
         raise PluginUnusableError(f"the prompt cache {config.prompt_cache} cannot start ({error})") from error
+
+
+def open_drafter(manifest: Manifest, plan: EnginePlan, config: EngineConfig, store: SlotKvStore) -> Drafting | None:
+    """The drafter that the configuration names, None for none. Raises `PluginUnusableError` when it cannot be made."""
+    if config.drafter == NO_DRAFTER:
+        return None
+    factory = _load(DRAFTERS, config.drafter)
+    # A drafter guesses tokens: it gets no blocks, and nobody waits for its call.
+    context = _context(
+        manifest, plan, store, dict(config.drafter_options), blocks=CacheBlocks(BlockPool(0)), wake=lambda: None
+    )
+    try:
+        drafter = cast(Drafter, factory(context))
+    except Exception as error:  # a stranger's constructor may raise anything
+        raise PluginUnusableError(f"the drafter {config.drafter} cannot start ({error})") from error
+    return Drafting(drafter, vocab_size=manifest.num_tokens)
+
+
+def _load(group: str, name: str) -> Callable[..., object]:
+    try:
+        return load(group, name)
+    except PluginError as error:
+        raise PluginUnusableError(str(error)) from error
+
+
+def _context(
+    manifest: Manifest,
+    plan: EnginePlan,
+    store: SlotKvStore,
+    options: Mapping[str, str],
+    *,
+    blocks: CacheBlocks,
+    wake: Callable[[], None],
+) -> PluginContext:
+    log = structlog.get_logger("ortserve.plugins")
+    return PluginContext(
+        options=options,
+        block_size=plan.block_size,
+        bytes_per_block=plan.bytes_per_block,
+        vocab_size=manifest.num_tokens,
+        max_context=plan.max_context,
+        eos_token_ids=manifest.eos_token_ids,
+        digest=_layout_digest(manifest, plan),
+        byte_budget=plan.cache_bytes,
+        clock=monotonic,
+        wall_clock=time,
+        blocks=blocks,
+        io=store,
+        wake=wake,
+        warn=lambda line: log.warning("plugin", message=line),
+    )
 
 
 def _layout_digest(manifest: Manifest, plan: EnginePlan) -> str:
