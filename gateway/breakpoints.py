@@ -1,23 +1,26 @@
-"""Marked ends of content parts as token counts of the prompt. Knows no wire format, no template's rules and no cache.
+"""Marked ends of content parts as token counts of the prompt. Knows no wire format, no template's rules, no cache.
 
-Where a part ends in the rendered text is found by rendering again with one character put in after it: up to there both
+Where parts end in the rendered text is found by rendering again with a character put in after each: between those both
 texts are equal, whatever the template does around, so no template has to accept a conversation that is cut short.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ortserve.gateway.schema.messages import Message
+from ortserve.gateway.tokenizer import TextTokenizer
 from ortserve.plugins.api import Breakpoint
 
 DEFAULT_TTL_S = 1800.0  # OpenAI's
 MAX_BREAKPOINTS = 4  # the latest count, as at OpenAI
-STRANGERS = ("\ue000", "\ue001")  # private use: neither blank nor markup, so no template trims or parses them
+BEHIND, AHEAD = 64, 32  # characters around an end that are tokenized again: as far as tokens usually reach
+# Private use: neither blank nor markup, so no template trims or parses them. One more than places can be.
+STRANGERS = ("\ue000", "\ue001", "\ue002", "\ue003", "\ue004", "\ue005", "\ue006", "\ue007")
 
 Render = Callable[[Sequence[Message]], str]
-Encode = Callable[[str], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,25 +46,40 @@ def find_breakpoints(
     messages: Sequence[Message],
     places: Sequence[Place],
     text: str,
-    ids: tuple[int, ...],
+    ends: Sequence[int],
     *,
     render: Render,
-    encode: Encode,
+    tokenizer: TextTokenizer,
     ttl_s: float | None,
 ) -> tuple[Breakpoint, ...]:
-    """A breakpoint per place, ascending. `text` is the rendered conversation, `ids` its tokens.
+    """A breakpoint per place, ascending. `text` is the rendered conversation, `ends` where its tokens end in it.
 
-    A part may end inside a token of the whole text, since tokenizers merge across ends: then the breakpoint lies after
-    the last token that the text up to the part's end also begins with. A part the template does not show has none.
+    A count is that of the tokens which end with the part or before, less those that would be others if another text
+    followed: what lies before a breakpoint has the same ids in every conversation that shares it. A part that the
+    template does not show has none.
     """
     lifetimes: dict[int, float] = {}
-    for place in places:
-        end = _end_in_text(messages, place, text, render)
-        count = 0 if end is None else common_length(encode(text[:end]), ids)
+    for place, end in _ends_in_text(messages, places, text, render).items():
+        count = bisect_right(ends, _settled(text, end, tokenizer))
         if count:
             lifetime = place.ttl_s or ttl_s or DEFAULT_TTL_S
             lifetimes[count] = max(lifetime, lifetimes.get(count, 0.0))
     return tuple(Breakpoint(count, lifetimes[count]) for count in sorted(lifetimes))
+
+
+def _settled(text: str, end: int, tokenizer: TextTokenizer) -> int:
+    """How much of `text` before `end` is tokenized alike whether the text goes on or not.
+
+    Tokenizers merge across ends and look ahead at blanks, a few characters far: tokenizing the surroundings twice shows
+    it, where tokenizing everything before the end again would cost as much as the prompt itself.
+    """
+    start = max(0, end - BEHIND)
+    alone = tokenizer.encode(text[start:end], add_special_tokens=False)
+    followed = tokenizer.encode(text[start : end + AHEAD], add_special_tokens=False)
+    shared = common_length(alone, followed)
+    if shared == len(alone):
+        return end
+    return start + tokenizer.encode_with_ends(text[start:end])[1][shared - 1] if shared else start
 
 
 def common_length(first: str | tuple[int, ...], second: str | tuple[int, ...]) -> int:
@@ -76,11 +94,49 @@ def common_length(first: str | tuple[int, ...], second: str | tuple[int, ...]) -
     return low
 
 
-def _end_in_text(messages: Sequence[Message], place: Place, text: str, render: Render) -> int | None:
-    message = messages[place.message]
-    before, after = message.content[: place.num_characters], message.content[place.num_characters :]
-    stranger = STRANGERS[after.startswith(STRANGERS[0])]
+def _ends_in_text(messages: Sequence[Message], places: Sequence[Place], text: str, render: Render) -> dict[Place, int]:
+    """Where the places are in `text`, those that it shows."""
+    found = _aligned(text, *_with_strangers(messages, places, render))
+    if found is not None:
+        return found
+    # The template does more than show the contents in order, so each is looked for alone.
+    ends: dict[Place, int] = {}
+    for place in places:
+        other, _ = _with_strangers(messages, [place], render)
+        if other != text:
+            ends[place] = common_length(text, other)
+    return ends
+
+
+def _with_strangers(
+    messages: Sequence[Message], places: Sequence[Place], render: Render
+) -> tuple[str, dict[str, Place]]:
+    """The conversation rendered with a character put in at each place, and which one is whose."""
     changed = list(messages)
-    changed[place.message] = replace(message, content=before + stranger + after)
-    other = render(changed)
-    return None if other == text else common_length(text, other)
+    owners: dict[str, Place] = {}
+    for place in reversed(places):  # from behind, so that the places before stay where they are
+        message = changed[place.message]
+        before, after = message.content[: place.num_characters], message.content[place.num_characters :]
+        stranger = next(one for one in STRANGERS if one not in owners and not after.startswith(one))
+        owners[stranger] = place
+        changed[place.message] = replace(message, content=before + stranger + after)
+    return render(changed), owners
+
+
+def _aligned(text: str, other: str, owners: dict[str, Place]) -> dict[Place, int] | None:
+    """The places when `other` is `text` but for the strangers and blanks kept before them; None when it is not."""
+    ends: dict[Place, int] = {}
+    at = other_at = 0
+    while True:
+        shared = common_length(text[at:], other[other_at:])
+        at, other_at = at + shared, other_at + shared
+        if other_at == len(other):
+            return ends if at == len(text) else None
+        stranger_at = other_at
+        while stranger_at < len(other) and other[stranger_at].isspace():
+            stranger_at += 1  # trimmed in `text`, where they come last
+        place = owners.get(other[stranger_at : stranger_at + 1])
+        if place is None or place in ends:
+            return None
+        ends[place] = at
+        other_at = stranger_at + 1

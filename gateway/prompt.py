@@ -66,21 +66,25 @@ class PromptEncoder:
                 options=request.template_options,
             )
 
-        def encode(text: str) -> tuple[int, ...]:
-            return self._tokenizer.encode(text, add_special_tokens=False)
-
         def prepare() -> ChatPrompt:
             text = render(request.messages)
-            ids = self._encode(text, "messages", add_special_tokens=False)
             if not places:
-                return ChatPrompt(ids)
+                return ChatPrompt(self._encode(text, "messages", add_special_tokens=False))
+            self._refuse_too_long(len(text.encode()), "messages")
+            ids, ends = self._tokenizer.encode_with_ends(text)
             points = find_breakpoints(
-                request.messages, places, text, ids, render=render, encode=encode, ttl_s=request.cache.ttl_s
+                request.messages,
+                places,
+                text,
+                ends,
+                render=render,
+                tokenizer=self._tokenizer,
+                ttl_s=request.cache.ttl_s,
             )
-            return ChatPrompt(ids, points)
+            return ChatPrompt(self._checked(ids, "messages"), points)
 
-        # Every breakpoint renders and tokenizes again.
-        return await self._run(prepare, num_body_bytes * (1 + len(places)))
+        # Breakpoints render again, and offsets take longer.
+        return await self._run(prepare, num_body_bytes * (2 if places else 1))
 
     async def encode_beginning(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """What every conversation that goes on from `messages` begins with.
@@ -131,7 +135,9 @@ class PromptEncoder:
 
     def _encode(self, text: str, param: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         self._refuse_too_long(len(text.encode()), param)
-        ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return self._checked(self._tokenizer.encode(text, add_special_tokens=add_special_tokens), param)
+
+    def _checked(self, ids: tuple[int, ...], param: str) -> tuple[int, ...]:
         if not ids:
             if self._empty_prompt is None:
                 raise bad_request(f"Invalid '{param}': the prompt has no tokens.", param=param, code="invalid_value")

@@ -54,6 +54,16 @@ class TextTokenizer:
             ids = ids[1:]
         return tuple(ids)
 
+    def encode_with_ends(self, text: str) -> tuple[tuple[int, ...], list[int]]:
+        """Ids without special tokens, and for each where in `text` the characters it covers end; ends never fall."""
+        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        ends: list[int] = []
+        last = 0
+        for _, end in encoding.offsets:  # a token that covers no character has (0, 0)
+            last = max(last, end)
+            ends.append(last)
+        return tuple(encoding.ids), ends
+
     def token_bytes(self, token_id: int) -> bytes:
         """What a token adds to the text; empty for special tokens and for ids without a token."""
         data = self._bytes.get(token_id)

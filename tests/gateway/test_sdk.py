@@ -35,6 +35,32 @@ def test_plain(client: OpenAI) -> None:
     assert reply._request_id
 
 
+def test_prompt_caching_as_the_client_types_it(client: OpenAI, server: Running) -> None:
+    messages: list[ChatCompletionMessageParam] = [
+        {
+            "role": "system",
+            "content": [
+                {"type": "text", "text": "hello world", "prompt_cache_breakpoint": {"mode": "explicit", "ttl": "12h"}}
+            ],
+        },
+        *MESSAGES,
+    ]
+    reply = client.chat.completions.create(
+        model="scripted",
+        messages=messages,
+        prompt_cache_key="k",
+        prompt_cache_options={"mode": "implicit", "ttl": "30m"},
+        prompt_cache_retention="24h",
+        extra_body={"cache_salt": "s"},
+    )
+    assert reply.usage is not None
+    assert reply.usage.prompt_tokens_details is not None
+    assert reply.usage.prompt_tokens_details.cache_write_tokens == 0
+    hints = server.driver.submitted[-1].cache
+    assert [point.ttl_s for point in hints.breakpoints] == [43_200, 1800]
+    assert hints.affinity == "k"
+
+
 @pytest.mark.parametrize("num_choices", [1, 3])
 @pytest.mark.parametrize("logprobs", [False, True])
 def test_stream(client: OpenAI, num_choices: int, logprobs: bool) -> None:
