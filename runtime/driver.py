@@ -223,7 +223,12 @@ class Driver:
             if num_finished:
                 self._finish_rate.add(num_finished, monotonic())
         for outlet, own in by_outlet.values():
-            outlet.deliver(own)
+            try:
+                outlet.deliver(own)
+            except Exception:  # a defect of one reader must not take the others' engine away
+                structlog.get_logger("ortserve.driver").exception("an outlet failed; its requests are cancelled")
+                for delta in own:
+                    self.cancel(delta.request_id)
 
     def _cancel_all(self) -> None:
         """End what a closing driver leaves unfinished."""

@@ -313,3 +313,22 @@ def test_a_seed_decides_a_reply_and_none_means_another_every_time(synthetic: Syn
         replies = {name: tokens_of(collector.wait_for(name)) for name in "abcd"}
     assert replies["a"] == replies["b"]
     assert len({tuple(reply) for reply in replies.values()}) == 3
+
+
+class Broken:
+    """An outlet against its contract."""
+
+    def deliver(self, deltas: object) -> None:
+        raise ValueError("nobody reads here")
+
+
+def test_an_outlet_that_raises_loses_its_own_requests_only(
+    synthetic: SyntheticModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with driving(synthetic) as driver:
+        driver.submit(Request("broken", (1, 2, 3), ENDLESS), Broken())
+        collector = Collector()
+        request = greedy("kept", 5, 20)
+        driver.submit(request, collector)
+        assert tokens_of(collector.wait_for("kept")) == greedy_tokens(request.prompt, request.sampling)
+        assert driver.healthy
