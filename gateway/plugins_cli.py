@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import msgspec
 
-from ortserve.plugins.registry import GROUPS, PROMPT_CACHES, installed
+from ortserve.plugins.registry import DRAFTERS, GROUPS, PROMPT_CACHES, installed
 from ortserve.runtime.config import EngineConfig
 
 EXAMPLE = """example:
@@ -48,15 +48,15 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     for group in GROUPS:
         sys.stdout.write(f"{group}\n")
-        for plugin in plugins:
-            if plugin.group == group:
-                sys.stdout.write(_line(plugin))
+        lines = [_line(plugin) for plugin in plugins if plugin.group == group]
+        sys.stdout.write("".join(lines) or "  nothing is installed\n")
     return 0
 
 
 def list_plugins() -> list[Listed]:
     """Everything that claims a name in one of the groups."""
-    defaults = {PROMPT_CACHES: EngineConfig().prompt_cache}
+    config = EngineConfig()
+    defaults = {PROMPT_CACHES: config.prompt_cache, DRAFTERS: config.drafter}
     plugins = []
     for group in GROUPS:
         found = installed(group)
