@@ -61,7 +61,17 @@ def chat(http: httpx.Client, *, key: str | None = None, **fields: Any) -> dict[s
     response = http.post("/v1/chat/completions", json=body, headers=headers)
     assert response.status_code == 200, response.text
     reply: dict[str, Any] = response.json()
+    settle(http)
     return reply
+
+
+def settle(http: httpx.Client) -> None:
+    """Wait for the last tokens of a finished request: they are published by the step after it.
+
+    The engine answers between two steps, so when it has answered twice there has been one.
+    """
+    for _ in range(2):
+        assert http.get("/admin/cache/entries?limit=0", headers=ADMIN).status_code == 200
 
 
 def text_of(reply: dict[str, Any]) -> str:
@@ -114,7 +124,10 @@ def test_a_reply_that_a_stop_string_has_cut_tells_true_numbers(http: httpx.Clien
 def test_completions_cache_too(http: httpx.Client) -> None:
     prompts = ["Once upon a time there was a small house in the woods. " * 2, "Another beginning, of another story."]
     body = {"model": "pocket", "prompt": prompts, "temperature": 0, "max_tokens": 4, "n": 2}
-    usages = [http.post("/v1/completions", json=body).json()["usage"] for _ in range(2)]
+    usages = []
+    for _ in range(2):
+        usages.append(http.post("/v1/completions", json=body).json()["usage"])
+        settle(http)
     first, second = (usage["prompt_tokens_details"] for usage in usages)
     assert (first["cached_tokens"], first["cache_write_tokens"]) == (0, usages[0]["prompt_tokens"])
     assert second["cached_tokens"] == usages[0]["prompt_tokens"] - 2  # the last token of each
@@ -157,6 +170,21 @@ def test_callers_at_the_same_time_do_not_share_either(url: str, http: httpx.Clie
     counts = asyncio.run(ask_all())
     assert sum(count == 0 for count in counts) >= 4  # at most the second "a" has reused anything
     assert all(count == 0 for count in counts[1:4])
+
+
+def test_a_foreign_prefix_costs_what_a_cold_one_does(http: httpx.Client) -> None:
+    """To the step, token and block: nothing a caller can count tells whether others have asked the same."""
+    names = ["steps", "computed_tokens", "prompt_cache_hit_tokens", "prompt_cache_published_blocks"]
+
+    def cost(key: str) -> list[float]:
+        before = scrape(http)
+        chat(http, key=key)
+        after = scrape(http)
+        return [value(after, f"{name}_total") - value(before, f"{name}_total") for name in names]
+
+    cold = cost("first")
+    assert cost("second") == cost("third") == cold
+    assert cost("second") != cold
 
 
 def test_a_cache_key_does_not_divide_a_tenant(http: httpx.Client) -> None:
