@@ -161,7 +161,8 @@ def _stats_text(reply: Any) -> str:
     for name, tier in stats["tiers"].items():
         lines.append(
             f"{name:<15}{tier['num_blocks']} blocks, {size_text(tier['num_bytes'])}, {tier['num_reads']} read,"
-            f" {tier['num_writes']} written, {tier['num_evicted_blocks']} evicted,"
+            f" {tier['num_writes']} written, {tier['num_skipped_writes']} not written for want of time,"
+            f" {tier['num_evicted_blocks']} evicted,"
             f" {tier['num_ignored_files']} files ignored, {tier['num_failures']} failures"
         )
     return "\n".join(lines) + "\n"

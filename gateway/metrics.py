@@ -28,6 +28,7 @@ TIER_COUNTERS = (
     ("reads", "num_reads", "Blocks read from a slower tier"),
     ("writes", "num_writes", "Blocks written to a slower tier"),
     ("ignored_files", "num_ignored_files", "Files not used: damaged, foreign, or of another version"),
+    ("skipped_writes", "num_skipped_writes", "Blocks not written because the tier was slower than what it was given"),
     ("failures", "num_failures", "Reads and writes that the system refused"),
 )
 
