@@ -6,12 +6,11 @@ texts are equal, whatever the template does around, so no template has to accept
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ortserve.gateway.schema.messages import Message
-from ortserve.gateway.tokenizer import TextTokenizer
+from ortserve.gateway.tokenizer import MeasuredTokens, TextTokenizer
 from ortserve.plugins.api import Breakpoint
 
 DEFAULT_TTL_S = 1800.0  # OpenAI's
@@ -46,13 +45,13 @@ def find_breakpoints(
     messages: Sequence[Message],
     places: Sequence[Place],
     text: str,
-    ends: Sequence[int],
+    tokens: MeasuredTokens,
     *,
     render: Render,
     tokenizer: TextTokenizer,
     ttl_s: float | None,
 ) -> tuple[Breakpoint, ...]:
-    """A breakpoint per place, ascending. `text` is the rendered conversation, `ends` where its tokens end in it.
+    """A breakpoint per place, ascending. `text` is the rendered conversation, `tokens` its tokens.
 
     A count is that of the tokens which end with the part or before, less those that would be others if another text
     followed: what lies before a breakpoint has the same ids in every conversation that shares it. A part that the
@@ -60,7 +59,7 @@ def find_breakpoints(
     """
     lifetimes: dict[int, float] = {}
     for place, end in _ends_in_text(messages, places, text, render).items():
-        count = bisect_right(ends, _settled(text, end, tokenizer))
+        count = tokens.num_before(_settled(text, end, tokenizer))
         if count:
             lifetime = place.ttl_s or ttl_s or DEFAULT_TTL_S
             lifetimes[count] = max(lifetime, lifetimes.get(count, 0.0))
@@ -79,7 +78,7 @@ def _settled(text: str, end: int, tokenizer: TextTokenizer) -> int:
     shared = common_length(alone, followed)
     if shared == len(alone):
         return end
-    return start + tokenizer.encode_with_ends(text[start:end])[1][shared - 1] if shared else start
+    return start + tokenizer.encode_measured(text[start:end]).end_of(shared - 1) if shared else start
 
 
 def common_length(first: str | tuple[int, ...], second: str | tuple[int, ...]) -> int:
@@ -128,7 +127,7 @@ def _aligned(text: str, other: str, owners: dict[str, Place]) -> dict[Place, int
     ends: dict[Place, int] = {}
     at = other_at = 0
     while True:
-        shared = common_length(text[at:], other[other_at:])
+        shared = _shared(text, at, other, other_at, owners)
         at, other_at = at + shared, other_at + shared
         if other_at == len(other):
             return ends if at == len(text) else None
@@ -140,3 +139,13 @@ def _aligned(text: str, other: str, owners: dict[str, Place]) -> dict[Place, int
             return None
         ends[place] = at
         other_at = stranger_at + 1
+
+
+def _shared(text: str, at: int, other: str, other_at: int, owners: dict[str, Place]) -> int:
+    """The common length from there on; nearly always up to the next stranger, which one comparison shows."""
+    nearest = min((found for one in owners if (found := other.find(one, other_at)) >= 0), default=len(other))
+    length = nearest - other_at
+    is_end = text[at + length : at + length + 1] != other[nearest : nearest + 1]
+    if is_end and text.startswith(other[other_at:nearest], at):
+        return length
+    return common_length(text[at:], other[other_at:])

@@ -71,19 +71,19 @@ class PromptEncoder:
             if not places:
                 return ChatPrompt(self._encode(text, "messages", add_special_tokens=False))
             self._refuse_too_long(len(text.encode()), "messages")
-            ids, ends = self._tokenizer.encode_with_ends(text)
+            tokens = self._tokenizer.encode_measured(text)
             points = find_breakpoints(
                 request.messages,
                 places,
                 text,
-                ends,
+                tokens,
                 render=render,
                 tokenizer=self._tokenizer,
                 ttl_s=request.cache.ttl_s,
             )
-            return ChatPrompt(self._checked(ids, "messages"), points)
+            return ChatPrompt(self._checked(tokens.ids, "messages"), points)
 
-        # Breakpoints render again, and offsets take longer.
+        # Breakpoints render again, and tokens with places take longer.
         return await self._run(prepare, num_body_bytes * (2 if places else 1))
 
     async def encode_beginning(self, messages: Sequence[Message]) -> tuple[int, ...]:

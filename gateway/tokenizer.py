@@ -11,6 +11,7 @@ import tokenizers
 from ortserve.runtime.errors import ModelError
 
 TOKENIZER_NAME = "tokenizer.json"
+MAX_UNCOVERED = 64  # characters in a row that a normalizer has removed: each is a search
 METASPACE = "\u2581"  # SentencePiece writes a space as this block
 SUPPORTED_DECODERS = "ByteLevel, Metaspace, Replace, ByteFallback, Fuse, Strip and Sequence of these"
 
@@ -54,15 +55,10 @@ class TextTokenizer:
             ids = ids[1:]
         return tuple(ids)
 
-    def encode_with_ends(self, text: str) -> tuple[tuple[int, ...], list[int]]:
-        """Ids without special tokens, and for each where in `text` the characters it covers end; ends never fall."""
+    def encode_measured(self, text: str) -> MeasuredTokens:
+        """Ids without special tokens that also know where in `text` they are."""
         (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
-        ends: list[int] = []
-        last = 0
-        for _, end in encoding.offsets:  # a token that covers no character has (0, 0)
-            last = max(last, end)
-            ends.append(last)
-        return tuple(encoding.ids), ends
+        return MeasuredTokens(encoding, len(text))
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token adds to the text; empty for special tokens and for ids without a token."""
@@ -84,6 +80,30 @@ class TextTokenizer:
             return b"" if added.special else added.content.encode()
         piece = self._tokenizer.id_to_token(token_id)
         return b"" if piece is None else self._rules.bytes_of(piece)
+
+
+class MeasuredTokens:
+    """The tokens of one text and their places. Asking for few places is much cheaper than listing all offsets."""
+
+    __slots__ = ("_encoding", "_length", "ids")
+
+    def __init__(self, encoding: tokenizers.Encoding, length: int) -> None:
+        self._encoding = encoding
+        self._length = length
+        self.ids: tuple[int, ...] = tuple(encoding.ids)
+
+    def num_before(self, position: int) -> int:
+        """Tokens that end at or before a character; 0 when too many characters there belong to no token."""
+        for place in range(position, min(position + MAX_UNCOVERED, self._length)):
+            token: int | None = self._encoding.char_to_token(place)
+            if token is not None:
+                return token
+        return len(self.ids) if position + MAX_UNCOVERED >= self._length else 0
+
+    def end_of(self, token: int) -> int:
+        """The character after a token's last one."""
+        span = self._encoding.token_to_chars(token)
+        return 0 if span is None else int(span[1])
 
 
 class ByteRules:

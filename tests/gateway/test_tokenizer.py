@@ -7,6 +7,8 @@ import threading
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ortserve.gateway.tokenizer import TextTokenizer
 from ortserve.runtime.errors import ModelError
@@ -39,6 +41,29 @@ def test_the_beginning_comes_once() -> None:
     assert tokenizer.encode(f"{IM_START}hello", add_special_tokens=True) == (bos, *hello)
     assert tokenizer.encode("hello", add_special_tokens=False) == hello
     assert tokenizer.encode("", add_special_tokens=True) == (bos,)
+
+
+@given(st.text(st.sampled_from("hello wrd\n\U0001f600\u00e9<>|"), max_size=40) | st.just(f"hello{IM_START}world hello"))
+def test_tokens_know_their_places(text: str) -> None:
+    tokenizer = make_tokenizer()
+    tokens = tokenizer.encode_measured(text)
+    assert tokens.ids == tokenizer.encode(text, add_special_tokens=False)
+    ends = [tokens.end_of(place) for place in range(len(tokens.ids))]
+    assert ends == sorted(ends)
+    for position in range(len(text) + 1):
+        assert tokens.num_before(position) == sum(end <= position for end in ends)
+
+
+def test_removed_characters_are_skipped_a_few_at_a_time() -> None:
+    definition = json.loads(tokenizer_json())
+    definition["normalizer"] = {"type": "Replace", "pattern": {"String": "-"}, "content": ""}
+    tokenizer = TextTokenizer(json.dumps(definition).encode(), bos_token_id=None, add_bos=False)
+    text = "hello" + "-" * 9 + "world" + "-" * 1000 + "hello"
+    tokens = tokenizer.encode_measured(text)
+    num_hello = tokens.num_before(5)
+    assert 0 < num_hello == tokens.num_before(14) < len(tokens.ids)
+    assert tokens.num_before(19) == 0
+    assert tokens.num_before(len(text)) == len(tokens.ids)
 
 
 def test_other_threads_run_while_a_long_text_is_encoded() -> None:
