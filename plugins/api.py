@@ -146,6 +146,7 @@ class TierStats:
     num_evicted_blocks: int = 0
     num_ignored_files: int = 0  # damaged, foreign, or of another version
     num_failures: int = 0  # reads and writes that the system refused
+    num_skipped_writes: int = 0  # for want of time: the tier was slower than what it was given
 
 
 class PromptCache(Protocol):

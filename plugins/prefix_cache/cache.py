@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 
 from ortserve.plugins.api import (
@@ -18,12 +18,16 @@ from ortserve.plugins.api import (
     PluginContext,
     Ticket,
 )
+from ortserve.plugins.prefix_cache.disk import Disk
 from ortserve.plugins.prefix_cache.keys import TOKEN_BYTES, pack, root_key
 from ortserve.plugins.prefix_cache.listing import entries_below
 from ortserve.plugins.prefix_cache.memory import Memory
 from ortserve.plugins.prefix_cache.options import read_options
+from ortserve.plugins.prefix_cache.second_tier import Load, SecondTier
 from ortserve.plugins.prefix_cache.tickets import Follower, Running, Tickets
 from ortserve.plugins.prefix_cache.tree import Found, Node
+
+_MOST_WRITES = 256  # blocks queued for the disk
 
 
 class PrefixCache:
@@ -37,9 +41,15 @@ class PrefixCache:
         self._context = context
         self._block_size = context.block_size
         self._memory = Memory(context, options.pinned_share)
+        self._second: SecondTier | None = None
+        if options.path is not None:
+            most_writes = max(1, min(_MOST_WRITES, self._memory.budget // 4))  # a block being written cannot be evicted
+            disk = Disk(context, options.path, options.max_bytes, most_writes)
+            self._second = SecondTier(context, self._memory, disk)
         self._tickets = Tickets(context.block_size)
         self._hit_ids = count(1)
         self._held: dict[int, Node] = {}  # by id of a READY hit: the deepest node, which it holds
+        self._loading: dict[int, Load] = {}  # by id of a LOADING hit
         self._following: dict[int, Running] = {}  # by id of a COMPUTING hit
         self._changes: dict[int, HitState] = {}  # since the last poll
         self._last_packed: tuple[tuple[int, ...], bytes] = ((), b"")
@@ -53,6 +63,12 @@ class PrefixCache:
             return Hit(next(self._hit_ids), HitState.READY)
         root, packed, limit = self._named(query)
         found = self._memory.find(root, packed, limit)
+        load = None if self._second is None else self._second.load(root, packed, limit, found)
+        if load is not None:
+            hit = Hit(next(self._hit_ids), HitState.LOADING)
+            load.hit_ids.append(hit.id)
+            self._loading[hit.id] = load
+            return hit
         expected = self._tickets.worth_waiting_for(root, packed, limit, found.num_tokens)
         if expected is not None:
             running, num_tokens = expected
@@ -62,10 +78,11 @@ class PrefixCache:
             return hit
         self._num_lookups += 1
         self._num_query_tokens += limit
-        return self._ready(found)
+        return self._ready(root, found)
 
     def poll(self) -> Sequence[HitChange]:
         """Followers whose ticket has published what they wait for, or has ended."""
+        self._drain()
         if not self._changes:
             return ()
         changes, self._changes = self._changes, {}
@@ -77,6 +94,9 @@ class PrefixCache:
         if node is not None:
             self._memory.let_go(node)
         self._changes.pop(hit.id, None)
+        load = self._loading.pop(hit.id, None)
+        if load is not None:
+            load.hit_ids.remove(hit.id)
         running = self._following.pop(hit.id, None)
         if running is not None:
             running.followers = [one for one in running.followers if one.hit_id != hit.id]
@@ -123,17 +143,23 @@ class PrefixCache:
 
     def evict(self, count: int) -> int:
         """Give back up to `count` blocks, the least valuable first."""
+        if self._second is not None:
+            self._second.let_written_go()
         return self._memory.evict(count)
 
-    def held(self) -> Iterable[BlockId]:
-        """Blocks stored, and blocks forgotten that a hit still reads."""
-        return self._memory.held()
+    def held(self) -> Iterator[BlockId]:
+        """Blocks stored, blocks forgotten that a hit still reads, and blocks that are being read from disk."""
+        yield from self._memory.held()
+        if self._second is not None:
+            yield from self._second.held()
 
     def entries(self) -> Iterator[Entry]:
         """What is kept, parents before children."""
         now = self._context.clock()
         for root in self._memory.roots():
             yield from entries_below(root, self._context.bytes_per_block, now)
+        if self._second is not None:
+            yield from self._second.entries(self._context.wall_clock())
 
     def pin(self, query: CacheQuery, ttl_s: float) -> int:
         """Give the stored blocks of a prefix a lifetime, from the first on, as far as lifetimes are allowed."""
@@ -160,6 +186,8 @@ class PrefixCache:
                 running.break_at(0)
                 self._tell(running, running.followers)
                 running.followers = []
+        if self._second is not None:
+            forgotten += self._second.forget(None if salt is None else root_key(self._context.digest, salt))
         return forgotten
 
     def stats(self) -> CacheStats:
@@ -175,10 +203,25 @@ class PrefixCache:
             num_published_blocks=self._num_published,
             num_refused_blocks=self._num_refused,
             seconds_saved=self._seconds_saved,
+            tiers={} if self._second is None else {"disk": self._second.stats()},
         )
 
     def close(self) -> None:
-        """Nothing runs."""
+        """Write what is queued for the disk, for a few seconds at most."""
+        if self._second is not None:
+            self._second.close()
+
+    def _drain(self) -> None:
+        """Take in what the disk has read; hits that waited for it hold it until they are released."""
+        for load in () if self._second is None else self._second.finished():
+            for hit_id in load.hit_ids:
+                del self._loading[hit_id]
+                if load.reached is not None:
+                    self._memory.hold(load.reached)
+                    self._held[hit_id] = load.reached
+                self._changes[hit_id] = HitState.FAILED if load.reached is None else HitState.READY
+            if self._second is not None:
+                self._second.end(load)
 
     def _named(self, query: CacheQuery) -> tuple[bytes, bytes, int]:
         """The key of the query's root, its packed tokens (kept for the call that follows), and its limit."""
@@ -189,7 +232,7 @@ class PrefixCache:
         limit = max(0, min(query.limit, len(query.tokens)))
         return root_key(self._context.digest, query.salt), packed, limit
 
-    def _ready(self, found: Found) -> Hit:
+    def _ready(self, root: bytes, found: Found) -> Hit:
         hit = Hit(next(self._hit_ids), HitState.READY, found.blocks, found.num_tokens)
         node = found.node
         if node is not None:
@@ -199,6 +242,8 @@ class PrefixCache:
             self._num_hit_tokens += hit.num_tokens
             unused = (node.end - found.num_tokens) / node.num_tokens
             self._seconds_saved += node.seconds_to_here - unused * node.seconds
+            if self._second is not None:
+                self._second.used(root, node)
         return hit
 
     def _store(self, running: Running, part: Part) -> list[BlockId]:
@@ -235,6 +280,8 @@ class PrefixCache:
                 self._memory.hold(node)
                 self._memory.let_go(tip)
                 tip = node
+                if self._second is not None and is_taken:
+                    self._second.write(running.root, node)
         self._move_tip(running, tip)
         return refused
 

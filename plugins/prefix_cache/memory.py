@@ -25,8 +25,17 @@ class Memory:
         self._lifetimes = Lifetimes(int(self._budget * pinned_share))
         self._detached: dict[BlockId, Node] = {}  # forgotten or replaced, but a hit still reads them
         self.num_blocks = 0  # in the tree
-        self.num_reserved = 0  # taken from the arena for blocks that are being read
+        self._num_reserved = 0  # taken from the arena for blocks that are being read
         self.num_evicted = 0
+
+    @property
+    def budget(self) -> int:
+        """Blocks it may hold."""
+        return self._budget
+
+    @property
+    def _num_used(self) -> int:
+        return self.num_blocks + len(self._detached) + self._num_reserved
 
     def find(self, root: bytes, packed: bytes, limit: int) -> Found:
         """The longest stored prefix of at most `limit` tokens below the root of this key."""
@@ -99,7 +108,7 @@ class Memory:
 
     def has_room(self, count: int) -> bool:
         """Whether the budget allows `count` more blocks, after evicting if need be."""
-        missing = self.num_blocks + len(self._detached) + self.num_reserved + count - self._budget
+        missing = self._num_used + count - self._budget
         return missing <= 0 or self.evict(missing) == missing
 
     def evict(self, count: int) -> int:
@@ -121,6 +130,23 @@ class Memory:
         self.num_blocks -= done
         self.num_evicted += done
         return done
+
+    def reserve(self, count: int) -> list[BlockId]:
+        """Up to `count` blocks of the arena to read something into, evicting others if need be."""
+        self.has_room(count)
+        allowed = min(count, self._budget - self._num_used)
+        if allowed <= 0:
+            return []
+        blocks = list(self._context.blocks.take(allowed))
+        if len(blocks) < allowed:
+            self.evict(allowed - len(blocks))
+            blocks += self._context.blocks.take(allowed - len(blocks))
+        self._num_reserved += len(blocks)
+        return blocks
+
+    def unreserve(self, count: int) -> None:
+        """So many blocks have been read: they are added or given back now."""
+        self._num_reserved -= count
 
     def keep(self, node: Node, ttl_s: float) -> bool:
         """Give the node a lifetime, from now; False if it has none because too many others have."""

@@ -25,7 +25,6 @@ class Node:
         "depth",
         "has_lifetime_entry",
         "is_attached",
-        "is_on_disk",
         "is_queued",
         "key",
         "num_hits",
@@ -55,7 +54,6 @@ class Node:
         self.order: list[bytes] = []  # the same keys, sorted: the best partial match is a neighbour
         self.pins = 0  # holders of the prefix that ends here; when detached, also those below
         self.is_attached = True
-        self.is_on_disk = False
         self.num_hits = 0  # of this node as the deepest one, and of evicted children
         self.is_queued = False  # has an entry in the heap of candidates
         self.tick = 0

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
 from ortserve.plugins.api import PluginContext, PromptCache
 from ortserve.plugins.none import NoCache
 from ortserve.plugins.prefix_cache import PrefixCache
@@ -18,3 +24,16 @@ class TestNoCache(PromptCacheContract):
 
     def make(self, context: PluginContext) -> PromptCache:
         return NoCache(context)
+
+
+class TestPrefixCacheWithDisk(PromptCacheContract):
+    """Each example has a folder of its own, which a restart finds again."""
+
+    def make(self, context: PluginContext) -> PromptCache:
+        folder = self.folders.setdefault(context.blocks, tempfile.mkdtemp(dir=self.tmp_path))
+        return PrefixCache(replace(context, options={"path": folder}))
+
+    @pytest.fixture(autouse=True)
+    def _folders(self, tmp_path: Path) -> None:
+        self.tmp_path = tmp_path
+        self.folders: dict[object, str] = {}
