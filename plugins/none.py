@@ -13,7 +13,6 @@ from ortserve.plugins.api import (
     HitChange,
     HitState,
     Part,
-    PluginContext,
     Ticket,
 )
 
@@ -21,7 +20,7 @@ from ortserve.plugins.api import (
 class NoCache:
     """Every lookup misses and every block is refused."""
 
-    def __init__(self, context: PluginContext | None = None) -> None:
+    def __init__(self, context: object = None) -> None:
         del context
 
     def lookup(self, query: CacheQuery) -> Hit:
