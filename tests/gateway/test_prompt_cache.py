@@ -327,3 +327,31 @@ def test_a_file_of_prefixes(pocket: Path, tmp_path: Path) -> None:
             read_warm_file(tmp_path / "missing", None, tenant=b"")  # type: ignore[arg-type]
     finally:
         driver.close()
+
+
+def test_prefixes_survive_a_restart_and_damage(pocket: Path, tmp_path: Path) -> None:
+    """The second server reads what the first has written; a third finds damaged files and computes again."""
+    words = ("path", str(tmp_path / "prefixes"))
+
+    def ask() -> tuple[dict[str, Any], float]:
+        driver = open_pocket(pocket, prompt_cache="prefix", prompt_cache_memory=2**26, prompt_cache_options=(words,))
+        limits = Limits(drain_s=1.0)
+        with (
+            serving(lambda: open_service(pocket, driver), driver.close, limits, admin_key="boss") as (port, _),
+            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http,
+        ):
+            reply = chat(http)
+            return reply, value(scrape(http), "prompt_cache_ignored_files_total", tier="disk")
+
+    first, _ = ask()
+    second, num_ignored = ask()
+    assert cached(first) == 0
+    assert (cached(second) > 0, num_ignored) == (True, 0)
+    files = [path for path in (tmp_path / "prefixes").rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-7] + b"damaged")
+    third, num_ignored = ask()
+    assert cached(third) == 0
+    assert num_ignored > 0
+    assert text_of(first) == text_of(second) == text_of(third)
