@@ -1,4 +1,4 @@
-"""Prompt caching as clients and operators see it: a real server, the real runtime, the bundled model."""
+"""Prompt caching as clients see it: a real server, the real runtime, the bundled model."""
 
 from __future__ import annotations
 
@@ -13,38 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ortserve.gateway.server import Limits
-from ortserve.gateway.service import ModelService, open_service
-from ortserve.gateway.tenancy import tenant_of
-from ortserve.gateway.warming import WarmingError, read_warm_file, warm_all
-from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.driver import Driver
-from ortserve.runtime.opening import open_driver
-from tests.gateway.running import serving
+from tests.gateway.pocket import ADMIN, CONVERSATION, RULES, cached, chat, serving_pocket, settle, text_of, written
 from tests.gateway.test_metrics import scrape, value
 
-ADMIN = {"authorization": "Bearer boss"}
-RULES = "Answer in one short sentence. Be polite, and say so when you do not know the answer. " * 2
-CONVERSATION: list[dict[str, Any]] = [
-    {"role": "system", "content": RULES},
-    {"role": "user", "content": "What is 23 + 58?"},
-]
-
-
-def open_pocket(folder: Path, **options: Any) -> Driver:
-    return open_driver(folder, EngineConfig(max_rows=4, num_threads=1, kv_memory=2**26, **options))
-
 
 @pytest.fixture(scope="module")
-def driver(pocket: Path) -> Driver:
-    return open_pocket(pocket, prompt_cache="prefix", prompt_cache_memory=2**26)
-
-
-@pytest.fixture(scope="module")
-def url(pocket: Path, driver: Driver) -> Iterator[str]:
-    limits = Limits(drain_s=1.0)
-    with serving(lambda: open_service(pocket, driver), driver.close, limits, admin_key="boss") as (port, _):
-        yield f"http://127.0.0.1:{port}"
+def url(pocket: Path) -> Iterator[str]:
+    with serving_pocket(pocket) as url:
+        yield url
 
 
 @pytest.fixture
@@ -53,37 +29,6 @@ def http(url: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=url, timeout=30) as client:
         assert client.post("/admin/cache/clear", headers=ADMIN).status_code == 200
         yield client
-
-
-def chat(http: httpx.Client, *, key: str | None = None, **fields: Any) -> dict[str, Any]:
-    body = {"model": "pocket", "messages": CONVERSATION, "temperature": 0, "max_tokens": 24, **fields}
-    headers = {} if key is None else {"authorization": f"Bearer {key}"}
-    response = http.post("/v1/chat/completions", json=body, headers=headers)
-    assert response.status_code == 200, response.text
-    reply: dict[str, Any] = response.json()
-    settle(http)
-    return reply
-
-
-def settle(http: httpx.Client) -> None:
-    """Wait for the last tokens of a finished request: they are published by the step after it.
-
-    The engine answers between two steps, so when it has answered twice there has been one.
-    """
-    for _ in range(2):
-        assert http.get("/admin/cache/entries?limit=0", headers=ADMIN).status_code == 200
-
-
-def text_of(reply: dict[str, Any]) -> str:
-    return str(reply["choices"][0]["message"]["content"])
-
-
-def cached(reply: dict[str, Any]) -> int:
-    return int(reply["usage"]["prompt_tokens_details"]["cached_tokens"])
-
-
-def written(reply: dict[str, Any]) -> int:
-    return int(reply["usage"]["prompt_tokens_details"]["cache_write_tokens"])
 
 
 def test_the_second_of_two_equal_requests_computes_one_token(http: httpx.Client) -> None:
@@ -231,114 +176,14 @@ def test_metrics_show_the_cache(http: httpx.Client) -> None:
     assert value(after, "prompt_cache_bytes", tier="memory") > 0
 
 
-# Operators
-
-
-def test_administration_needs_its_own_key(url: str, pocket: Path, driver: Driver) -> None:
-    paths = ["/admin/cache/stats", "/admin/cache/entries", "/admin/cache", "/admin", "/admin/x"]
-    with httpx.Client(base_url=url) as http:
-        for headers in ({}, {"authorization": "Bearer wrong"}, {"x-api-key": "wrong"}):
-            assert [http.get(path, headers=headers).status_code for path in paths] == [401] * 5
-        assert [http.get(path, headers=ADMIN).status_code for path in paths] == [200, 200, 404, 404, 404]
-        assert http.get("/admin/cache/stats", headers={"x-api-key": "boss"}).status_code == 200
-        assert http.get("/admin/cache/clear", headers=ADMIN).status_code == 405
-
-
-def test_without_an_admin_key_there_is_no_administration(pocket: Path) -> None:
-    driver = open_pocket(pocket)
-    limits = Limits(drain_s=1.0)
-    with serving(lambda: open_service(pocket, driver), driver.close, limits, api_key="user") as (port, _):
-        for key in ("user", "boss"):
-            headers = {"authorization": f"Bearer {key}"}
-            response = httpx.get(f"http://127.0.0.1:{port}/admin/cache/stats", headers=headers)
-            assert response.status_code == 404
-            assert response.json()["error"]["message"] == "Invalid URL (GET /admin/cache/stats)"
-
-
-def test_warmed_prefixes_are_found_by_those_they_are_for(http: httpx.Client) -> None:
-    body: dict[str, Any] = {"messages": CONVERSATION[:1], "ttl": "2h"}
-    reply = http.post("/admin/cache/warm", json=body, headers=ADMIN).json()
-    assert reply["num_pinned_tokens"] == reply["num_tokens"] > reply["num_cached_tokens"] == 0
-    assert cached(chat(http)) >= reply["num_tokens"] - 1
-    assert cached(chat(http, key="other")) == 0
-    again = http.post("/admin/cache/warm", json={**body, "api_key": "third", "cache_salt": "s"}, headers=ADMIN).json()
-    assert again["num_cached_tokens"] == 0
-    assert cached(chat(http, key="third", cache_salt="s")) >= again["num_tokens"] - 1
-    assert cached(chat(http, key="third")) == 0
-    entries = http.get("/admin/cache/entries", headers=ADMIN).json()
-    kept = [entry for entry in entries["data"] if entry["pinned_s"] is not None]
-    assert 0 < len(kept) < entries["num_entries"]
-    (first,) = http.get("/admin/cache/entries?limit=1", headers=ADMIN).json()["data"]
-    assert first["key"] == entries["data"][0]["key"]
-    cleared = http.post("/admin/cache/clear", json={"api_key": "third", "cache_salt": "s"}, headers=ADMIN).json()
-    assert cleared["num_blocks"] > 0
-    assert cached(chat(http, key="third", cache_salt="s")) == 0
-    assert cached(chat(http)) > 0
-
-
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({}, "messages"),
-        ({"messages": CONVERSATION, "prompt": "x"}, "messages"),
-        ({"prompt": 7}, "prompt"),
-        ({"prompt": [10**9]}, "prompt[0]"),
-        ({"prompt": "x", "ttl": "2y"}, "ttl"),
-        ({"prompt": "x " * 20_000}, "prompt"),
-    ],
-)
-def test_refusals_of_warming(http: httpx.Client, body: dict[str, Any], param: str) -> None:
-    response = http.post("/admin/cache/warm", json=body, headers=ADMIN)
-    assert response.status_code == 400
-    assert response.json()["error"]["param"] == param
-
-
-@pytest.mark.parametrize("limit", ["x", "-1", "1e3", "9" * 40])
-def test_refusals_of_listing(http: httpx.Client, limit: str) -> None:
-    assert http.get(f"/admin/cache/entries?limit={limit}", headers=ADMIN).status_code == 400
-
-
-def test_a_file_of_prefixes(pocket: Path, tmp_path: Path) -> None:
-    driver = open_pocket(pocket, prompt_cache="prefix", prompt_cache_memory=2**26)
-    path = tmp_path / "warm.jsonl"
-    lines = [{"messages": CONVERSATION[:1]}, {"prompt": "Once upon a time"}]
-    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
-
-    async def warmed(service: ModelService) -> list[str | None]:
-        tenant = tenant_of(b"")
-        await warm_all(service, read_warm_file(path, service.vocabulary, tenant=tenant))
-        service.pool.close()
-        return [None if entry.pinned_s is None else entry.tier for entry in driver.cache_entries().result(10)]
-
-    async def main() -> list[str | None]:
-        return await warmed(open_service(pocket, driver))
-
-    try:
-        tiers = asyncio.run(main())
-        assert tiers
-        assert set(tiers) == {"memory"}
-        path.write_text('{"prompt": "x"}\n{"prompt": }\n')
-        with pytest.raises(WarmingError, match="line 2: We could not parse"):
-            asyncio.run(main())
-        path.write_text('{"messages": [{"role": "robot", "content": ""}]}')
-        with pytest.raises(WarmingError, match="line 1: Invalid value: 'robot'"):
-            asyncio.run(main())
-        with pytest.raises(WarmingError, match="cannot be read"):
-            read_warm_file(tmp_path / "missing", None, tenant=b"")  # type: ignore[arg-type]
-    finally:
-        driver.close()
-
-
 def test_prefixes_survive_a_restart_and_damage(pocket: Path, tmp_path: Path) -> None:
     """The second server reads what the first has written; a third finds damaged files and computes again."""
     words = ("path", str(tmp_path / "prefixes"))
 
     def ask() -> tuple[dict[str, Any], float]:
-        driver = open_pocket(pocket, prompt_cache="prefix", prompt_cache_memory=2**26, prompt_cache_options=(words,))
-        limits = Limits(drain_s=1.0)
         with (
-            serving(lambda: open_service(pocket, driver), driver.close, limits, admin_key="boss") as (port, _),
-            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http,
+            serving_pocket(pocket, prompt_cache_options=(words,)) as url,
+            httpx.Client(base_url=url, timeout=30) as http,
         ):
             reply = chat(http)
             return reply, value(scrape(http), "prompt_cache_ignored_files_total", tier="disk")
