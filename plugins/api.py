@@ -176,7 +176,7 @@ class PromptCache(Protocol):
     def evict(self, count: int) -> int:
         """Give up to `count` blocks back, the least valuable first; never one that is pinned by a hit or a lifetime.
 
-        Returns how many have been given back.
+        Returns how many have been given back, which is more if some were forgotten before and are free only now.
         """
 
     def held(self) -> Iterable[BlockId]:

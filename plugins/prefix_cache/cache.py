@@ -143,9 +143,8 @@ class PrefixCache:
 
     def evict(self, count: int) -> int:
         """Give back up to `count` blocks, the least valuable first."""
-        if self._second is not None:
-            self._second.let_written_go()
-        return self._memory.evict(count)
+        num_given_back = 0 if self._second is None else self._second.let_written_go(count)
+        return num_given_back + self._memory.evict(count - num_given_back)
 
     def held(self) -> Iterator[BlockId]:
         """Blocks stored, blocks forgotten that a hit still reads, and blocks that are being read from disk."""

@@ -134,12 +134,13 @@ class Disk:
         while self._read:
             yield self._read.popleft()
 
-    def written(self) -> Iterator[WriteJob]:
-        """Writes that are done since the last call, well or not."""
-        while self._written:
-            job = self._written.popleft()
-            self._pending.discard(job.name.key)
-            yield job
+    def written(self) -> WriteJob | None:
+        """The next write that is done, well or not."""
+        if not self._written:
+            return None
+        job = self._written.popleft()
+        self._pending.discard(job.name.key)
+        return job
 
     def records(self) -> Iterator[tuple[bytes, bytes, Record]]:
         """Root, key and record of every file of this model."""
@@ -212,6 +213,7 @@ class Disk:
         for name, block in zip(job.names, job.blocks, strict=True):
             if not self._attempt(partial(self._read_one, job, name, block)):
                 self._shelves.drop(job.shelf, name.key)
+                self._attempt(self._list)  # where one file is missing, others may be
                 break
         self._read.append(job)
         self._context.wake()

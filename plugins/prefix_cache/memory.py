@@ -65,8 +65,9 @@ class Memory:
         assert node.is_attached, "what is forgotten can only be let go"
         node.pins += 1
 
-    def let_go(self, node: Node) -> None:
-        """End one `hold`."""
+    def let_go(self, node: Node) -> int:
+        """End one `hold`. Returns how many forgotten blocks were given back because nobody else holds them."""
+        num_given_back = 0
         while True:
             node.pins -= 1
             assert node.pins >= 0, "let go more often than held"
@@ -74,12 +75,13 @@ class Memory:
                 self._order.offer(node)
                 if node.parent is None:
                     self._tree.drop_if_empty(node)
-                return
+                return num_given_back
             if node.pins == 0 and self._detached.pop(node.block, None) is not None:
                 self._context.blocks.give_back((node.block,))
+                num_given_back += 1
             above = node.parent
             if above is None:
-                return
+                return num_given_back
             node = above  # a detached node counts the holders below it: what is above waits for them, too
 
     def add(self, parent: Node, packed: bytes, block: BlockId, seconds: float) -> tuple[Node | None, bool]:

@@ -96,16 +96,24 @@ class SecondTier:
 
     def finished(self) -> list[Load]:
         """Loads that are done, their blocks in the tree as far as they came; the caller ends each with `end`."""
-        self.let_written_go()
+        self.let_written_go(None)
         loads = [self._loads.pop(job.names[0].key) for job in self._disk.read()]
         for load in loads:
             self._add(load)
         return loads
 
-    def let_written_go(self) -> None:
-        """Blocks that have been written can be evicted again."""
-        for job in self._disk.written():
-            self._memory.let_go(self._writing.pop(job))
+    def let_written_go(self, most: int | None) -> int:
+        """Blocks that have been written can be evicted; those forgotten meanwhile go now, about `most` of them.
+
+        Returns how many have gone.
+        """
+        num_given_back = 0
+        while most is None or num_given_back < most:
+            job = self._disk.written()
+            if job is None:
+                break
+            num_given_back += self._memory.let_go(self._writing.pop(job))
+        return num_given_back
 
     def end(self, load: Load) -> None:
         """Whoever waited for it holds what has come."""

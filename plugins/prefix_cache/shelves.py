@@ -102,12 +102,18 @@ class Shelves:
 
     def scan(self, now: float) -> None:
         """List the folders that have changed since they were last listed. Raises `OSError`."""
+        visited: set[str] = set()
         for model in _entries(str(self._folder)):
             if not model.is_dir(follow_symlinks=False):
                 continue
             for root in _entries(model.path):
                 if root.is_dir(follow_symlinks=False):
+                    visited.add(root.path)
                     self._list(self.shelf(root.path), root.stat().st_mtime_ns, now)
+        for shelf in self.all():
+            if shelf.folder not in visited:
+                for key in list(shelf.records):
+                    self.drop(shelf, key)
 
     def _list(self, shelf: Shelf, changed_at_ns: int, now: float) -> None:
         if changed_at_ns == shelf.listed_at_ns or shelf.is_being_emptied:

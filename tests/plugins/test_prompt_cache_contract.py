@@ -15,6 +15,8 @@ from ortserve.plugins.testing import PromptCacheContract
 
 
 class TestPrefixCache(PromptCacheContract):
+    max_examples = 60
+
     def make(self, context: PluginContext) -> PromptCache:
         return PrefixCache(context)
 
@@ -28,6 +30,9 @@ class TestNoCache(PromptCacheContract):
 
 class TestPrefixCacheWithDisk(PromptCacheContract):
     """Each example has a folder of its own, which a restart finds again."""
+
+    max_examples = 40
+    num_blocks = 40  # a quarter may wait to be written
 
     def make(self, context: PluginContext) -> PromptCache:
         folder = self.folders.setdefault(context.blocks, tempfile.mkdtemp(dir=self.tmp_path))
