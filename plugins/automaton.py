@@ -1,0 +1,153 @@
+"""A suffix automaton over token sequences that counts what follows what. Knows no request and no tenant.
+
+Blumer et al., "The smallest automaton recognizing the subwords of a text", 1985, built online: one token at a time,
+amortized constant time and at most two states each. A state stands for the runs of tokens that end at the same places;
+its link is the state of the longest of their suffixes that ends at more places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+ROOT = 0
+_NOTHING = -1  # in place of a token: nothing has followed yet
+_MOST_LINKS = 16  # counted per token, the longest runs first: only in loops are there more, and there all say the same
+
+
+class SuffixAutomaton:
+    """All runs of one or more sequences, how often each occurred, and what followed it most often."""
+
+    __slots__ = ("_counts", "_favourites", "_last", "_lengths", "_links", "_nexts", "num_tokens")
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self._last = ROOT  # the whole sequence so far
+        self._lengths = [0]  # of the longest run of each state
+        self._links = [_NOTHING]
+        self._nexts: list[dict[int, int]] = [{}]  # state by token
+        self._counts = [0]  # occurrences
+        self._favourites = [_NOTHING]  # the token that followed most often, of equals the most recent
+
+    @property
+    def repeated(self) -> Match:
+        """The longest end of the current sequence that had occurred before."""
+        state = self._links[self._last]
+        return Match(self, max(state, ROOT), self._lengths[state] if state > ROOT else 0)
+
+    def begin(self) -> None:
+        """What comes is a new sequence: no run reaches across."""
+        self._last = ROOT
+
+    def extend(self, tokens: Iterable[int]) -> None:
+        """Take in the next tokens of the current sequence."""
+        for token in tokens:
+            before = self._last
+            self._last = self._add(before, token)
+            self._count(before, token)
+            self.num_tokens += 1
+
+    def _add(self, before: int, token: int) -> int:
+        """The state of the sequence with `token`, made if need be."""
+        nexts, links, lengths = self._nexts, self._links, self._lengths
+        if token in nexts[before]:  # a later sequence repeats an earlier one
+            return self._exact(before, token)
+        state = self._new(lengths[before] + 1, {})
+        while before != _NOTHING and token not in nexts[before]:
+            nexts[before][token] = state
+            before = links[before]
+        links[state] = ROOT if before == _NOTHING else self._exact(before, token)
+        return state
+
+    def _exact(self, before: int, token: int) -> int:
+        """The state after `before` and `token` that has no longer runs than these: split off where it has."""
+        nexts, links, lengths = self._nexts, self._links, self._lengths
+        found = nexts[before][token]
+        if lengths[found] == lengths[before] + 1:
+            return found
+        split = self._new(lengths[before] + 1, nexts[found].copy())
+        links[split], self._counts[split] = links[found], self._counts[found]
+        self._favourites[split] = self._favourites[found]
+        links[found] = split
+        while before != _NOTHING and nexts[before].get(token) == found:
+            nexts[before][token] = split
+            before = links[before]
+        return split
+
+    def _new(self, length: int, nexts: dict[int, int]) -> int:
+        self._lengths.append(length)
+        self._links.append(ROOT)
+        self._nexts.append(nexts)
+        self._counts.append(0)
+        self._favourites.append(_NOTHING)
+        return len(self._lengths) - 1
+
+    def _count(self, before: int, token: int) -> None:
+        """Every run that ends here has occurred once more, and `token` has followed every run that ended before it."""
+        nexts, links, counts, favourites = self._nexts, self._links, self._counts, self._favourites
+        state = self._last
+        for _ in range(_MOST_LINKS):
+            if state == ROOT:
+                break
+            counts[state] += 1
+            state = links[state]
+        for _ in range(_MOST_LINKS):
+            if before <= ROOT:
+                break
+            favourite = favourites[before]
+            if favourite != token:
+                follows = nexts[before]
+                if favourite == _NOTHING or counts[follows[token]] >= counts[follows[favourite]]:
+                    favourites[before] = token
+            before = links[before]
+
+
+class Match:
+    """The longest end of some other sequence that occurs in an automaton, kept while both grow."""
+
+    __slots__ = ("_automaton", "_state", "length")
+
+    def __init__(self, automaton: SuffixAutomaton, state: int = ROOT, length: int = 0) -> None:
+        self._automaton = automaton
+        self._state = state
+        self.length = length
+
+    @property
+    def support(self) -> int:
+        """How often the token it would guess next has followed."""
+        self._settle()
+        token = self._automaton._favourites[self._state]
+        return 0 if token == _NOTHING else self._automaton._counts[self._automaton._nexts[self._state][token]]
+
+    def follow(self, tokens: Iterable[int]) -> None:
+        """The other sequence has grown."""
+        nexts, links, lengths = self._automaton._nexts, self._automaton._links, self._automaton._lengths
+        self._settle()
+        for token in tokens:
+            while self._state != ROOT and token not in nexts[self._state]:
+                self._state = links[self._state]
+                self.length = lengths[self._state]
+            if token in nexts[self._state]:
+                self._state = nexts[self._state][token]
+                self.length += 1
+            self._settle()
+
+    def guess(self, count: int, least: int) -> tuple[int, ...]:
+        """Up to `count` tokens, each the one that has followed most often; none from runs of fewer than `least`."""
+        automaton = self._automaton
+        self._settle()
+        state, length, found = self._state, self.length, list[int]()
+        while len(found) < count and length >= least:
+            token = automaton._favourites[state]
+            if token != _NOTHING and state != ROOT:
+                found.append(token)
+                state, length = automaton._nexts[state][token], length + 1
+            else:  # the run ended with the sequence
+                state = automaton._links[state]
+                length = automaton._lengths[state] if state > ROOT else 0
+        return tuple(found)
+
+    def _settle(self) -> None:
+        """A state that was split keeps its longer runs only."""
+        links, lengths = self._automaton._links, self._automaton._lengths
+        while self._state != ROOT and self.length <= lengths[links[self._state]]:
+            self._state = links[self._state]

@@ -1,0 +1,159 @@
+"""Guesses what most often followed the longest repeated run, in this request or in its tenant's recent replies.
+
+Knows no other tenant: what one salt has produced is matched for the same salt only. Oliaro et al., "SuffixDecoding",
+2024, with an automaton in place of the tree.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ortserve.plugins.api import PluginContext
+from ortserve.plugins.automaton import Match, SuffixAutomaton
+from ortserve.plugins.draft_options import read_counts
+from ortserve.plugins.drafting import Draft, DraftRequest, SequenceView, Verified
+
+_LOOK_BACK = 32  # tokens matched against replies at first; a longer match would not guess better
+_MOST_SALTS = 256  # whose replies are kept: even a short one costs a kilobyte or two
+
+
+@dataclass(frozen=True, slots=True)
+class SuffixOptions:
+    """Counts of tokens. One kept token takes about half a kilobyte."""
+
+    min_match: int = 2
+    max_draft: int = 16
+    tenant_tokens: int = field(default=16384, metadata={"least": 0})  # of replies kept per salt; 0: keep none
+    recent_tokens: int = 65536  # of replies kept in all
+
+
+class RecentReplies:
+    """What one salt got lately, in two halves: when the newer is full it becomes the older, which is dropped."""
+
+    __slots__ = ("_most", "halves")
+
+    def __init__(self, most: int) -> None:
+        self.halves: tuple[SuffixAutomaton, ...] = ()  # the newer first
+        self._most = most  # tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """Kept now."""
+        return sum(half.num_tokens for half in self.halves)
+
+    def learn(self, reply: Sequence[int]) -> None:
+        """A reply is complete. Of a very long one the end is kept."""
+        room = max(1, self._most // 2)
+        reply = reply[-room:]
+        if not self.halves or self.halves[0].num_tokens + len(reply) > room:
+            self.halves = (SuffixAutomaton(), *self.halves[:1])
+        self.halves[0].begin()
+        self.halves[0].extend(reply)
+
+
+class _Live:
+    """One running request."""
+
+    __slots__ = ("_matches", "ending", "num_prompt", "salt", "seen", "tokens")
+
+    def __init__(self, request: DraftRequest) -> None:
+        self.salt = request.salt
+        self.num_prompt = len(request.prompt)
+        self.tokens = list(request.prompt)
+        self.ending: tuple[int, ...] = ()  # committed since the last view
+        self.seen = SuffixAutomaton()
+        self.seen.extend(self.tokens)
+        self._matches: dict[SuffixAutomaton, Match] = {}
+
+    def grow(self, tokens: Sequence[int], halves: Sequence[SuffixAutomaton]) -> None:
+        """Take in what is new, and look for the end of it in `halves`."""
+        self.seen.extend(tokens)
+        self.tokens.extend(tokens)
+        self.ending = ()
+        matches: dict[SuffixAutomaton, Match] = {}
+        for half in halves:
+            match = self._matches.get(half)
+            if match is None or len(tokens) > _LOOK_BACK:
+                match = Match(half)
+                match.follow(self.tokens[-_LOOK_BACK:])
+            else:
+                match.follow(tokens)
+            matches[half] = match
+        self._matches = matches
+
+    def best(self) -> Match:
+        """The longest match, of equals the one that has seen its next token most often."""
+        return max((self.seen.repeated, *self._matches.values()), key=lambda match: (match.length, match.support))
+
+    def reply(self) -> Sequence[int]:
+        """What it has got so far."""
+        return (*self.tokens[self.num_prompt :], *self.ending)
+
+
+class SuffixDrafter:
+    """An automaton per running request, and two per salt."""
+
+    def __init__(self, context: PluginContext) -> None:
+        self._options = read_counts("suffix", SuffixOptions(), context.options)
+        self._clock = context.clock
+        self._live: dict[str, _Live] = {}
+        self._recent: OrderedDict[bytes, RecentReplies] = OrderedDict()  # by salt, the least recently used first
+
+    @property
+    def num_recent_tokens(self) -> int:
+        """Kept of all replies."""
+        return sum(recent.num_tokens for recent in self._recent.values())
+
+    def start(self, request: DraftRequest) -> None:
+        """Take in the prompt."""
+        self._live[request.id] = _Live(request)
+        if request.salt in self._recent:
+            self._recent.move_to_end(request.salt)
+
+    def propose(self, views: Sequence[SequenceView], deadline_s: float) -> Sequence[Draft]:
+        """A guess for each request whose end repeats something."""
+        drafts: list[Draft] = []
+        for view in views:
+            if self._clock() >= deadline_s:
+                break
+            live = self._live.get(view.id)
+            if live is None:
+                continue
+            length = len(view.tokens)  # a late call may see the sequence grow
+            recent = self._recent.get(live.salt)
+            live.grow(view.tokens[len(live.tokens) : length], recent.halves if recent else ())
+            guess = live.best().guess(min(view.max_draft, self._options.max_draft), self._options.min_match)
+            if guess:
+                drafts.append(Draft(view.id, length, guess, "suffix"))
+        return drafts
+
+    def observe(self, results: Sequence[Verified]) -> None:
+        """The next view says it all, unless there is none: then these are the last tokens of the reply."""
+        for result in results:
+            live = self._live.get(result.id)
+            if live is not None:
+                live.ending = result.tokens
+
+    def forget(self, request_ids: Sequence[str]) -> None:
+        """Drop their automata, and learn their replies for their salts."""
+        for request_id in request_ids:
+            live = self._live.pop(request_id, None)
+            if live is not None and self._options.tenant_tokens:
+                self._learn(live.salt, live.reply())
+
+    def close(self) -> None:
+        """Drop everything."""
+        self._live.clear()
+        self._recent.clear()
+
+    def _learn(self, salt: bytes, reply: Sequence[int]) -> None:
+        if not reply:
+            return
+        most = self._options.recent_tokens
+        recent = self._recent.pop(salt, None) or RecentReplies(min(self._options.tenant_tokens, most))
+        recent.learn(reply)
+        self._recent[salt] = recent
+        while self.num_recent_tokens > most or len(self._recent) > _MOST_SALTS:
+            self._recent.popitem(last=False)
