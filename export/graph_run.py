@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ortserve.export.errors import ExportError
 from ortserve.runtime.manifest import Manifest
+from ortserve.runtime.session import int8_precision_mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class GraphRun:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # failures are raised, not also printed
         options.intra_op_num_threads = num_threads
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        options.add_session_config_entry("session.x64quantprecision", int8_precision_mode())
         options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
         try:
             self._session = onnxruntime.InferenceSession(

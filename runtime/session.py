@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +59,7 @@ class Session:
         options.intra_op_num_threads = num_threads or default_num_threads()
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
-        # Without VNNI the uint8 x int8 kernels saturate silently; with it this has no effect.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        options.add_session_config_entry("session.x64quantprecision", int8_precision_mode())
         options.log_severity_level = 3
         if profile_prefix is not None:
             options.enable_profiling = True
@@ -112,33 +112,65 @@ class Binding:
         self._session.run_with_iobinding(self._binding)
 
 
-def check_int8_kernels(num_threads: int = 1) -> None:
-    """Run a small MatMulInteger with full-range weights and compare with exact integers.
+def check_int8_kernels() -> None:
+    """Raise `DeviceError` when 8-bit products are wrong here in every mode: int8 graphs would be silently wrong."""
+    if not _is_exact(int8_precision_mode()):
+        raise DeviceError(
+            "the int8 matrix kernels of this ONNX Runtime give wrong results on this CPU:"
+            " export with --precision int4 or fp32 instead"
+        )
 
-    Raises `DeviceError` when the result is wrong: then int8 graphs would be silently wrong on this machine.
+
+@cache
+def int8_precision_mode() -> str:
+    """Value of `session.x64quantprecision`: "0" where the plain uint8 x int8 kernels are exact, else "1".
+
+    Without VNNI the plain kernels saturate pairs of products silently, and "1" takes kernels that do not. Where they
+    are exact "1" must not be set: it turns the weights unsigned, and AMX tiles are wired to signed weights alone
+    (onnxruntime/core/mlas/lib/platform.cpp). So the kernels are asked, not the CPU's flags.
     """
+    return "0" if _is_exact("0") else "1"
+
+
+def _is_exact(precision_mode: str) -> bool:
+    """Products of full-range weights in the shapes of all kernels (one row, a few, full tiles) are exact integers."""
     generator = np.random.default_rng(1)
-    activations = generator.integers(0, 256, (3, 64), np.uint8)
-    weights = generator.choice(np.array([-127, -126, 126, 127], np.int8), (64, 16))
+    activations = generator.integers(0, 256, (48, 192), np.uint8)
+    weights = generator.choice(np.array([-127, -126, 126, 127], np.int8), (192, 64))
     activations[0], weights[:, 0] = 255, 127  # the worst case for saturating pair sums
+    expected = (activations.astype(np.int32) - 128) @ weights.astype(np.int32)
+    return all(
+        np.array_equal(int8_products(activations[:num_rows], weights, precision_mode), expected[:num_rows])
+        for num_rows in (1, 3, 48)
+    )
+
+
+def int8_products(
+    activations: npt.NDArray[np.uint8], weights: npt.NDArray[np.int8], precision_mode: str
+) -> npt.NDArray[np.int32]:
+    """`activations - 128 [rows, inputs]` times `weights [inputs, outputs]`, as the kernels of one mode compute it."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.x64quantprecision", precision_mode)
+    session = ort.InferenceSession(_product_graph(weights), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"a": activations})[0])
+
+
+def _product_graph(weights: npt.NDArray[np.int8]) -> bytes:
+    num_inputs, num_outputs = weights.shape
     graph = helper.make_graph(
         [helper.make_node("MatMulInteger", ["a", "b", "zero"], ["c"])],
         "int8_check",
-        [helper.make_tensor_value_info("a", TensorProto.UINT8, [3, 64])],
-        [helper.make_tensor_value_info("c", TensorProto.INT32, [3, 16])],
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, ["rows", num_inputs])],
+        [helper.make_tensor_value_info("c", TensorProto.INT32, ["rows", num_outputs])],
         [
             onnx.numpy_helper.from_array(weights, "b"),
             onnx.numpy_helper.from_array(np.asarray(128, np.uint8), "zero"),
         ],
     )
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
-    (result,) = Session(model.SerializeToString(), num_threads=num_threads).run({"a": activations})
-    expected = (activations.astype(np.int32) - 128) @ weights.astype(np.int32)
-    if not np.array_equal(result, expected):
-        raise DeviceError(
-            "the int8 matrix kernels of this ONNX Runtime give wrong results on this CPU:"
-            " export with --precision int4 or fp32 instead"
-        )
+    return bytes(model.SerializeToString())
 
 
 def _first_line(error: Exception) -> str:

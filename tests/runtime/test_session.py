@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from ortserve.runtime.errors import DeviceError, ModelError
-from ortserve.runtime.session import Session, available_providers, check_int8_kernels, require_version, runtime_version
+from ortserve.runtime.session import (
+    Session,
+    available_providers,
+    check_int8_kernels,
+    int8_precision_mode,
+    require_version,
+    runtime_version,
+)
 
 
 def graph(operator: str = "Add") -> bytes:
@@ -77,7 +85,6 @@ def test_the_installed_runtime_runs_on_the_cpu_and_suits_this_version() -> None:
 
 def test_this_machines_int8_kernels_are_right() -> None:
     check_int8_kernels()
-    check_int8_kernels(num_threads=2)
 
 
 def saturating(activations: npt.NDArray[np.uint8], weights: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
@@ -88,16 +95,33 @@ def saturating(activations: npt.NDArray[np.uint8], weights: npt.NDArray[np.int8]
     return corrected
 
 
-def test_kernels_that_saturate_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(self: Session, feeds: dict[str, npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.int32]]:
-        generator = np.random.default_rng(1)
-        generator.integers(0, 256, (3, 64), np.uint8)
-        weights = generator.choice(np.array([-127, -126, 126, 127], np.int8), (64, 16))
-        weights[:, 0] = 127
-        assert np.all(feeds["a"][0] == 255), "the worst case is not among those tried"
-        return [saturating(feeds["a"], weights)]
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """Modes whose kernels saturate; the others are exact."""
+    saturated: set[str] = set()
 
-    monkeypatch.setattr(Session, "run", run)
+    def products(activations: npt.NDArray[np.uint8], weights: npt.NDArray[np.int8], mode: str) -> npt.NDArray[np.int32]:
+        if mode in saturated:
+            return saturating(activations, weights)
+        exact: npt.NDArray[np.int32] = (activations.astype(np.int32) - 128) @ weights.astype(np.int32)
+        return exact
+
+    monkeypatch.setattr("ortserve.runtime.session.int8_products", products)
+    int8_precision_mode.cache_clear()
+    yield saturated
+    int8_precision_mode.cache_clear()
+
+
+def test_the_mode_that_widens_is_taken_only_where_the_plain_kernels_saturate(kernels: set[str]) -> None:
+    assert int8_precision_mode() == "0"
+    int8_precision_mode.cache_clear()
+    kernels.add("0")
+    assert int8_precision_mode() == "1"
+    check_int8_kernels()
+
+
+def test_kernels_that_always_saturate_are_refused_with_the_remedy(kernels: set[str]) -> None:
+    kernels |= {"0", "1"}
     with pytest.raises(
         DeviceError, match=r"int8 matrix kernels .* wrong results .* export with --precision int4 or fp32"
     ):
