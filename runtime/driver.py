@@ -141,6 +141,8 @@ class Driver:
         future: Future[Answer] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(ask(self._engine.reuse.cache))
             except Exception as error:

@@ -191,7 +191,8 @@ class Engine:
         )
 
     def _end(self, sequence: Sequence, finish: FinishReason, error: str | None = None) -> Delta:
-        self.scheduler.remove(sequence)
+        # What a cancelled request has computed is as good as any: replies cut at a stop string end this way.
+        self.scheduler.remove(sequence, is_complete=finish is FinishReason.CANCELLED)
         return self._last_delta(sequence, finish, error)
 
     def _last_delta(self, sequence: Sequence, finish: FinishReason, error: str | None) -> Delta:

@@ -160,6 +160,7 @@ class Placement:
             count = self._num_shared(sequence)
             self._moves.append(CopyRow(sequence.request.id, leader.slot, slot, count))
             sequence.num_computed = sequence.num_reused = count
+            sequence.num_saved = count - count % self._plan.block_size  # by the leader
             self.reuse.announce(sequence)
         else:
             self._add(self.reuse.start(sequence, slot))

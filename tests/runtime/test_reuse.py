@@ -181,3 +181,25 @@ def test_a_cache_that_raises_costs_nothing_but_itself(
     assert isinstance(engine.reuse.cache, NoCache)
     assert engine.reuse.host_blocks.num_free == plan.num_host_blocks
     assert audit(engine.scheduler, plan) == []
+
+
+def test_a_reply_cut_by_its_reader_is_kept_for_the_next_turn(synthetic: SyntheticModel) -> None:
+    engine = synthetic.engine(plan_of(synthetic, deterministic=False), prompt_cache="prefix")
+    engine.add(Request("cut", PREFIX[:60], SAMPLING))
+    tokens: list[int] = []
+    while len(tokens) < 5:
+        tokens += [token for delta in engine.step() for token in delta.token_ids]
+    engine.cancel("cut")
+    while engine.has_work:
+        engine.step()
+    following = Request("next", (*PREFIX[:60], *tokens, 1, 2), SAMPLING)
+    assert one(engine, following).usage.num_cached_tokens == 60 + len(tokens) - 1
+
+
+def test_choices_do_not_save_their_prompt_again(synthetic: SyntheticModel) -> None:
+    plan = plan_of(synthetic)
+    engine = synthetic.engine(plan, prompt_cache="prefix")
+    requests = [Request(f"c{n}", PREFIX, replace(SAMPLING, seed=n), choice=n, group="call") for n in range(4)]
+    run_to_end(engine, requests)
+    stats = engine.reuse.stats()
+    assert stats.num_published_blocks + stats.num_refused_blocks <= 3 + 4  # the prompt once, and a tail of each
