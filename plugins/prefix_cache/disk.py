@@ -127,6 +127,8 @@ class Disk:
             num_forgotten += 0 if old is None else len(old.records)
             self._ours[folder] = fresh = Shelf(folder, is_being_emptied=True)
             self._do(partial(self._shelves.empty, fresh))
+        if root is None:
+            self._do(partial(self._shelves.empty_unlisted, self._prefix))
         return num_forgotten
 
     def read(self) -> Iterator[ReadJob]:
@@ -237,8 +239,7 @@ class Disk:
     def _do_write(self, job: WriteJob) -> None:
         if self._context.clock() >= self._no_writes_until and not self._attempt(partial(self._write_one, job)):
             self._no_writes_until = self._context.clock() + _PAUSE_S
-        self._written.append(job)
-        self._context.wake()
+        self._written.append(job)  # nobody waits for it: whoever polls or evicts next takes it out
 
     def _write_one(self, job: WriteJob) -> None:
         if self._shelves.shelf(job.shelf.folder) is not job.shelf:
@@ -246,7 +247,7 @@ class Disk:
         now = self._context.wall_clock()
         self._serial += 1
         folder = Path(job.shelf.folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what users have written can be guessed from the bytes
         with self._context.io.view(job.block) as view:
             num_bytes = write_block(folder, job.name, view, now, self._serial)
         self._num_writes += 1

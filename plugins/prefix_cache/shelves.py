@@ -100,6 +100,13 @@ class Shelves:
                 Path(entry.path).unlink(missing_ok=True)
         shelf.is_being_emptied = False
 
+    def empty_unlisted(self, prefix: str) -> None:
+        """Delete what other processes have written below a model's folder since it was listed. Raises `OSError`."""
+        for entry in _entries(prefix):
+            folder = prefix + entry.name
+            if folder not in self._shelves and entry.is_dir(follow_symlinks=False):
+                self.empty(self.shelf(folder))
+
     def scan(self, now: float) -> None:
         """List the folders that have changed since they were last listed. Raises `OSError`."""
         visited: set[str] = set()

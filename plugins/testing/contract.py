@@ -20,6 +20,7 @@ class PromptCacheContract:
     num_blocks: ClassVar[int] = 12  # of the arena: few, so that room is always short
     max_examples: ClassVar[int] = 100
     num_steps: ClassVar[int] = 50  # per example
+    is_random: ClassVar[bool] = True  # False: the same examples every time
     shrinks: ClassVar[bool] = True  # look for the shortest example that fails
     options: ClassVar[Mapping[str, str]] = {}
 
@@ -46,6 +47,7 @@ class PromptCacheContract:
             settings=settings(
                 max_examples=self.max_examples,
                 stateful_step_count=self.num_steps,
+                derandomize=not self.is_random,
                 deadline=None,
                 print_blob=True,
                 report_multiple_bugs=False,

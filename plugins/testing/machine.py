@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -113,10 +114,11 @@ class PromptCacheMachine(RuleBasedStateMachine):
         """The engine needs blocks."""
         self._play.evict(count)
 
-    @rule(query=queries(), ttl_s=st.sampled_from((0.0, *_TTLS)))
-    def pin(self, query: CacheQuery, ttl_s: float) -> None:
-        """Someone wants a prefix kept."""
-        self._play.pin(query, ttl_s)
+    @rule(query=queries(), ttl_s=st.sampled_from((0.0, *_TTLS)), is_known=st.booleans())
+    def pin(self, query: CacheQuery, ttl_s: float, is_known: bool) -> None:
+        """Someone wants a prefix kept, perhaps one that has just been offered."""
+        known = self._play.last_offered.get(query.salt, ())[: len(query.tokens)]
+        self._play.pin(replace(query, tokens=known, limit=len(known)) if is_known and known else query, ttl_s)
 
     @rule(seconds=st.sampled_from((0.5, 5.0, 60.0)))
     def wait(self, seconds: float) -> None:

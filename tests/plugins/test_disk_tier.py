@@ -117,6 +117,23 @@ def test_a_cleared_salt_does_not_come_back(tmp_path: Path) -> None:
     engine.cache.close()
 
 
+def test_clearing_everything_also_clears_what_others_wrote(tmp_path: Path) -> None:
+    engine, other = disk_engine(tmp_path), disk_engine(tmp_path)
+    other.keep(numbers(0, 12), b"new")
+    other.cache.close()
+    assert len(files(tmp_path)) == 3
+    engine.cache.clear(None)
+    wait_for(lambda: not files(tmp_path))
+    engine.cache.close()
+
+
+def test_only_the_owner_can_read(tmp_path: Path) -> None:
+    engine = disk_engine(tmp_path)
+    engine.keep(numbers(0, 4))
+    engine.cache.close()
+    assert files(tmp_path)[0].parent.stat().st_mode & 0o077 == 0
+
+
 def damaged(path: Path, how: str) -> None:
     data = bytearray(path.read_bytes())
     match how:
