@@ -125,12 +125,12 @@ class CacheStats:
 
     num_lookups: int = 0
     num_query_tokens: int = 0  # that could have been reused
-    num_hit_tokens: int = 0
+    num_hit_tokens: int = 0  # of READY hits
     num_blocks: int = 0  # in memory
     num_bytes: int = 0  # in memory
     num_evicted_blocks: int = 0
-    num_published_blocks: int = 0
-    num_refused_blocks: int = 0
+    num_published_blocks: int = 0  # taken by `publish`
+    num_refused_blocks: int = 0  # returned by `publish`
     seconds_saved: float = 0.0  # estimated from what computing the reused tokens took
     tiers: Mapping[str, TierStats] = field(default_factory=dict)  # slower tiers by name
 
@@ -168,7 +168,10 @@ class PromptCache(Protocol):
         """This request now computes its tokens from `start` on."""
 
     def publish(self, ticket: Ticket, part: Part) -> Sequence[BlockId]:
-        """Take the part's blocks. Returns the ids it does not keep, such as those of tokens it already holds."""
+        """Take the part's blocks. Returns the ids it does not keep, such as those of tokens it already holds.
+
+        The others become the cache's when this returns: until then they can be refused, but not given back.
+        """
 
     def finish(self, ticket: Ticket, ok: bool) -> None:
         """No more parts will come. Not `ok`: preempted, cancelled or failed; those who wait must not wait longer."""

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ortserve.plugins.api import Breakpoint, CacheMode, CacheQuery, Hit, HitState, Part, PluginContext, PromptCache
+from ortserve.plugins.api import (
+    Breakpoint,
+    CacheMode,
+    CacheQuery,
+    Hit,
+    HitState,
+    Part,
+    PluginContext,
+    PromptCache,
+    TierStats,
+)
 from ortserve.plugins.prefix_cache import PrefixCache
 from ortserve.plugins.testing import ModelArena
 from ortserve.plugins.testing.arena import stamps
@@ -118,3 +128,18 @@ def disk_engine(folder: Path, **options: str) -> Engine:
 def numbers(first: int, count: int) -> tuple[int, ...]:
     """Distinct tokens."""
     return tuple(range(first, first + count))
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.kv"))
+
+
+def tier(engine: Engine) -> TierStats:
+    return engine.cache.stats().tiers["disk"]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5.0
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
