@@ -40,6 +40,8 @@ class TokenUsage:
     num_cached_tokens: int  # of the prompts, not computed for this call
     num_cache_write_tokens: int  # of the prompts, computed and kept for later calls
     num_output_tokens: int
+    num_accepted_tokens: int  # of drafts, part of the output
+    num_rejected_tokens: int  # of drafts, computed for nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +191,8 @@ class Generation:
             num_cached_tokens=num_cached,
             num_cache_write_tokens=num_written,
             num_output_tokens=sum(choice.num_output_tokens for choice in self._choices),
+            num_accepted_tokens=sum(choice.usage.num_accepted_tokens for choice in self._choices if choice.usage),
+            num_rejected_tokens=sum(choice.usage.num_rejected_tokens for choice in self._choices if choice.usage),
         )
 
     def timings(self) -> Timings:

@@ -13,10 +13,12 @@ from ortserve.gateway.breakpoints import STRANGERS, find_breakpoints, marked_pla
 from ortserve.gateway.errors import ApiError, bad_request, context_overflow
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.schema.chat import ChatRequest
+from ortserve.gateway.schema.drafting import DraftWish
 from ortserve.gateway.schema.messages import Message, num_characters
 from ortserve.gateway.template import ChatTemplate
 from ortserve.gateway.tokenizer import TextTokenizer
 from ortserve.plugins.api import Breakpoint
+from ortserve.runtime.request import DraftHints
 
 INLINE_BYTES = 1536  # rendering (0.1 ms) and tokenizing (0.5 us a byte) that much stay below 1 ms
 
@@ -108,6 +110,15 @@ class PromptEncoder:
             return self._encode(text, "messages", add_special_tokens=False)
 
         return await self._pool.run(prepare)
+
+    async def encode_prediction(self, wish: DraftWish) -> DraftHints:
+        """The expected output as ids; what cannot fit into the context is not looked at."""
+        text = wish.prediction
+        if not text:
+            return DraftHints(None, wish.max_draft)
+        text = text[: self._max_context * self._tokenizer.longest_token]
+        ids = await self._run(lambda: self._tokenizer.encode(text, add_special_tokens=False), len(text))
+        return DraftHints(ids[: self._max_context], wish.max_draft)
 
     async def encode_texts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Plain prompts as ids, with the beginning-of-sequence id if the model expects one."""

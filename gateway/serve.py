@@ -106,6 +106,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="where exported models are kept",
     )
     add(
+        "--drafter",
+        default=default_of("--drafter", EngineConfig().drafter),
+        metavar="NAME",
+        help="guesses tokens ahead: a name that `ortserve plugins` lists, or none (none)",
+    )
+    add(
         "--generation-defaults",
         choices=("model", "openai"),
         default=default_of("--generation-defaults", "model"),
@@ -155,6 +161,7 @@ def open_model(folder: Path, arguments: argparse.Namespace) -> Driver:
             prompt_cache=arguments.prompt_cache,
             prompt_cache_memory=arguments.prompt_cache_memory,
             prompt_cache_options=plugin_options(arguments),
+            drafter=arguments.drafter,
         ),
     )
     log().info("memory_plan", plan=str(driver.plan))

@@ -22,7 +22,7 @@ from ortserve.gateway.template import ChatTemplate, load_chat_template
 from ortserve.gateway.tokenizer import TextTokenizer, load_tokenizer
 from ortserve.runtime.driver import AsyncEngine
 from ortserve.runtime.errors import OrtserveError
-from ortserve.runtime.request import CacheHints, FinishReason, Request, SamplingParams
+from ortserve.runtime.request import CacheHints, DraftHints, FinishReason, Request, SamplingParams
 
 if TYPE_CHECKING:
     from ortserve.runtime.driver import Driver
@@ -53,6 +53,7 @@ class _Job:
 
     ids: tuple[int, ...]
     cache: CacheHints
+    draft: DraftHints
 
 
 def load_model_text(folder: Path, manifest: Manifest) -> ModelText:
@@ -123,7 +124,7 @@ class ModelService:
         prompt = await self.prompts.encode_chat(request, num_body_bytes=num_body_bytes)
         hints = cache_hints(request.cache, tenant, num_prompt_tokens=len(prompt.ids), breakpoints=prompt.breakpoints)
         return self._submit(
-            [_Job(prompt.ids, hints)],
+            [_Job(prompt.ids, hints, await self.prompts.encode_prediction(request.draft))],
             request.sampling,
             request.num_choices,
             request.stops,
@@ -152,8 +153,9 @@ class ModelService:
                 for index in range(len(prompts) * request.num_choices)
             ]
             return Generation(silent, [len(prompt.ids) for prompt in prompts])
+        draft = DraftHints(max_draft=request.max_draft)
         jobs = [
-            _Job(prompt.ids, cache_hints(request.cache, tenant, num_prompt_tokens=len(prompt.ids)))
+            _Job(prompt.ids, cache_hints(request.cache, tenant, num_prompt_tokens=len(prompt.ids)), draft)
             for prompt in prompts
         ]
         return self._submit(
@@ -198,6 +200,7 @@ class ModelService:
                         choice=place,
                         group=call if num_choices > 1 else None,
                         cache=job.cache,
+                        draft=job.draft,
                     )
                     assembler = self._assembler(sampling, stops, strip=strip)
                     choices.append(Choice(index, self._engine.submit(request), assembler))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ortserve.gateway.errors import bad_request, unsupported_parameter
 from ortserve.gateway.schema.caching import CACHE_FIELDS, CacheWish, read_cache_wish
+from ortserve.gateway.schema.drafting import DRAFT_FIELDS, DraftWish, read_draft_wish
 from ortserve.gateway.schema.fields import Fields, invalid_type, invalid_value
 from ortserve.gateway.schema.messages import Message, read_messages
 from ortserve.gateway.schema.sampling import (
@@ -33,7 +34,6 @@ IGNORED_FIELDS = frozenset(
     [
         "store",
         "safety_identifier",
-        "prediction",
         "parallel_tool_calls",
         "include_reasoning",
     ]
@@ -41,6 +41,7 @@ IGNORED_FIELDS = frozenset(
 CHAT_FIELDS = (
     SAMPLING_FIELDS
     | CACHE_FIELDS
+    | DRAFT_FIELDS
     | IGNORED_FIELDS
     | frozenset(CONSTRAINT_FIELDS)
     | frozenset(
@@ -86,6 +87,7 @@ class ChatRequest:
     template_options: Mapping[str, object]
     add_generation_prompt: bool
     cache: CacheWish
+    draft: DraftWish
 
 
 def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary) -> ChatRequest:
@@ -115,6 +117,7 @@ def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary
         template_options=_read_template_options(fields),
         add_generation_prompt=fields.boolean("add_generation_prompt", default=True),
         cache=read_cache_wish(fields),
+        draft=read_draft_wish(fields),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ortserve.gateway.errors import bad_request, unsupported_parameter
 from ortserve.gateway.schema.caching import CACHE_FIELDS, CacheWish, read_cache_wish
+from ortserve.gateway.schema.drafting import read_max_draft
 from ortserve.gateway.schema.fields import Fields, empty_array, invalid_type
 from ortserve.gateway.schema.sampling import (
     CONSTRAINT_FIELDS,
@@ -29,7 +30,9 @@ COMPLETION_FIELDS = (
     SAMPLING_FIELDS
     | CACHE_FIELDS
     | frozenset(CONSTRAINT_FIELDS)
-    | frozenset(["model", "prompt", "max_tokens", "echo", "logprobs", "best_of", "suffix", "response_format"])
+    | frozenset(
+        ["model", "prompt", "max_tokens", "echo", "logprobs", "best_of", "suffix", "response_format", "speculative"]
+    )
 )
 
 TYPE_OF_PROMPT = "one of a string, array of strings, array of integers or array of arrays of integers"
@@ -49,6 +52,7 @@ class CompletionRequest:
     stream: bool
     include_usage: bool
     cache: CacheWish
+    max_draft: int | None  # guesses per step
 
 
 def read_completion(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary) -> CompletionRequest:
@@ -82,6 +86,7 @@ def read_completion(fields: Fields, defaults: SamplingDefaults, vocabulary: Voca
         stream=stream,
         include_usage=read_include_usage(fields, stream=stream),
         cache=read_cache_wish(fields),
+        max_draft=read_max_draft(fields),
     )
 
 

@@ -19,7 +19,7 @@ class PromptDetails(msgspec.Struct, frozen=True):
 
 
 class CompletionDetails(msgspec.Struct, frozen=True):
-    """Kinds of output tokens this server does not distinguish yet."""
+    """Output tokens that drafts guessed right, and guesses that were computed for nothing (not part of the output)."""
 
     reasoning_tokens: int = 0
     audio_tokens: int = 0
@@ -157,7 +157,10 @@ def usage_reply(usage: TokenUsage) -> UsageReply:
         completion_tokens=usage.num_output_tokens,
         total_tokens=usage.num_prompt_tokens + usage.num_output_tokens,
         prompt_tokens_details=PromptDetails(usage.num_cached_tokens, usage.num_cache_write_tokens),
-        completion_tokens_details=CompletionDetails(),
+        completion_tokens_details=CompletionDetails(
+            accepted_prediction_tokens=usage.num_accepted_tokens,
+            rejected_prediction_tokens=usage.num_rejected_tokens,
+        ),
     )
 
 
