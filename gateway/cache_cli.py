@@ -1,4 +1,4 @@
-"""`ortserve cache`: the prompt cache of a running server, seen and changed through /admin/cache. Knows no engine."""
+"""`ortserve cache`: the prompt cache of a running server through /admin/cache, and its files. Knows no engine."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ EXAMPLE = """example:
   ortserve cache ls --admin-key SECRET             block by block
   ortserve cache warm prompts.jsonl --admin-key SECRET
   ortserve cache clear --admin-key SECRET
+  ortserve cache export DIR prefixes.tar           the blocks of a --prompt-cache-path; needs no server
+  ortserve cache import prefixes.tar DIR           on another host
 The key may also be set as ORTSERVE_ADMIN_KEY, the address as ORTSERVE_URL.
 """
 WARM_HELP = 'JSON lines such as {"messages": [{"role": "system", "content": "..."}]} or {"prompt": "..."}; - is stdin'
@@ -36,7 +38,9 @@ class CacheClientError(OrtserveError):
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.description = "Look at and change the prompt cache of a running server, which needs an --admin-key."
+    parser.description = (
+        "Look at and change the prompt cache of a running server, which needs an --admin-key; move its files."
+    )
     parser.epilog = EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     common = argparse.ArgumentParser(add_help=False)
@@ -44,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--url", default=default_of("--url", "http://127.0.0.1:8000"), help="the server (http://127.0.0.1:8000)")
     add("--admin-key", default=default_of("--admin-key"), help="the server's")
     add("--json", action="store_true", help="print the server's reply as it is")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ls|stats|warm|clear")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ls|stats|warm|clear|export|import")
     listing = actions.add_parser("ls", parents=[common], help="what is kept, block by block")
     listing.add_argument("--limit", type=int, default=NUM_ROWS, metavar="N", help=f"rows at most ({NUM_ROWS})")
     actions.add_parser("stats", parents=[common], help="hits, sizes and what was saved")
@@ -52,11 +56,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     warming.add_argument("file", metavar="FILE", help=WARM_HELP)
     clearing = actions.add_parser("clear", parents=[common], help="forget everything, or one tenant's prefixes")
     clearing.add_argument("--of-key", metavar="KEY", help="only what was cached for this API key")
+    exporting = actions.add_parser("export", help="pack the blocks of a folder into one file")
+    exporting.add_argument("source", type=Path, metavar="DIR", help="the folder of --prompt-cache-path")
+    exporting.add_argument("target", type=Path, metavar="FILE", help="tar file to write")
+    importing = actions.add_parser("import", help="add the blocks of a file to a folder")
+    importing.add_argument("source", type=Path, metavar="FILE", help="written by export")
+    importing.add_argument("target", type=Path, metavar="DIR", help="the folder of --prompt-cache-path")
+    for moving in (exporting, importing):
+        moving.add_argument("--json", action="store_true", help="print JSON instead of text")
     clearing.add_argument("--cache-salt", metavar="SALT", help="only what was cached with this cache_salt")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what was asked; 0. Raises `CacheClientError`."""
+    if arguments.action in ("export", "import"):
+        return _move(arguments)
     with _client(arguments) as client:
         match arguments.action:
             case "ls":
@@ -71,6 +85,23 @@ def run(arguments: argparse.Namespace) -> int:
                 wanted = {"api_key": arguments.of_key, "cache_salt": arguments.cache_salt}
                 reply = _call(client, "POST", "/admin/cache/clear", msgspec.json.encode(wanted))
                 _print(arguments, reply, lambda cleared: f"{cleared['num_blocks']} blocks forgotten\n")
+    return 0
+
+
+def _move(arguments: argparse.Namespace) -> int:
+    from ortserve.plugins.prefix_cache.archive import export_blocks, import_blocks
+
+    source, target = arguments.source, arguments.target
+    if not source.exists():
+        raise CacheClientError(f"{source} does not exist: name a folder of --prompt-cache-path, or a file of export")
+    try:
+        moved = (export_blocks if arguments.action == "export" else import_blocks)(source, target)
+    except (OSError, ValueError) as error:
+        raise CacheClientError(f"{source} cannot be moved to {target} ({error})") from None
+    reply = {"num_blocks": moved.num_blocks, "num_ignored": moved.num_ignored}
+    _print(
+        arguments, reply, lambda one: f"{one['num_blocks']} blocks to {target}, {one['num_ignored']} files ignored\n"
+    )
     return 0
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ortserve.gateway import cli
 from tests.gateway.pocket import ADMIN, CONVERSATION, RULES, cached, chat, serving_pocket, settle, text_of, written
 from tests.gateway.test_metrics import scrape, value
 
@@ -200,3 +201,26 @@ def test_prefixes_survive_a_restart_and_damage(pocket: Path, tmp_path: Path) -> 
     assert cached(third) == 0
     assert num_ignored > 0
     assert text_of(first) == text_of(second) == text_of(third)
+
+
+def test_the_blocks_on_disk_move_to_another_folder_in_one_file(
+    pocket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, archive = tmp_path / "first", tmp_path / "second", tmp_path / "prefixes.tar"
+    with (
+        serving_pocket(pocket, prompt_cache_options=(("path", str(first)),)) as url,
+        httpx.Client(base_url=url) as http,
+    ):
+        chat(http)
+    assert cli.main(["cache", "export", str(first), str(archive), "--json"]) == 0
+    num_blocks = json.loads(capsys.readouterr().out)["num_blocks"]
+    assert num_blocks > 0
+    assert cli.main(["cache", "import", str(archive), str(second)]) == 0
+    assert capsys.readouterr().out == f"{num_blocks} blocks to {second}, 0 files ignored\n"
+    with (
+        serving_pocket(pocket, prompt_cache_options=(("path", str(second)),)) as url,
+        httpx.Client(base_url=url) as http,
+    ):
+        assert cached(chat(http)) > 0
+    assert cli.main(["cache", "import", str(tmp_path / "nothing.tar"), str(second)]) == 2
+    assert "does not exist" in capsys.readouterr().err
