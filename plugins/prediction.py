@@ -23,19 +23,19 @@ class PredictionOptions:
     """Counts of tokens."""
 
     max_draft: int = 16
-    window: int = 16  # so near behind the cursor, one token that agrees is enough
+    window: int = 8  # so near behind the cursor, one token that agrees is enough
 
 
 class Cursor:
     """Where a reply stands in its prediction. Fed with the reply only, never with the prompt."""
 
-    __slots__ = ("_num_lost", "_pairs", "_place", "_reply", "_tokens", "_window")
+    __slots__ = ("_is_lost", "_pairs", "_place", "_reply", "_tokens", "_window")
 
     def __init__(self, prediction: Sequence[int], window: int) -> None:
         self._tokens = prediction
         self._window = window
         self._place = 0  # of the token that should come next; when lost, of the one that should have come
-        self._num_lost = 0  # tokens since the reply left the prediction
+        self._is_lost = False  # the reply has left the prediction
         self._reply: list[int] = []  # the last tokens of it
         self._pairs: dict[tuple[int, int], list[int]] = {}  # places after each pair of tokens, ascending
         for place in range(2, len(prediction)):
@@ -45,27 +45,21 @@ class Cursor:
         """The reply has grown."""
         for token in tokens:
             self._reply.append(token)
-            if not self._num_lost and self._place < len(self._tokens) and self._tokens[self._place] == token:
+            if not self._is_lost and self._place < len(self._tokens) and self._tokens[self._place] == token:
                 self._place += 1
             else:
-                self._num_lost += 1
                 self._realign()
         del self._reply[:-_MOST_ANCHOR]
 
     def ahead(self, count: int) -> tuple[int, ...]:
-        """Up to `count` predicted tokens that should come next; none when it is lost.
-
-        A single token out of line most likely replaced a single one, so the next is guessed before one agrees.
-        """
-        if self._num_lost > 1:
-            return ()
-        begin = self._place + self._num_lost
-        return tuple(self._tokens[begin : begin + count])
+        """Up to `count` predicted tokens that should come next; none when it is lost."""
+        return () if self._is_lost else tuple(self._tokens[self._place : self._place + count])
 
     def _realign(self) -> None:
         place = self._find()
+        self._is_lost = place is None
         if place is not None:
-            self._place, self._num_lost = place, 0
+            self._place = place
 
     def _find(self) -> int | None:
         places = self._pairs.get((self._reply[-2], self._reply[-1]), []) if len(self._reply) > 1 else []
