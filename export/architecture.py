@@ -1,8 +1,64 @@
-"""What a decoder is made of, as export understands it: sizes and tensor names. Knows no precision and no graph."""
+"""What a decoder is made of, as export understands it: sizes, tensor names, options of a layer. Knows no precision.
+
+The values describe a function, not a graph: `decoder` builds the graph from them, `reference` computes with them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["silu", "gelu_tanh"]
+
+
+@dataclass(frozen=True, slots=True)
+class LinearScaling:
+    """Positions divided by `factor`."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Scaling:
+    """Frequencies scaled by wavelength, as in Llama 3.1's release."""
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_context: int
+
+
+@dataclass(frozen=True, slots=True)
+class YarnScaling:
+    """Low frequencies divided by `factor`, high ones kept, a ramp between (https://arxiv.org/abs/2309.00071)."""
+
+    factor: float
+    original_context: int
+    beta_fast: float = 32.0  # pairs that turn more often than this within the original context are kept
+    beta_slow: float = 1.0  # pairs that turn less often are divided
+    truncate: bool = True  # the ramp begins and ends at whole pairs
+
+
+@dataclass(frozen=True, slots=True)
+class LongRope:
+    """One divisor for each pair (https://arxiv.org/abs/2402.13753); requests beyond `original_context` take others.
+
+    Only the divisors of requests within it are here, since a graph holds one table; see `Rope.fixed_context`.
+    """
+
+    short_factors: tuple[float, ...]
+    original_context: int
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicScaling:
+    """Plain frequencies within `original_context`; beyond it the base grows with the length of the request."""
+
+    original_context: int
+
+
+Scaling = LinearScaling | Llama3Scaling | YarnScaling | LongRope | DynamicScaling
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,11 +67,15 @@ class Rope:
 
     theta: float
     rotary_dim: int  # leading components of a head that rotate; even
-    kind: str = "default"  # default, linear, llama3
-    factor: float = 1.0
-    low_frequency_factor: float = 1.0  # llama3 only
-    high_frequency_factor: float = 4.0  # llama3 only
-    original_context: int = 8192  # llama3 only
+    scaling: Scaling | None = None
+    attention_factor: float = 1.0  # cosines and sines are multiplied by it
+
+    @property
+    def fixed_context(self) -> int | None:
+        """Tokens within which the angles do not depend on how long a request becomes; None: they never do."""
+        if isinstance(self.scaling, LongRope | DynamicScaling):
+            return self.scaling.original_context
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,25 +83,79 @@ class Linear:
     """One matrix product: checkpoint tensors `[rows, columns]` stacked by rows, and their biases."""
 
     weights: tuple[str, ...]
-    biases: tuple[str, ...]  # empty, or one `[rows]` tensor per weight
+    biases: tuple[str, ...] = ()  # empty, or one `[rows]` tensor per weight
+    rows: tuple[int, int] | None = None  # first and end row of the stack: one part of a fused tensor; None: all
+    scale: float = 1.0  # the product, bias included, is multiplied by it
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """RMS norm (https://arxiv.org/abs/1910.07467): the normed value is multiplied by `offset + weight`."""
+
+    weight: str
+    width: int
+    epsilon: float
+    offset: float = 0.0  # Gemma stores weights around 0
+
+
+@dataclass(frozen=True, slots=True)
+class QueryKeyNorm:
+    """Norms of queries and keys before they rotate; their widths say whether of a head or of the whole projection."""
+
+    query: Norm
+    key: Norm
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Grouped-query attention (https://arxiv.org/abs/2305.13245)."""
+
+    qkv: Linear  # query, key, value stacked
+    output: Linear
+    scale: float  # of the scores
+    rope: Rope | None  # None: this layer sees no positions
+    window: int | None = None  # tokens a query may look back on, itself included
+    softcap: float | None = None  # scores s become softcap * tanh(s / softcap)
+    norm: QueryKeyNorm | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mlp:
+    """down(activation(gate(x)) * up(x)) (https://arxiv.org/abs/2002.05202)."""
+
+    gate: Linear
+    up: Linear
+    down: Linear
+    activation: Activation = "silu"
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Tensor names of one pre-norm decoder layer."""
+    """Attention, then MLP, each added to the residual stream; norms of what they read and of what they add."""
 
-    attention_norm: str
-    qkv: Linear  # query, key, value stacked
-    attention_output: Linear
-    mlp_norm: str
-    gate: Linear
-    up: Linear
-    down: Linear
+    attention_norm: Norm | None
+    attention: Attention
+    attention_post_norm: Norm | None
+    mlp_norm: Norm | None
+    mlp: Mlp
+    mlp_post_norm: Norm | None
+
+    def norms(self) -> Iterator[Norm]:
+        """Every norm of the layer, in order of use."""
+        of_heads = self.attention.norm
+        candidates = (
+            self.attention_norm,
+            *((of_heads.query, of_heads.key) if of_heads is not None else ()),
+            self.attention_post_norm,
+            self.mlp_norm,
+            self.mlp_post_norm,
+        )
+        yield from (norm for norm in candidates if norm is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A decoder: RMS norms, grouped-query attention with rotary positions, gated SiLU MLP."""
+    """A decoder of RMS norms, grouped-query attention and gated MLPs."""
 
     family: str
     hidden_size: int
@@ -51,15 +165,35 @@ class Architecture:
     head_dim: int
     vocab_size: int  # rows of the embedding
     max_context: int
-    norm_epsilon: float
-    rope: Rope
-    sliding_window: int | None  # tokens a query may look back on, itself included
     embedding: str
     layers: tuple[Layer, ...]
-    final_norm: str
+    final_norm: Norm
     lm_head: str  # equals `embedding` when tied
+    embedding_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None  # scaled logits x become softcap * tanh(x / softcap)
 
     @property
     def tied(self) -> bool:
         """The embedding is also the output matrix."""
         return self.lm_head == self.embedding
+
+    @property
+    def query_size(self) -> int:
+        """Components of all query heads."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def key_size(self) -> int:
+        """Components of all key heads, and of all value heads."""
+        return self.num_kv_heads * self.head_dim
+
+    def norms(self) -> Iterator[Norm]:
+        """Every norm, in order of use."""
+        for layer in self.layers:
+            yield from layer.norms()
+        yield self.final_norm
+
+    def ropes(self) -> tuple[Rope, ...]:
+        """The different rotary embeddings of its layers, in order of first use."""
+        return tuple(dict.fromkeys(layer.attention.rope for layer in self.layers if layer.attention.rope is not None))

@@ -1,15 +1,20 @@
-"""Builds the attention of one layer over packed tokens: rotary positions, KV cache, padding in and out. Knows no norms.
+"""Builds the attention of one layer over packed tokens: norms of heads, rotary positions, KV cache, padding.
 
 Schema: com.microsoft GroupQueryAttention with `query_seqlens` (ONNX Runtime 1.32), packed query-key-value input.
-Padding exists only between the two Gathers: everything else works on `[T, features]`.
+Padding exists only between the two Gathers: everything else works on `[T, features]`. Knows no matrices.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from ortserve.export.architecture import Architecture
+from ortserve.export.architecture import Architecture, Attention, Norm, Rope
+from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.graph_builder import MICROSOFT, GraphBuilder
+from ortserve.export.normalize import normalize, store_norm
+from ortserve.export.plan import ExportPlan
 from ortserve.export.rope import rotary_tables
 
 
@@ -21,27 +26,22 @@ def declare_attention_inputs(graph: GraphBuilder, architecture: Architecture, ma
     graph.input("total_length", np.int32, [])
     graph.input("pad_index", np.int64, ["B", "S"])
     graph.input("unpad_index", np.int64, ["T"])
-    cosine, sine = rotary_tables(architecture.rope, max_context)
-    graph.weight("rotary.cosine", np.float32, cosine.shape, [cosine])
-    graph.weight("rotary.sine", np.float32, sine.shape, [sine])
+    for rope in architecture.ropes():
+        for name, table in zip(_table_names(architecture, rope), rotary_tables(rope, max_context), strict=True):
+            graph.weight(name, np.float32, table.shape, [table])
 
 
-def attend(
-    graph: GraphBuilder, architecture: Architecture, index: int, qkv: str, *, max_context: int, take: str
-) -> str:
+def attend(graph: GraphBuilder, plan: ExportPlan, checkpoint: Checkpoint, index: int, qkv: str, *, take: str) -> str:
     """`qkv [T, (heads + 2 kv_heads) head_dim]` to `[tokens of take, heads head_dim]`.
 
     `take` names the index `[n]` into the flattened padded result `[B S]`: `unpad_index`, or fewer tokens.
     """
-    prefix = f"layers.{index}"
-    rotated = _rotate(graph, architecture, prefix, qkv)
-    padded = graph.node("Gather", [rotated, "pad_index"], f"{prefix}.padded", axis=0)  # [B, S, features]
+    architecture, prefix = plan.architecture, f"layers.{index}"
+    placed = _normalize_and_rotate(graph, architecture, checkpoint, index, qkv)
+    padded = graph.node("Gather", [placed, "pad_index"], f"{prefix}.padded", axis=0)  # [B, S, features]
     shape: list[str | int] = ["B", architecture.num_kv_heads, "C", architecture.head_dim]
     past = [graph.input(f"past.{index}.{part}", np.float32, shape) for part in ("key", "value")]
     present = [f"present.{index}.{part}" for part in ("key", "value")]
-    attributes: dict[str, int] = {}
-    if architecture.sliding_window is not None and architecture.sliding_window < max_context:
-        attributes["local_window_size"] = architecture.sliding_window
     attended, *_ = graph.node_with_outputs(
         "GroupQueryAttention",
         [padded, "", "", *past, "seqlens_k", "total_length", *([""] * 9), "query_lengths"],
@@ -50,44 +50,95 @@ def attend(
         num_heads=architecture.num_heads,
         kv_num_heads=architecture.num_kv_heads,
         do_rotary=0,
-        **attributes,
+        **_options(architecture.layers[index].attention, architecture.head_dim, plan.max_context),
     )
     for name in present:
         graph.output(name, np.float32, shape)
-    width = architecture.num_heads * architecture.head_dim
-    flat_shape = graph.constant("attention_width", np.array([-1, width], np.int64))
+    flat_shape = graph.constant("attention_width", np.array([-1, architecture.query_size], np.int64))
     flat = graph.node("Reshape", [attended, flat_shape], f"{prefix}.flat")  # [B S, heads head_dim]
     return graph.node("Gather", [flat, take], f"{prefix}.context", axis=0)
 
 
-def _rotate(graph: GraphBuilder, architecture: Architecture, prefix: str, qkv: str) -> str:
-    """Rotate queries and keys, which lie side by side, as one group of heads; values pass.
+def _options(attention: Attention, head_dim: int, max_context: int) -> dict[str, int | float]:
+    """The operator's attributes that differ from its defaults."""
+    options: dict[str, int | float] = {}
+    if attention.window is not None and attention.window < max_context:
+        options["local_window_size"] = attention.window
+    if not math.isclose(attention.scale, head_dim**-0.5):
+        options["scale"] = attention.scale
+    if attention.softcap is not None:
+        options["softcap"] = attention.softcap
+    return options
 
-    Every token is a batch of its own: the operator refuses sequences longer than its tables, and a step may well
+
+def _normalize_and_rotate(
+    graph: GraphBuilder, architecture: Architecture, checkpoint: Checkpoint, index: int, qkv: str
+) -> str:
+    """Queries and keys, which lie side by side, as one group of heads; values pass."""
+    attention, prefix = architecture.layers[index].attention, f"layers.{index}"
+    if attention.rope is None and attention.norm is None:
+        return qkv
+    query, key = architecture.query_size, architecture.key_size
+    if attention.norm is None:
+        split = graph.constant("qkv_sizes", np.array([query + key, key], np.int64))
+        together, value = graph.node_with_outputs(
+            "Split", [qkv, split], [f"{prefix}.query_key", f"{prefix}.value"], axis=1
+        )
+    else:
+        split = graph.constant("query_key_value_sizes", np.array([query, key, key], np.int64))
+        names = [f"{prefix}.query", f"{prefix}.key", f"{prefix}.value"]
+        queries, keys, value = graph.node_with_outputs("Split", [qkv, split], names, axis=1)
+        normed = [
+            _normalize_heads(graph, checkpoint, norm, part, size=size)
+            for norm, part, size in ((attention.norm.query, queries, query), (attention.norm.key, keys, key))
+        ]
+        together = graph.node("Concat", normed, f"{prefix}.query_key", axis=1)
+    if attention.rope is not None:
+        together = _rotate(graph, architecture, attention.rope, prefix, together)
+    return graph.node("Concat", [together, value], f"{prefix}.qkv_rotated", axis=1)
+
+
+def _normalize_heads(graph: GraphBuilder, checkpoint: Checkpoint, norm: Norm, value: str, *, size: int) -> str:
+    """`value [T, size]` in groups of the norm's width: one group is a head, or the whole projection.
+
+    The attention operator has inputs for such norms, but its CPU kernel refuses them.
+    """
+    store_norm(graph, norm, checkpoint, f"{value}_norm")
+    if norm.width == size:
+        return normalize(graph, norm, f"{value}_norm", value)
+    heads = graph.constant(f"heads_of_{norm.width}", np.array([0, -1, norm.width], np.int64))
+    apart = graph.node("Reshape", [value, heads], f"{value}_heads")  # [T, heads, width]
+    normed = normalize(graph, norm, f"{value}_norm", apart)
+    flat = graph.constant(f"flat_{size}", np.array([-1, size], np.int64))
+    return graph.node("Reshape", [normed, flat], f"{value}_normed")
+
+
+def _rotate(graph: GraphBuilder, architecture: Architecture, rope: Rope, prefix: str, query_key: str) -> str:
+    """Every token is a batch of its own: the operator refuses sequences longer than its tables, and a step may well
     pack more tokens than one context holds.
     """
-    head_dim = architecture.head_dim
-    num_rotated = architecture.num_heads + architecture.num_kv_heads
-    sizes = np.array([num_rotated * head_dim, architecture.num_kv_heads * head_dim], np.int64)
-    split = graph.constant("qkv_sizes", sizes)
-    query_key, value = graph.node_with_outputs(
-        "Split", [qkv, split], [f"{prefix}.query_key", f"{prefix}.value"], axis=1
-    )
     axis = graph.constant("sequence_axis", np.array([1], np.int64))
     batched = graph.node("Unsqueeze", [query_key, axis], f"{prefix}.query_key_batch")  # [T, 1, features]
     positions = graph.shared(
         "position_batch", lambda: graph.node("Unsqueeze", ["position_ids", axis], "position_batch")
     )
     partial: dict[str, int] = {}
-    if architecture.rope.rotary_dim != head_dim:
-        partial = {"num_heads": num_rotated, "rotary_embedding_dim": architecture.rope.rotary_dim}
+    if rope.rotary_dim != architecture.head_dim:
+        num_rotated = architecture.num_heads + architecture.num_kv_heads
+        partial = {"num_heads": num_rotated, "rotary_embedding_dim": rope.rotary_dim}
     rotated = graph.node(
         "RotaryEmbedding",
-        [batched, positions, "rotary.cosine", "rotary.sine"],
+        [batched, positions, *_table_names(architecture, rope)],
         f"{prefix}.rotated_batch",
         domain=MICROSOFT,
         interleaved=0,
         **partial,
     )
-    flat = graph.node("Squeeze", [rotated, axis], f"{prefix}.rotated")
-    return graph.node("Concat", [flat, value], f"{prefix}.qkv_rotated", axis=1)
+    return graph.node("Squeeze", [rotated, axis], f"{prefix}.rotated")
+
+
+def _table_names(architecture: Architecture, rope: Rope) -> tuple[str, str]:
+    """Of the cosines and the sines; the first rotary embedding of a model has no number."""
+    place = architecture.ropes().index(rope)
+    middle = f".{place}" if place else ""
+    return f"rotary{middle}.cosine", f"rotary{middle}.sine"

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from ortserve.export.architecture import Norm
 from ortserve.export.attention import attend, declare_attention_inputs
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.graph_builder import MICROSOFT, GraphBuilder
 from ortserve.export.matrix import look_up, multiply, store_matrix
+from ortserve.export.normalize import add_and_normalize, normalize, store_norm
 from ortserve.export.plan import ExportPlan, LayerPlan
 
 
@@ -25,19 +27,33 @@ def build_decoder(graph: GraphBuilder, plan: ExportPlan, checkpoint: Checkpoint)
     graph.input("logit_index", np.int64, ["L"])
     store_matrix(graph, plan.embedding, checkpoint)
     residual = look_up(graph, plan.embedding, "input_ids")
+    if architecture.embedding_scale != 1.0:
+        scale = graph.constant("embedding_scale", np.float32(architecture.embedding_scale))
+        residual = graph.node("Mul", [residual, scale], "embedding_scaled")
     delta: str | None = None  # what the previous layer adds to the residual stream
     for layer in plan.layers:
         is_last = layer is plan.layers[-1]
         residual, delta = _layer(graph, plan, checkpoint, layer, residual=residual, delta=delta, is_last=is_last)
     assert delta is not None
-    final, _ = _normalize(
-        graph, plan, checkpoint, architecture.final_norm, name="final_norm", residual=residual, delta=delta
-    )
+    _logits(graph, plan, checkpoint, residual=residual, delta=delta)
+
+
+def _logits(graph: GraphBuilder, plan: ExportPlan, checkpoint: Checkpoint, *, residual: str, delta: str) -> None:
+    """Scales of the logits are folded into the last norm: that costs nothing and leaves a tied matrix as it is."""
+    architecture = plan.architecture
+    cap = architecture.logit_softcap
+    scale = architecture.logit_scale if cap is None else architecture.logit_scale / cap
+    store_norm(graph, architecture.final_norm, checkpoint, "final_norm", scale=scale)
+    final, _ = add_and_normalize(graph, architecture.final_norm, "final_norm", residual, delta)
     if not plan.shares_embedding:
         store_matrix(graph, plan.lm_head, checkpoint)
     stored = plan.embedding.name if plan.shares_embedding else None
     logits = multiply(graph, plan.lm_head, final, rows="logit_index", stored_as=stored)
-    graph.node("Identity", [logits], "logits")
+    if cap is None:
+        graph.node("Identity", [logits], "logits")
+    else:
+        bounded = graph.node("Tanh", [logits], "bounded_logits")
+        graph.node("Mul", [bounded, graph.constant("logit_softcap", np.float32(cap))], "logits")
     graph.output("logits", np.float32, ["L", architecture.vocab_size])
 
 
@@ -52,58 +68,56 @@ def _layer(
     is_last: bool,
 ) -> tuple[str, str]:
     """One layer: the residual stream before it and what is still to be added, to the same after it."""
-    prefix = f"layers.{layer.index}"
+    prefix, described = f"layers.{layer.index}", layer.layer
     for matrix in layer.matrices:
         store_matrix(graph, matrix, checkpoint)
     rows = "input_ids"
-    normed, residual = _normalize(
-        graph,
-        plan,
-        checkpoint,
-        layer.attention_norm,
-        name=f"{prefix}.attention_norm",
-        residual=residual,
-        delta=delta,
-    )
+    name = f"{prefix}.attention_norm"
+    normed, residual = _read(graph, checkpoint, described.attention_norm, name, residual=residual, delta=delta)
     qkv = multiply(graph, layer.qkv, normed, rows=rows)
     take = "unpad_index"
     if is_last:
         take = graph.node("Gather", ["unpad_index", "logit_index"], "logit_unpad_index", axis=0)
         residual = graph.node("Gather", [residual, "logit_index"], "logit_residual", axis=0)
         rows = "logit_index"
-    context = attend(graph, plan.architecture, layer.index, qkv, max_context=plan.max_context, take=take)
+    context = attend(graph, plan, checkpoint, layer.index, qkv, take=take)
     attention = multiply(graph, layer.attention_output, context, rows=rows)
-    normed, residual = _normalize(
-        graph, plan, checkpoint, layer.mlp_norm, name=f"{prefix}.mlp_norm", residual=residual, delta=attention
-    )
-    gate = multiply(graph, layer.gate, normed, rows=rows)
-    # QuickGelu with alpha 1 is x * sigmoid(x), in one pass
-    gate = graph.node("QuickGelu", [gate], f"{prefix}.gate_active", domain=MICROSOFT, alpha=1.0)
+    attention = _after(graph, checkpoint, described.attention_post_norm, f"{prefix}.attention_post_norm", attention)
+    name = f"{prefix}.mlp_norm"
+    normed, residual = _read(graph, checkpoint, described.mlp_norm, name, residual=residual, delta=attention)
+    gate = _activate(graph, layer, multiply(graph, layer.gate, normed, rows=rows))
     up = multiply(graph, layer.up, normed, rows=rows)
     gated = graph.node("Mul", [gate, up], f"{prefix}.gated")
-    return residual, multiply(graph, layer.down, gated, rows=rows)
+    down = multiply(graph, layer.down, gated, rows=rows)
+    return residual, _after(graph, checkpoint, described.mlp_post_norm, f"{prefix}.mlp_post_norm", down)
 
 
-def _normalize(
-    graph: GraphBuilder,
-    plan: ExportPlan,
-    checkpoint: Checkpoint,
-    tensor: str,
-    *,
-    name: str,
-    residual: str,
-    delta: str | None,
+def _read(
+    graph: GraphBuilder, checkpoint: Checkpoint, norm: Norm | None, name: str, *, residual: str, delta: str | None
 ) -> tuple[str, str]:
-    """RMS norm of `residual + delta`: the normed value and the sum (https://arxiv.org/abs/1910.07467)."""
-    weight = graph.weight(f"{name}.weight", np.float32, (plan.architecture.hidden_size,), [checkpoint.read(tensor)])
-    epsilon = plan.architecture.norm_epsilon
+    """What a branch reads of `residual + delta`, and the sum."""
+    if norm is None:
+        # Identity costs nothing, and gives what is read a name of its own
+        terms = [residual] if delta is None else [residual, delta]
+        total = graph.node("Identity" if delta is None else "Add", terms, f"{name}.residual")
+        return total, total
+    store_norm(graph, norm, checkpoint, name)
     if delta is None:
-        return graph.node("SimplifiedLayerNormalization", [residual, weight], name, axis=-1, epsilon=epsilon), residual
-    normed, _, _, total = graph.node_with_outputs(
-        "SkipSimplifiedLayerNormalization",
-        [residual, delta, weight],
-        [name, "", "", f"{name}.residual"],
-        domain=MICROSOFT,
-        epsilon=epsilon,
-    )
-    return normed, total
+        return normalize(graph, norm, name, residual), residual
+    return add_and_normalize(graph, norm, name, residual, delta)
+
+
+def _after(graph: GraphBuilder, checkpoint: Checkpoint, norm: Norm | None, name: str, value: str) -> str:
+    """What a branch adds."""
+    if norm is None:
+        return value
+    store_norm(graph, norm, checkpoint, name)
+    return normalize(graph, norm, name, value)
+
+
+def _activate(graph: GraphBuilder, layer: LayerPlan, gate: str) -> str:
+    name = f"layers.{layer.index}.gate_active"
+    if layer.layer.mlp.activation == "gelu_tanh":
+        return graph.node("Gelu", [gate], name, approximate="tanh")
+    # QuickGelu with alpha 1 is x * sigmoid(x), in one pass
+    return graph.node("QuickGelu", [gate], name, domain=MICROSOFT, alpha=1.0)

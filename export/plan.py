@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ortserve.export.architecture import Architecture, Linear
+from ortserve.export.architecture import Architecture, Layer, Linear
 from ortserve.export.errors import ExportError
 
 Precision = Literal["fp32", "int8", "int4"]
@@ -40,13 +40,12 @@ class MatrixPlan:
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """The matrices and norms of one layer."""
+    """One layer and its matrices."""
 
     index: int
-    attention_norm: str
+    layer: Layer
     qkv: MatrixPlan
     attention_output: MatrixPlan
-    mlp_norm: str
     gate: MatrixPlan
     up: MatrixPlan
     down: MatrixPlan
@@ -90,14 +89,17 @@ class ExportPlan:
         )
         if self.architecture.tied and not self.shares_embedding:
             matrices -= self.lm_head.num_rows * self.lm_head.num_columns
-        return matrices + self.architecture.hidden_size * (2 * len(self.layers) + 1)
+        return matrices + self._num_norm_parameters
 
     @property
     def num_bytes(self) -> int:
         """Size of the data file, without alignment."""
-        tables = 4 * self.max_context * self.architecture.rope.rotary_dim
-        norms = 4 * self.architecture.hidden_size * (2 * len(self.layers) + 1)
-        return sum(matrix.num_bytes for matrix in self.matrices()) + tables + norms
+        tables = 4 * self.max_context * sum(rope.rotary_dim for rope in self.architecture.ropes())
+        return sum(matrix.num_bytes for matrix in self.matrices()) + tables + 4 * self._num_norm_parameters
+
+    @property
+    def _num_norm_parameters(self) -> int:
+        return sum(norm.width for norm in self.architecture.norms())
 
 
 def plan_export(
@@ -111,13 +113,11 @@ def plan_export(
         raise ExportError(f"precision {precision!r} is unknown: choose {', '.join(PRECISIONS)}")
     if block_size is not None and (precision != "int4" or block_size not in BLOCK_SIZES):
         raise ExportError(f"block size {block_size}: int4 takes {', '.join(map(str, BLOCK_SIZES))}, others none")
-    if max_context is not None and not 0 < max_context <= architecture.max_context:
-        raise ExportError(f"max context {max_context} is outside 1 to {architecture.max_context}, the model's own")
+    context = _choose_context(architecture, max_context)
     inner: Precision = next(known for known in PRECISIONS if known == precision)
     outer: Precision = "int8" if inner == "int4" else inner
     hidden = architecture.hidden_size
-    query = architecture.num_heads * architecture.head_dim
-    key_value = architecture.num_kv_heads * architecture.head_dim
+    query, inner_size = architecture.query_size, architecture.intermediate_size
 
     def matrix(name: str, linear: Linear, num_rows: int, num_columns: int, kind: Precision = inner) -> MatrixPlan:
         return MatrixPlan(name, linear, num_rows, num_columns, kind, block_size or DEFAULT_BLOCK_SIZE)
@@ -125,13 +125,12 @@ def plan_export(
     layers = tuple(
         LayerPlan(
             index=index,
-            attention_norm=layer.attention_norm,
-            qkv=matrix(f"layers.{index}.qkv", layer.qkv, query + 2 * key_value, hidden),
-            attention_output=matrix(f"layers.{index}.attention_output", layer.attention_output, hidden, query),
-            mlp_norm=layer.mlp_norm,
-            gate=matrix(f"layers.{index}.gate", layer.gate, architecture.intermediate_size, hidden),
-            up=matrix(f"layers.{index}.up", layer.up, architecture.intermediate_size, hidden),
-            down=matrix(f"layers.{index}.down", layer.down, hidden, architecture.intermediate_size),
+            layer=layer,
+            qkv=matrix(f"layers.{index}.qkv", layer.attention.qkv, query + 2 * architecture.key_size, hidden),
+            attention_output=matrix(f"layers.{index}.attention_output", layer.attention.output, hidden, query),
+            gate=matrix(f"layers.{index}.gate", layer.mlp.gate, inner_size, hidden),
+            up=matrix(f"layers.{index}.up", layer.mlp.up, inner_size, hidden),
+            down=matrix(f"layers.{index}.down", layer.mlp.down, hidden, inner_size),
         )
         for index, layer in enumerate(architecture.layers)
     )
@@ -139,8 +138,22 @@ def plan_export(
     return ExportPlan(
         architecture=architecture,
         precision=inner,
-        max_context=max_context or architecture.max_context,
-        embedding=matrix("embedding", Linear((architecture.embedding,), ()), vocabulary, hidden, outer),
+        max_context=context,
+        embedding=matrix("embedding", Linear((architecture.embedding,)), vocabulary, hidden, outer),
         layers=layers,
-        lm_head=matrix("lm_head", Linear((architecture.lm_head,), ()), vocabulary, hidden, outer),
+        lm_head=matrix("lm_head", Linear((architecture.lm_head,)), vocabulary, hidden, outer),
     )
+
+
+def _choose_context(architecture: Architecture, max_context: int | None) -> int:
+    """The wanted context, or the model's own. Raises `ExportError` for one that the graph could not serve."""
+    context = architecture.max_context if max_context is None else max_context
+    if not 0 < context <= architecture.max_context:
+        raise ExportError(f"max context {context} is outside 1 to {architecture.max_context}, the model's own")
+    for rope in architecture.ropes():
+        if rope.fixed_context is not None and context > rope.fixed_context:
+            raise ExportError(
+                f"beyond {rope.fixed_context} tokens this model rotates by how long each request becomes, which the"
+                f" runtime cannot choose yet: export it with --max-context {rope.fixed_context} or less"
+            )
+    return context

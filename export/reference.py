@@ -1,8 +1,9 @@
 """An independent float32 forward pass in NumPy, written from the papers, to prove an exported graph against.
 
-Shares no code with the graph builders: rotary angles, norms, attention and masks are computed here from the
-definitions. Weights are read one matrix at a time, so memory stays at the largest chunk plus the activations.
-Sources: Llama 2 (https://arxiv.org/abs/2307.09288), RoFormer (2104.09864), RMSNorm (1910.07467), GQA (2305.13245).
+Shares no code with the graph builders: norms, attention and masks are computed here from the definitions, rotary
+angles in `reference_rotary`. Weights are read one matrix at a time, so memory stays at the largest one plus the
+activations. Sources: Llama 2 (https://arxiv.org/abs/2307.09288), RMSNorm (1910.07467), GQA (2305.13245), Gemma 2
+(2408.00118), OLMo 2 (2501.00656), GELU (1606.08415).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from ortserve.export.architecture import Architecture, Linear, Rope
+from ortserve.export.architecture import Architecture, Attention, Linear, Mlp, Norm
 from ortserve.export.checkpoint import Checkpoint
+from ortserve.export.reference_rotary import rotate
 
 Floats = NDArray[np.float32]
 HEAD_ROWS = 8192  # rows of the output matrix multiplied at a time
@@ -30,82 +32,94 @@ def reference_logits(
     bounds = np.cumsum([0, *lengths])
     spans = [slice(start, stop) for start, stop in pairwise(bounds)]
     stream = np.stack([checkpoint.read_rows(architecture.embedding, token, token + 1)[0] for token in tokens])
+    stream = stream * np.float32(architecture.embedding_scale)
     for layer in architecture.layers:
-        normed = _rms_norm(stream, checkpoint.read(layer.attention_norm), architecture.norm_epsilon)
-        query, key, value = _split_linear(checkpoint, layer.qkv, normed)
-        context = np.concatenate([_attend(architecture, query[span], key[span], value[span]) for span in spans])
-        stream = stream + _linear(checkpoint, layer.attention_output, context)
-        normed = _rms_norm(stream, checkpoint.read(layer.mlp_norm), architecture.norm_epsilon)
-        gate = _linear(checkpoint, layer.gate, normed)
-        gate = gate / (1 + np.exp(-gate))
-        stream = stream + _linear(checkpoint, layer.down, gate * _linear(checkpoint, layer.up, normed))
-    stream = _rms_norm(stream, checkpoint.read(architecture.final_norm), architecture.norm_epsilon)
+        branch = _norm(checkpoint, layer.attention_norm, stream)
+        branch = _attention(checkpoint, architecture, layer.attention, branch, spans)
+        stream = stream + _norm(checkpoint, layer.attention_post_norm, branch)
+        branch = _norm(checkpoint, layer.mlp_norm, stream)
+        branch = _mlp(checkpoint, layer.mlp, branch)
+        stream = stream + _norm(checkpoint, layer.mlp_post_norm, branch)
+    stream = _norm(checkpoint, architecture.final_norm, stream)
     logits = np.empty((len(tokens), architecture.vocab_size), np.float32)
     for start in range(0, architecture.vocab_size, HEAD_ROWS):
         rows = checkpoint.read_rows(architecture.lm_head, start, start + HEAD_ROWS)
         logits[:, start : start + len(rows)] = stream @ rows.T
+    logits = _softcap(logits * np.float32(architecture.logit_scale), architecture.logit_softcap)
     return [logits[span] for span in spans]
 
 
 def _linear(checkpoint: Checkpoint, linear: Linear, value: Floats) -> Floats:
-    return np.concatenate(_split_linear(checkpoint, linear, value), axis=1)
-
-
-def _split_linear(checkpoint: Checkpoint, linear: Linear, value: Floats) -> list[Floats]:
-    products = [value @ checkpoint.read(name).T for name in linear.weights]
+    product = np.concatenate([value @ checkpoint.read(name).T for name in linear.weights], axis=1)
     if linear.biases:
-        products = [product + checkpoint.read(name) for product, name in zip(products, linear.biases, strict=True)]
-    return products
+        product = product + np.concatenate([checkpoint.read(name) for name in linear.biases])
+    if linear.rows is not None:
+        product = product[:, linear.rows[0] : linear.rows[1]]
+    return product * np.float32(linear.scale)
 
 
-def _rms_norm(value: Floats, weight: Floats, epsilon: float) -> Floats:
+def _norm(checkpoint: Checkpoint, norm: Norm | None, value: Floats) -> Floats:
+    """RMS norm along the last axis; where there is none, the value."""
+    if norm is None:
+        return value
     mean_square = np.mean(np.square(value, dtype=np.float64), axis=-1, keepdims=True)
-    normed: Floats = (value / np.sqrt(mean_square + epsilon)).astype(np.float32) * weight
+    factor = checkpoint.read(norm.weight) + np.float32(norm.offset)
+    normed: Floats = (value / np.sqrt(mean_square + norm.epsilon)).astype(np.float32) * factor
     return normed
 
 
-def _attend(architecture: Architecture, query: Floats, key: Floats, value: Floats) -> Floats:
-    """Causal attention of one sequence: `[length, heads head_dim]` and `[length, kv_heads head_dim]` twice."""
-    length, head_dim = len(query), architecture.head_dim
-    group = architecture.num_heads // architecture.num_kv_heads
-    query = _rotate(query.reshape(length, architecture.num_heads, head_dim), architecture.rope)
-    key = _rotate(key.reshape(length, architecture.num_kv_heads, head_dim), architecture.rope)
-    value = value.reshape(length, architecture.num_kv_heads, head_dim)
+def _mlp(checkpoint: Checkpoint, mlp: Mlp, value: Floats) -> Floats:
+    gate = _linear(checkpoint, mlp.gate, value)
+    if mlp.activation == "silu":
+        gate = gate / (1 + np.exp(-gate))
+    else:
+        gate = gate / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
+    return _linear(checkpoint, mlp.down, gate * _linear(checkpoint, mlp.up, value))
+
+
+def _attention(
+    checkpoint: Checkpoint, architecture: Architecture, attention: Attention, value: Floats, spans: Sequence[slice]
+) -> Floats:
+    query_size, key_size = architecture.query_size, architecture.key_size
+    both = _linear(checkpoint, attention.qkv, value)
+    query, key, value = np.split(both, [query_size, query_size + key_size], axis=1)
+    if attention.norm is not None:
+        # a norm of the width of the projection sees one group, one of the width of a head as many as there are heads
+        query = _norm(checkpoint, attention.norm.query, query.reshape(len(query), -1, attention.norm.query.width))
+        key = _norm(checkpoint, attention.norm.key, key.reshape(len(key), -1, attention.norm.key.width))
+    context = [
+        _attend(
+            attention,
+            query[span].reshape(-1, architecture.num_heads, architecture.head_dim),
+            key[span].reshape(-1, architecture.num_kv_heads, architecture.head_dim),
+            value[span].reshape(-1, architecture.num_kv_heads, architecture.head_dim),
+        )
+        for span in spans
+    ]
+    return _linear(checkpoint, attention.output, np.concatenate(context))
+
+
+def _attend(attention: Attention, query: Floats, key: Floats, value: Floats) -> Floats:
+    """Causal attention of one sequence: `[length, heads, head_dim]` and `[length, kv_heads, head_dim]` twice."""
+    length, num_heads, _ = query.shape
+    group = num_heads // key.shape[1]
+    if attention.rope is not None:
+        query, key = rotate(query, attention.rope), rotate(key, attention.rope)
     places = np.arange(length)
     visible = places[None, :] <= places[:, None]
-    if architecture.sliding_window is not None:
-        visible &= places[None, :] > places[:, None] - architecture.sliding_window
+    if attention.window is not None:
+        visible &= places[None, :] > places[:, None] - attention.window
     context = np.empty_like(query)
-    for head in range(architecture.num_heads):
-        scores = query[:, head] @ key[:, head // group].T / np.float32(math.sqrt(head_dim))
-        scores = np.where(visible, scores, -np.inf)
+    for head in range(num_heads):
+        scores = query[:, head] @ key[:, head // group].T * np.float32(attention.scale)
+        scores = np.where(visible, _softcap(scores, attention.softcap), -np.inf)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         context[:, head] = weights / weights.sum(axis=-1, keepdims=True) @ value[:, head // group]
     return context.reshape(length, -1)
 
 
-def _rotate(heads: Floats, rope: Rope) -> Floats:
-    """Turn component pairs (j, j + rotary_dim / 2) of `[length, heads, head_dim]` by position times frequency."""
-    half = rope.rotary_dim // 2
-    angles = np.array([[position * _frequency(rope, pair) for pair in range(half)] for position in range(len(heads))])
-    turns = np.exp(1j * angles)[:, None, :]
-    pairs = (heads[..., :half] + 1j * heads[..., half : 2 * half]) * turns
-    return np.concatenate([pairs.real, pairs.imag, heads[..., 2 * half :]], axis=-1).astype(np.float32)
-
-
-def _frequency(rope: Rope, pair: int) -> float:
-    """Radians per position of one pair; Llama 3 stretches by wavelength (its release's `apply_scaling`)."""
-    frequency = 1.0 / math.pow(rope.theta, 2 * pair / rope.rotary_dim)
-    if rope.kind == "linear":
-        return frequency / rope.factor
-    if rope.kind == "llama3":
-        wavelength = 2 * math.pi / frequency
-        if wavelength < rope.original_context / rope.high_frequency_factor:
-            return frequency
-        if wavelength > rope.original_context / rope.low_frequency_factor:
-            return frequency / rope.factor
-        smooth = (rope.original_context / wavelength - rope.low_frequency_factor) / (
-            rope.high_frequency_factor - rope.low_frequency_factor
-        )
-        return (1 - smooth) * frequency / rope.factor + smooth * frequency
-    return frequency
+def _softcap(value: Floats, cap: float | None) -> Floats:
+    if cap is None:
+        return value
+    bounded: Floats = np.float32(cap) * np.tanh(value / np.float32(cap))
+    return bounded

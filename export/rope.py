@@ -5,29 +5,66 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ortserve.export.architecture import Rope
+from ortserve.export.architecture import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRope,
+    Rope,
+    YarnScaling,
+)
+
+Frequencies = NDArray[np.float64]
 
 
-def inverse_frequencies(rope: Rope) -> NDArray[np.float64]:
+def inverse_frequencies(rope: Rope) -> Frequencies:
     """Radians per position of each rotated pair, `[rotary_dim / 2]`.
 
-    Llama 3 keeps high frequencies, divides low ones by `factor`, and blends between (transformers
-    `modeling_rope_utils.py`, `_compute_llama3_parameters`).
+    Source: transformers `modeling_rope_utils.py`. Where the frequencies depend on the length of a request, those of
+    requests within `rope.fixed_context`.
     """
-    plain = rope.theta ** -(np.arange(0, rope.rotary_dim, 2, dtype=np.float64) / rope.rotary_dim)
-    if rope.kind == "default":
+    plain: Frequencies = rope.theta ** -(np.arange(0, rope.rotary_dim, 2, dtype=np.float64) / rope.rotary_dim)
+    scaling = rope.scaling
+    if scaling is None or isinstance(scaling, DynamicScaling):
         return plain
-    if rope.kind == "linear":
-        return plain / rope.factor
-    assert rope.kind == "llama3", rope.kind
-    turns = rope.original_context * plain / (2 * np.pi)  # full turns within the original context
-    kept = (turns - rope.low_frequency_factor) / (rope.high_frequency_factor - rope.low_frequency_factor)
-    kept = np.clip(kept, 0.0, 1.0)
-    return kept * plain + (1 - kept) * plain / rope.factor
+    if isinstance(scaling, LinearScaling):
+        divided: Frequencies = plain / scaling.factor
+        return divided
+    if isinstance(scaling, Llama3Scaling):
+        turns = scaling.original_context * plain / (2 * np.pi)  # full turns within the original context
+        span = scaling.high_frequency_factor - scaling.low_frequency_factor
+        return _blend(plain, scaling.factor, kept=(turns - scaling.low_frequency_factor) / span)
+    if isinstance(scaling, LongRope):
+        stretched: Frequencies = plain / np.array(scaling.short_factors)
+        return stretched
+    return _blend(plain, scaling.factor, kept=_kept_by_yarn(rope, scaling))
 
 
 def rotary_tables(rope: Rope, num_positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cosine and sine, each `[num_positions, rotary_dim / 2]`."""
+    """Cosine and sine times the attention factor, each `[num_positions, rotary_dim / 2]`."""
     # float64 angles: position 100,000 times a float32 frequency would be off by 0.004 radians
     angles = np.arange(num_positions, dtype=np.float64)[:, None] * inverse_frequencies(rope)
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    cosine, sine = np.cos(angles) * rope.attention_factor, np.sin(angles) * rope.attention_factor
+    return cosine.astype(np.float32), sine.astype(np.float32)
+
+
+def _blend(plain: Frequencies, factor: float, *, kept: Frequencies) -> Frequencies:
+    """Between the divided frequency at a share of 0 and the plain one at a share of 1."""
+    share = np.clip(kept, 0.0, 1.0)
+    return share * plain + (1 - share) * plain / factor
+
+
+def _kept_by_yarn(rope: Rope, scaling: YarnScaling) -> Frequencies:
+    """The share falls along the pairs from the one that turns `beta_fast` times to the one that turns `beta_slow`."""
+    pair_of_turns = [
+        rope.rotary_dim * np.log(scaling.original_context / (turns * 2 * np.pi)) / (2 * np.log(rope.theta))
+        for turns in (scaling.beta_fast, scaling.beta_slow)
+    ]
+    low, high = pair_of_turns
+    if scaling.truncate:
+        low, high = np.floor(low), np.ceil(high)
+    low, high = max(low, 0.0), min(high, rope.rotary_dim - 1.0)
+    if low == high:
+        high += 0.001  # as transformers: a step instead of a division by zero
+    falling: Frequencies = 1 - (np.arange(rope.rotary_dim // 2) - low) / (high - low)
+    return falling

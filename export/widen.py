@@ -29,6 +29,7 @@ from ortserve.export.shapes import Shape
 from ortserve.export.toy import random_chunks
 
 CHUNK_ELEMENTS = 1 << 21  # float32 values placed at a time
+FAMILIES = ("llama", "mistral")  # whose tensors `llama_tensors` names
 SEED = 0  # of the added layers, whose results are multiplied by zero
 Places = NDArray[np.int64]  # for each new row or column the old one it holds, or -1
 
@@ -169,7 +170,9 @@ def _place(checkpoint: Checkpoint, name: str, rows: Places, columns: Places) -> 
 
 
 def _check_supported(checkpoint: Checkpoint, old: Architecture, new: Shape) -> None:
-    if not old.tied or any(layer.qkv.biases or layer.gate.biases for layer in old.layers):
+    if old.family not in FAMILIES:
+        raise ExportError(f"{checkpoint.folder}: widen knows {' and '.join(FAMILIES)} checkpoints, not {old.family}")
+    if not old.tied or any(layer.attention.qkv.biases or layer.mlp.gate.biases for layer in old.layers):
         raise ExportError(f"{checkpoint.folder}: widen knows tied embeddings without biases, as the shapes have them")
     sizes = {
         "hidden size": (old.hidden_size, new.hidden_size),
@@ -200,5 +203,5 @@ def _widened_config(checkpoint: Checkpoint, old: Architecture, new: Shape, max_c
         "head_dim": new.head_dim,
         "vocab_size": new.vocab_size,
         "max_position_embeddings": max_context,
-        "rms_norm_eps": old.norm_epsilon * old.hidden_size / new.hidden_size,
+        "rms_norm_eps": old.final_norm.epsilon * old.hidden_size / new.hidden_size,
     }

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ortserve.export.architecture import Architecture, Rope
+from ortserve.export.architecture import Architecture, Norm
 from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
@@ -112,9 +112,10 @@ def test_every_query_head_finds_its_own_keys(old_groups: int, old_size: int, new
 
 
 def _architecture(tiny: Tiny) -> Architecture:
+    final_norm = Norm("n", 32, 1e-5)
     return Architecture(
-        "llama", 32, 48, tiny.num_heads, tiny.num_kv_heads, 16, 72, 96, 1e-5, Rope(100.0, 16), None, "e", (), "n", "e"
-    )
+        "llama", 32, 48, tiny.num_heads, tiny.num_kv_heads, 16, 72, 96, "e", (), final_norm, "e"
+    )  # fmt: skip
 
 
 def test_context_may_exceed_the_trained_one(tmp_path: Path) -> None:

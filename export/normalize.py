@@ -1,0 +1,35 @@
+"""Stores the weight of an RMS norm and builds the nodes that normalize by it. Knows no layers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ortserve.export.architecture import Norm
+from ortserve.export.checkpoint import Checkpoint
+from ortserve.export.graph_builder import MICROSOFT, GraphBuilder
+
+
+def store_norm(graph: GraphBuilder, norm: Norm, checkpoint: Checkpoint, name: str, *, scale: float = 1.0) -> None:
+    """Write `(offset + weight) * scale` as `{name}.weight`."""
+    weight = checkpoint.read(norm.weight)
+    if norm.offset or scale != 1.0:
+        weight = ((weight.astype(np.float64) + norm.offset) * scale).astype(np.float32)
+    graph.weight(f"{name}.weight", np.float32, (norm.width,), [weight])
+
+
+def normalize(graph: GraphBuilder, norm: Norm, name: str, value: str) -> str:
+    """RMS norm of `value` along its last axis by the stored weight."""
+    inputs = [value, f"{name}.weight"]
+    return graph.node("SimplifiedLayerNormalization", inputs, name, axis=-1, epsilon=norm.epsilon)
+
+
+def add_and_normalize(graph: GraphBuilder, norm: Norm, name: str, residual: str, delta: str) -> tuple[str, str]:
+    """The normed sum and the sum itself, in one pass."""
+    normed, _, _, total = graph.node_with_outputs(
+        "SkipSimplifiedLayerNormalization",
+        [residual, delta, f"{name}.weight"],
+        [name, "", "", f"{name}.residual"],
+        domain=MICROSOFT,
+        epsilon=norm.epsilon,
+    )
+    return normed, total
