@@ -8,12 +8,14 @@ from ortserve.export.architecture import Architecture
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.families.llama import read_llama, read_mistral
+from ortserve.export.families.phi3 import read_phi3
 from ortserve.export.families.qwen import read_qwen2, read_qwen3
 from ortserve.export.families.smollm3 import read_smollm3
 
 READERS: Mapping[str, Callable[[Checkpoint], Architecture]] = {
     "LlamaForCausalLM": read_llama,
     "MistralForCausalLM": read_mistral,
+    "Phi3ForCausalLM": read_phi3,
     "Qwen2ForCausalLM": read_qwen2,
     "Qwen3ForCausalLM": read_qwen3,
     "SmolLM3ForCausalLM": read_smollm3,
