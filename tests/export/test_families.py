@@ -144,3 +144,16 @@ def test_the_older_spelling_of_rope_settings_is_the_same(name: str) -> None:
     older = {"rope_theta": settings.pop("rope_theta"), "rope_scaling": settings}
     settings["type"] = settings.pop("rope_type")
     assert read_rope(older, head_dim=32, max_context=16384) == _rope(ROPES[name]["settings"])
+
+
+def test_gemma_scales_embeddings_as_its_dtype_rounds(tmp_path: Path) -> None:
+    import ml_dtypes
+    from safetensors.numpy import load_file, save_file
+
+    source = copy_family("gemma3", tmp_path / "source")
+    scales = {}
+    for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
+        tensors = load_file(source / "model.safetensors")
+        save_file({name: value.astype(dtype) for name, value in tensors.items()}, source / "model.safetensors")
+        scales[np.dtype(dtype).name] = read_architecture(open_checkpoint(source)).embedding_scale
+    assert scales == {"float32": float(np.float32(24**0.5)), "float16": 4.8984375, "bfloat16": 4.90625}
