@@ -8,6 +8,7 @@ from ortserve.export.architecture import Architecture
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.families.gemma import read_gemma2, read_gemma3
+from ortserve.export.families.granite import read_granite
 from ortserve.export.families.llama import read_llama, read_mistral
 from ortserve.export.families.phi3 import read_phi3
 from ortserve.export.families.qwen import read_qwen2, read_qwen3
@@ -16,6 +17,7 @@ from ortserve.export.families.smollm3 import read_smollm3
 READERS: Mapping[str, Callable[[Checkpoint], Architecture]] = {
     "Gemma2ForCausalLM": read_gemma2,
     "Gemma3ForCausalLM": read_gemma3,
+    "GraniteForCausalLM": read_granite,
     "LlamaForCausalLM": read_llama,
     "MistralForCausalLM": read_mistral,
     "Phi3ForCausalLM": read_phi3,
