@@ -10,6 +10,7 @@ from ortserve.export.errors import ExportError
 from ortserve.export.families.gemma import read_gemma2, read_gemma3
 from ortserve.export.families.granite import read_granite
 from ortserve.export.families.llama import read_llama, read_mistral
+from ortserve.export.families.olmo2 import read_olmo2
 from ortserve.export.families.phi3 import read_phi3
 from ortserve.export.families.qwen import read_qwen2, read_qwen3
 from ortserve.export.families.smollm3 import read_smollm3
@@ -20,6 +21,7 @@ READERS: Mapping[str, Callable[[Checkpoint], Architecture]] = {
     "GraniteForCausalLM": read_granite,
     "LlamaForCausalLM": read_llama,
     "MistralForCausalLM": read_mistral,
+    "Olmo2ForCausalLM": read_olmo2,
     "Phi3ForCausalLM": read_phi3,
     "Qwen2ForCausalLM": read_qwen2,
     "Qwen3ForCausalLM": read_qwen3,
