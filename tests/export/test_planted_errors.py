@@ -1,0 +1,200 @@
+"""One planted error in the graph of a family, and the proof fails: a wrong export is never called proven."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ortserve.export import attention as attention_module
+from ortserve.export import publish
+from ortserve.export.architecture import (
+    Architecture,
+    Attention,
+    DynamicScaling,
+    Layer,
+    Linear,
+    LinearScaling,
+    Norm,
+    QueryKeyNorm,
+    Rope,
+    YarnScaling,
+)
+from ortserve.export.checkpoint import open_checkpoint
+from ortserve.export.families import read_architecture
+from ortserve.export.rope import rotary_tables
+from ortserve.export.verify import check_parity
+from tests.export.family_checkpoints import MAX_CONTEXT, NAMES, copy_family, every_family
+
+Plant = Callable[[Architecture], Architecture]
+Tables = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def _prove(folder: Path, family: str, monkeypatch: pytest.MonkeyPatch, plant: Plant) -> bool:
+    """Export what `plant` makes of the right architecture; prove it against the right one."""
+    source = copy_family(family, folder / "source")
+    right = read_architecture(open_checkpoint(source))
+    wrong = plant(right)
+    monkeypatch.setattr(publish, "read_architecture", lambda checkpoint: wrong)
+    manifest = publish.export_checkpoint(
+        source, folder / "out", precision="fp32", max_context=MAX_CONTEXT, verify=False
+    )
+    return check_parity(folder / "out", manifest, right, open_checkpoint(source)).passed
+
+
+def _layers(change: Callable[[Layer], Layer]) -> Plant:
+    return lambda architecture: replace(architecture, layers=tuple(change(layer) for layer in architecture.layers))
+
+
+def _attentions(change: Callable[[Attention], Attention]) -> Plant:
+    return _layers(lambda layer: replace(layer, attention=change(layer.attention)))
+
+
+def _fields(**fields: Any) -> Plant:
+    return lambda architecture: replace(architecture, **fields)
+
+
+def _rope(**fields: Any) -> Plant:
+    def change(attention: Attention) -> Attention:
+        return attention if attention.rope is None else replace(attention, rope=replace(attention.rope, **fields))
+
+    return _attentions(change)
+
+
+def _without_offset(norm: Norm | None) -> Norm | None:
+    return None if norm is None else replace(norm, offset=0.0)
+
+
+def _shorter_window(attention: Attention) -> Attention:
+    return attention if attention.window is None else replace(attention, window=attention.window - 1)
+
+
+def _swap_kinds(architecture: Architecture) -> Architecture:
+    ropes = dict(zip(architecture.ropes(), reversed(architecture.ropes()), strict=True))
+    return _attentions(lambda found: replace(found, rope=None if found.rope is None else ropes[found.rope]))(
+        architecture
+    )
+
+
+def _rotate_everywhere(architecture: Architecture) -> Architecture:
+    (rope,) = architecture.ropes()
+    return _attentions(lambda found: replace(found, rope=rope))(architecture)
+
+
+def _head_norms_without_offset(attention: Attention) -> Attention:
+    assert attention.norm is not None
+    plain = [replace(norm, offset=0.0) for norm in (attention.norm.query, attention.norm.key)]
+    return replace(attention, norm=QueryKeyNorm(*plain))
+
+
+def _unscaled(linear: Linear) -> Linear:
+    return replace(linear, scale=1.0)
+
+
+PLANTED: dict[str, tuple[str, Plant]] = {
+    "missing bias": ("qwen2", _attentions(lambda found: replace(found, qkv=replace(found.qkv, biases=())))),
+    "window one too short": ("mistral", _attentions(_shorter_window)),
+    "window one too short in some layers": ("qwen2", _attentions(_shorter_window)),
+    "no window": ("gemma2", _attentions(lambda found: replace(found, window=None))),
+    "wrong attention scale": ("llama", _attentions(lambda found: replace(found, scale=found.scale * 1.01))),
+    "scale by head size": ("gemma2", _attentions(lambda found: replace(found, scale=16**-0.5))),
+    "no norm of heads": ("qwen3", _attentions(lambda found: replace(found, norm=None))),
+    "no norm of projections": ("olmo2", _attentions(lambda found: replace(found, norm=None))),
+    "attention factor forgotten": ("qwen3", _rope(attention_factor=1.0)),
+    "yarn taken for linear": ("qwen3", _rope(scaling=LinearScaling(4.0))),
+    "yarn with another ramp": ("qwen3", _rope(scaling=YarnScaling(4.0, 24, truncate=False))),
+    "divisors forgotten": ("phi4_mini", _rope(scaling=None)),
+    "scaling forgotten": ("llama", _rope(scaling=DynamicScaling(96))),
+    "all components rotate": ("phi4_mini", _rope(rotary_dim=16, scaling=None)),
+    "positions in every layer": ("smollm3", _rotate_everywhere),
+    "gate and up swapped": (
+        "phi3",
+        _layers(lambda layer: replace(layer, mlp=replace(layer.mlp, gate=layer.mlp.up, up=layer.mlp.gate))),
+    ),
+    "missing 1 + w": (
+        "gemma2",
+        _layers(lambda layer: replace(layer, attention_norm=_without_offset(layer.attention_norm))),
+    ),
+    "missing 1 + w at the end": (
+        "gemma3",
+        lambda found: replace(found, final_norm=replace(found.final_norm, offset=0.0)),
+    ),
+    "missing 1 + w of heads": ("gemma3", _attentions(_head_norms_without_offset)),
+    "no norm after attention": ("olmo2", _layers(lambda layer: replace(layer, attention_post_norm=None))),
+    "no norm after the MLP": ("gemma3", _layers(lambda layer: replace(layer, mlp_post_norm=None))),
+    "another activation": ("gemma2", _layers(lambda layer: replace(layer, mlp=replace(layer.mlp, activation="silu")))),
+    "no cap on scores": ("gemma2", _attentions(lambda found: replace(found, softcap=None))),
+    "no cap on logits": ("gemma2", _fields(logit_softcap=None)),
+    "embedding scale one percent off": (
+        "gemma3",
+        lambda found: replace(found, embedding_scale=found.embedding_scale * 1.01),
+    ),
+    "bases of the layers swapped": ("gemma3", _swap_kinds),
+    "branches not multiplied": (
+        "granite",
+        _layers(lambda layer: replace(layer, mlp=replace(layer.mlp, down=_unscaled(layer.mlp.down)))),
+    ),
+    "logits not divided": ("granite", _fields(logit_scale=1.0)),
+    "embeddings not multiplied": ("granite", _fields(embedding_scale=1.0)),
+}
+
+
+def _swapped_halves(rope: Rope, num_positions: int) -> Tables:
+    cosine, sine = rotary_tables(rope, num_positions)
+    return cosine, -sine
+
+
+def _reversed_frequencies(rope: Rope, num_positions: int) -> Tables:
+    """The first pair turns as slowly as the last one should."""
+    cosine, sine = rotary_tables(rope, num_positions)
+    return cosine[:, ::-1].copy(), sine[:, ::-1].copy()
+
+
+def _first_position_twice(rope: Rope, num_positions: int) -> Tables:
+    """Off by one from the second token on; a shift of all positions would change nothing."""
+    cosine, sine = (table[np.maximum(np.arange(num_positions) - 1, 0)] for table in rotary_tables(rope, num_positions))
+    return cosine, sine
+
+
+def _from_position_thirty(rope: Rope, num_positions: int) -> Tables:
+    """Off by one from there on: shorter proofs would not see it."""
+    places = np.arange(num_positions)
+    wrong = np.minimum(places + (places >= 30), num_positions - 1)
+    cosine, sine = (table[wrong] for table in rotary_tables(rope, num_positions))
+    return cosine, sine
+
+
+@every_family
+def test_without_a_planted_error_the_proof_passes(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _prove(tmp_path, family, monkeypatch, lambda right: right)
+
+
+@pytest.mark.parametrize("error", PLANTED)
+def test_the_proof_catches(tmp_path: Path, error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    family, plant = PLANTED[error]
+    assert not _prove(tmp_path, family, monkeypatch, plant)
+
+
+@pytest.mark.parametrize(
+    ("family", "tables"),
+    [
+        *((family, _swapped_halves) for family in NAMES),
+        *((family, _first_position_twice) for family in NAMES),
+        ("llama", _reversed_frequencies),
+        ("llama", _from_position_thirty),
+    ],
+)
+def test_the_proof_catches_wrong_positions(
+    tmp_path: Path, family: str, tables: Callable[[Rope, int], Tables], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_module, "rotary_tables", tables)
+    assert not _prove(tmp_path, family, monkeypatch, lambda right: right)
+
+
+def test_errors_are_planted_in_every_family() -> None:
+    assert {family for family, _ in PLANTED.values()} == set(NAMES)
