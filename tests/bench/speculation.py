@@ -23,8 +23,8 @@ from ortserve.runtime.request import Delta, DraftHints, FinishReason, Request, S
 from tests.bench.measurement import Goal, finish, script_parser, spread
 
 TEXT = (
-    "the red fox found a small {thing} in the garden and carried it to the old bridge where {name} waited for the train "
-    "to the city with a warm coat and a green hat and a letter for the baker of the village"
+    "the red fox found a small {thing} in the garden and carried it to the old bridge where {name} waited for the "
+    "train to the city with a warm coat and a green hat and a letter for the baker of the village"
 )
 THINGS = ("box", "clock", "lamp", "piano", "ladder", "mirror", "kettle", "violin", "basket", "engine", "drum")
 NAMES = ("Alice", "Boris", "Clara", "David", "Elena", "Frank", "Grace", "Hugo")
