@@ -148,12 +148,12 @@ def plan_export(
 def _choose_context(architecture: Architecture, max_context: int | None) -> int:
     """The wanted context, or the model's own. Raises `ExportError` for one that the graph could not serve."""
     context = architecture.max_context if max_context is None else max_context
-    if not 0 < context <= architecture.max_context:
-        raise ExportError(f"max context {context} is outside 1 to {architecture.max_context}, the model's own")
     for rope in architecture.ropes():
         if rope.fixed_context is not None and context > rope.fixed_context:
             raise ExportError(
                 f"beyond {rope.fixed_context} tokens this model rotates by how long each request becomes, which the"
                 f" runtime cannot choose yet: export it with --max-context {rope.fixed_context} or less"
             )
+    if not 0 < context <= architecture.max_context:
+        raise ExportError(f"max context {context} is outside 1 to {architecture.max_context}, the model's own")
     return context

@@ -26,7 +26,8 @@ from ortserve.export.families.decoder_config import (
 from ortserve.export.families.rope_settings import LayerKind
 from ortserve.export.json_fields import JsonObject, flag
 
-WINDOW_LAYERS = 28  # `max_window_layers` where a configuration is silent
+MAX_CONTEXT = 32768  # where a configuration is silent
+WINDOW_LAYERS = 28  # `max_window_layers`, likewise
 
 
 def read_qwen2(checkpoint: Checkpoint) -> Architecture:
@@ -40,13 +41,13 @@ def read_qwen2(checkpoint: Checkpoint) -> Architecture:
             output=linear(prefix, "o_proj"),
         )
 
-    return _read(checkpoint, "qwen2", read_sizes(checkpoint.config), attention)
+    return _read(checkpoint, "qwen2", read_sizes(checkpoint.config, max_context=MAX_CONTEXT), attention)
 
 
 def read_qwen3(checkpoint: Checkpoint) -> Architecture:
     """Norms of every head's query and key before they rotate; upper layers may slide."""
 
-    sizes = read_sizes(checkpoint.config, head_dim=128)
+    sizes = read_sizes(checkpoint.config, head_dim=128, max_context=MAX_CONTEXT)
 
     def attention(plain: Attention, index: int) -> Attention:
         query, key = (
