@@ -84,7 +84,7 @@ class Linear:
 
     weights: tuple[str, ...]
     biases: tuple[str, ...] = ()  # empty, or one `[rows]` tensor per weight
-    rows: tuple[int, int] | None = None  # first and end row of the stack: one part of a fused tensor; None: all
+    rows: tuple[int, int] | None = None  # first and end row of a fused tensor, then the only one; None: all rows
     scale: float = 1.0  # the product, bias included, is multiplied by it
 
 

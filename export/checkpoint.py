@@ -55,16 +55,14 @@ class Checkpoint:
     ) -> Iterator[NDArray[np.float32]]:
         """The rows of several tensors one after another, in float32 pieces of at most `max_elements` (or one row).
 
-        `rows` is a first and an end row of the stack; None: all of them.
+        `rows` is a first and an end row, of every tensor; None: all of them.
         """
-        offset = 0  # rows of the tensors before this one
         for name in names:
             shape = self.stored(name).shape
-            first, end = (0, shape[0]) if rows is None else (max(0, rows[0] - offset), min(shape[0], rows[1] - offset))
+            first, end = rows or (0, shape[0])
             num_rows = max(1, max_elements // max(1, int(np.prod(shape[1:]))))
             for start in range(first, end, num_rows):
                 yield self.read_rows(name, start, min(start + num_rows, end))
-            offset += shape[0]
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:

@@ -50,11 +50,14 @@ def reference_logits(
 
 
 def _linear(checkpoint: Checkpoint, linear: Linear, value: Floats) -> Floats:
-    product = np.concatenate([value @ checkpoint.read(name).T for name in linear.weights], axis=1)
+    start, stop = linear.rows or (0, None)
+
+    def read(name: str) -> Floats:
+        return checkpoint.stored(name).read(start, stop)
+
+    product = np.concatenate([value @ read(name).T for name in linear.weights], axis=1)
     if linear.biases:
-        product = product + np.concatenate([checkpoint.read(name) for name in linear.biases])
-    if linear.rows is not None:
-        product = product[:, linear.rows[0] : linear.rows[1]]
+        product = product + np.concatenate([read(name) for name in linear.biases])
     return product * np.float32(linear.scale)
 
 
