@@ -17,6 +17,7 @@ from ortserve.gateway.routes.admin import CacheRoute
 from ortserve.gateway.routes.chat import ChatRoute
 from ortserve.gateway.routes.completions import CompletionRoute
 from ortserve.gateway.routes.health import HealthRoute
+from ortserve.gateway.routes.messages import MessagesRoute
 from ortserve.gateway.routes.metrics import MetricsRoute
 from ortserve.gateway.routes.models import ModelsRoute
 from ortserve.gateway.service import ModelService
@@ -37,10 +38,13 @@ def build_app(
     metrics = Metrics(service.driver)
     models = ModelsRoute(service)
     health = HealthRoute(service)
+    messages = MessagesRoute(service, patience)
     cache = CacheRoute(service, tenant_of((api_key or "").encode()))
     routes = [
         Route("/v1/chat/completions", ChatRoute(service, patience).post, methods=["POST"]),
         Route("/v1/completions", CompletionRoute(service, patience).post, methods=["POST"]),
+        Route("/v1/messages", messages.post, methods=["POST"]),
+        Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
         Route("/v1/models", models.index),
         Route("/v1/models/{id:path}", models.one),
         Route("/health", health.get),
@@ -58,7 +62,7 @@ def build_app(
             allow_origins=["*"],
             allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
             allow_headers=["*"],  # reflected: a literal * would not cover Authorization
-            expose_headers=["x-request-id"],
+            expose_headers=["x-request-id", "request-id"],
         ),
         Middleware(Gate, api_key=api_key, admin_key=admin_key, max_body_bytes=max_body_bytes),
     ]
@@ -82,9 +86,9 @@ async def _http_problem(request: Request, error: Exception) -> Response:
         problem = invalid_url(request.method, path)
     else:
         problem = Problem(error.status_code, error.detail)
-    return problem_response(problem)
+    return problem_response(problem, request.scope)
 
 
-async def _api_problem(_: Request, error: Exception) -> Response:
+async def _api_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return problem_response(error.problem)
+    return problem_response(error.problem, request.scope)

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ortserve.gateway.anthropic_errors import anthropic_body, speaks_anthropic
 from ortserve.gateway.errors import ApiError, Problem, from_runtime, internal_error, invalid_url, unauthorized
 from ortserve.gateway.exchange import SCOPE_KEY, Exchange, exchange_of
 from ortserve.gateway.logs import log
@@ -24,7 +25,7 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 OPEN_PATHS = ("/", "/health")  # load balancers have no key
 ADMIN_PATH = "/admin"
 METRICS_PATH = "/metrics"
-ALIASED = ("chat", "completions", "models")  # clients whose base URL lacks /v1
+ALIASED = ("chat", "completions", "messages", "models")  # clients whose base URL lacks /v1
 METHODS_WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 
 
@@ -52,11 +53,14 @@ class Edge:
         exchange.send_piece = send
         scope[SCOPE_KEY] = exchange
         request_id = exchange.request_id.encode()
+        headers = [(b"x-request-id", request_id)]
+        if speaks_anthropic(canonical_path(scope["path"])):
+            headers.append((b"request-id", request_id))
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                message["headers"] = [*message["headers"], *headers]
             await send(message)
 
         method, path = scope["method"], scope["path"]
@@ -105,7 +109,7 @@ class Gate:
             if refusal is None and len(exchange.body) > self._max_body_bytes:
                 refusal = too_large(self._max_body_bytes)
             if refusal is not None:
-                await problem_response(refusal)(scope, receive, send)
+                await problem_response(refusal, scope)(scope, receive, send)
             elif scope["method"] == "OPTIONS":
                 await Response(status_code=204)(scope, receive, send)
             else:
@@ -115,7 +119,7 @@ class Gate:
                 log().exception("request_failed")
             exchange.outcome = "failed"
             if exchange.status == 0:
-                await problem_response(problem_of(error))(scope, receive, send)
+                await problem_response(problem_of(error), scope)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Problem | None:
         key = given_key(Headers(scope=scope))
@@ -169,9 +173,11 @@ def problem_of(error: Exception) -> Problem:
     return internal_error()
 
 
-def problem_response(problem: Problem) -> Response:
-    """The envelope as a reply."""
-    return Response(problem.body(), problem.status, dict(problem.headers), "application/json")
+def problem_response(problem: Problem, scope: Scope) -> Response:
+    """The envelope as a reply, Anthropic's where the path is."""
+    is_anthropic = speaks_anthropic(scope["path"])
+    body = anthropic_body(problem, exchange_of(scope).request_id) if is_anthropic else problem.body()
+    return Response(body, problem.status, dict(problem.headers), "application/json")
 
 
 def too_large(limit: int) -> Problem:

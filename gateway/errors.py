@@ -73,9 +73,9 @@ def method_not_allowed(method: str, path: str, allowed: str) -> Problem:
 
 def unauthorized(*, given: bool) -> Problem:
     """A 401: no key, or a wrong one."""
-    message = (
-        "Incorrect API key provided." if given else "You didn't provide an API key: send 'Authorization: Bearer KEY'."
-    )
+    message = "You didn't provide an API key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
+    if given:
+        message = "Incorrect API key provided."
     return Problem(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
 

@@ -24,12 +24,16 @@ SETTLE_S = 2.0  # an engine that takes longer to end a request owes nobody its c
 
 @dataclass(frozen=True, slots=True)
 class ChoicePiece:
-    """What one engine step added to one choice. The last piece of a choice carries `finish`."""
+    """What one engine step added to one choice. The last piece of a choice carries `finish`.
+
+    `stop` is the stop string that ended it, None when the model itself or a limit did.
+    """
 
     index: int
     text: str
     tokens: tuple[ShownToken, ...]
     finish: FinishWord | None
+    stop: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class WholeChoice:
     text: str
     tokens: tuple[ShownToken, ...]
     finish: FinishWord
+    stop: str | None = None
 
 
 class TokenStream(Protocol):
@@ -143,7 +148,7 @@ class Choice:
 
     def _ended(self, piece: Piece, finish: FinishWord) -> ChoicePiece:
         self.finish = finish
-        return ChoicePiece(self.index, piece.text, piece.tokens, finish)
+        return ChoicePiece(self.index, piece.text, piece.tokens, finish, piece.stop)
 
 
 class Generation:
@@ -261,15 +266,16 @@ async def collect(generation: Generation) -> list[WholeChoice]:
     texts: list[list[str]] = [[] for _ in range(generation.num_choices)]
     tokens: list[list[ShownToken]] = [[] for _ in texts]
     finishes: list[FinishWord] = ["length" for _ in texts]
+    stops: list[str | None] = [None for _ in texts]
     async with aclosing(generation.batches()) as batches:
         async for batch in batches:
             for piece in batch:
                 texts[piece.index].append(piece.text)
                 tokens[piece.index].extend(piece.tokens)
                 if piece.finish is not None:
-                    finishes[piece.index] = piece.finish
+                    finishes[piece.index], stops[piece.index] = piece.finish, piece.stop
     await generation.settle()
     return [
-        WholeChoice(index, "".join(texts[index]), tuple(tokens[index]), finishes[index])
+        WholeChoice(index, "".join(texts[index]), tuple(tokens[index]), finishes[index], stops[index])
         for index in range(generation.num_choices)
     ]

@@ -30,11 +30,16 @@ class ShownToken:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that can be shown now. `stopped`: a stop string has ended the choice."""
+    """Text that can be shown now. `stop` is the stop string that has ended the choice."""
 
     text: str
     tokens: tuple[ShownToken, ...] = ()
-    stopped: bool = False
+    stop: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string has ended the choice."""
+        return self.stop is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ class TextAssembler:
 
     __slots__ = (
         "_decoder", "_num_decoded", "_num_shown", "_scanner", "_stops", "_strip", "_tokenizer", "_waiting",
-        "_with_logprobs", "num_tokens", "stopped",
+        "_with_logprobs", "num_tokens", "stop",
     )  # fmt: skip
 
     def __init__(
@@ -66,7 +71,7 @@ class TextAssembler:
         self._num_decoded = 0  # characters
         self._num_shown = 0
         self.num_tokens = 0  # fed, up to and including the one that completed a stop string
-        self.stopped = False
+        self.stop: str | None = None  # the one that has ended the text
 
     def feed(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> Piece:
         """The text that these tokens make final. Not to be called again once stopped."""
@@ -79,9 +84,9 @@ class TextAssembler:
 
     def finish(self) -> Piece:
         """The held suffix; an unfinished character is dropped, and with it what only it showed."""
-        text = "" if self.stopped else self._scanner.flush()
+        text = self._scanner.flush() if self.stop is None else ""
         self._num_shown += len(text)
-        return Piece(text, (*self._release(), *self._cut()), stopped=self.stopped)
+        return Piece(text, (*self._release(), *self._cut()), self.stop)
 
     def _feed_one_by_one(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> Piece:
         texts: list[str] = []
@@ -99,12 +104,12 @@ class TextAssembler:
             texts.append(scan.text)
             self._num_shown += len(scan.text)
             if scan.stopped:
-                self.stopped = True
+                self.stop = scan.stop
                 break
         tokens = self._release()
-        if self.stopped:
+        if self.stop is not None:
             tokens = (*tokens, *self._cut())
-        return Piece("".join(texts), tokens, stopped=self.stopped)
+        return Piece("".join(texts), tokens, self.stop)
 
     def _stripped(self, data: bytes) -> bytes:
         if data:

@@ -129,8 +129,13 @@ class ModelService:
             request.num_choices,
             request.stops,
             param="messages",
-            strip_first_space=True,
+            strip_first_space=not request.continue_final_message,  # there, it separates two words
         )
+
+    async def count_tokens(self, request: ChatRequest, *, num_body_bytes: int) -> int:
+        """Tokens of the prompt that `start_chat` would submit. Raises `ApiError` where that would."""
+        self.check_model(request.model)
+        return len((await self.prompts.encode_chat(request, num_body_bytes=num_body_bytes)).ids)
 
     async def read_prompts(self, request: CompletionRequest) -> tuple[Prompt, ...]:
         """The prompts as ids; raises `ApiError` for the first that cannot be continued."""

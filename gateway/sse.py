@@ -26,6 +26,10 @@ class ChunkWriter(Protocol):
     def include_usage(self) -> bool:
         """The last frames show counts."""
 
+    @property
+    def ping(self) -> bytes:
+        """What keeps a silent stream alive."""
+
     def begin(self, num_choices: int) -> bytes:
         """What is sent as soon as the request has been admitted."""
 
@@ -35,16 +39,14 @@ class ChunkWriter(Protocol):
     def end(self, usage: TokenUsage) -> bytes:
         """The usage frame if asked for, and the terminator."""
 
-
-def error_frame(problem: Problem) -> bytes:
-    """A failure after the first byte; the stream ends right after it, without the terminator."""
-    return b"data: " + problem.body() + b"\n\n"
+    def failure(self, problem: Problem) -> bytes:
+        """A failure after the first byte; the stream ends right after it, without the terminator."""
 
 
 class _Envelope:
     """The parts around the choices, equal in all chunks of one stream."""
 
-    __slots__ = ("_after", "_before", "_encode", "include_usage")
+    __slots__ = ("_after", "_before", "_encode", "include_usage", "ping")
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class _Envelope:
         }
         self._encode = encode
         self.include_usage = include_usage
+        self.ping = PING
         self._before = b"data: " + encode(fields)[:-1] + b',"choices":'
         self._after = b',"usage":null}\n\n' if include_usage else b"}\n\n"
 
@@ -80,6 +83,10 @@ class _Envelope:
         if not self.include_usage:
             return DONE
         return self._before + b'[],"usage":' + self._encode(usage_reply(usage)) + b"}\n\n" + DONE
+
+    def failure(self, problem: Problem) -> bytes:
+        """The error's envelope instead of a chunk."""
+        return b"data: " + problem.body() + b"\n\n"
 
 
 class ChatChunks(_Envelope):

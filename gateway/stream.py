@@ -10,10 +10,10 @@ from contextlib import aclosing
 from starlette.types import Receive, Scope, Send
 
 from ortserve.gateway.errors import ApiError, internal_error
-from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.exchange import Exchange, exchange_of
 from ortserve.gateway.generation import Generation
 from ortserve.gateway.logs import log
-from ortserve.gateway.sse import PING, ChunkWriter, error_frame
+from ortserve.gateway.sse import ChunkWriter
 from ortserve.gateway.watch import Patience, Watch
 
 HEADERS = (
@@ -37,20 +37,19 @@ class EventStream:
         generation = self._generation
         last = b""
         try:
-            async with Watch(receive, exchange.send_piece or send, ping=PING, patience=self._patience) as watch:
+            send_piece, ping = exchange.send_piece or send, self._writer.ping
+            async with Watch(receive, send_piece, ping=ping, patience=self._patience) as watch:
                 await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
-                last = await self._pump(watch)
+                last = await self._pump(watch, exchange)
             if watch.reason is not None:
                 exchange.outcome = watch.reason
                 return
-            if last.startswith(b'data: {"error"'):
-                exchange.outcome = "failed"
         finally:
             generation.close()
             exchange.note(generation)
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def _pump(self, watch: Watch) -> bytes:
+    async def _pump(self, watch: Watch, exchange: Exchange) -> bytes:
         """Send everything but the last frames, which are returned: the body must end in the same write."""
         writer = self._writer
         try:
@@ -64,7 +63,9 @@ class EventStream:
                 await self._generation.settle()
             return writer.end(self._generation.usage())
         except ApiError as error:
-            return error_frame(error.problem)
+            exchange.outcome = "failed"
+            return writer.failure(error.problem)
         except Exception:
             log().exception("stream_failed")
-            return error_frame(internal_error())
+            exchange.outcome = "failed"
+            return writer.failure(internal_error())

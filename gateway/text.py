@@ -31,10 +31,15 @@ class Utf8Decoder:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What may be shown now, and whether a stop string ended the text."""
+    """What may be shown now, and the stop string that ended the text, if one did."""
 
     text: str
-    stopped: bool
+    stop: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """The text has ended."""
+        return self.stop is not None
 
 
 class StopScanner:
@@ -56,16 +61,17 @@ class StopScanner:
     def feed(self, text: str) -> Scan:
         """Text that can no longer become part of a stop string. Not to be called again once stopped."""
         if not self._stops:
-            return Scan(text, stopped=False)
+            return Scan(text)
         buffer = self._held + text
         for place in range(len(self._held), len(buffer)):
             matched = self._advance(buffer[place])
             if matched:
                 self._held = ""
-                return Scan(buffer[: place + 1 - matched], stopped=True)
+                start = place + 1 - matched
+                return Scan(buffer[:start], buffer[start : place + 1])
         keep = max(self._states)
         self._held = buffer[len(buffer) - keep :]
-        return Scan(buffer[: len(buffer) - keep], stopped=False)
+        return Scan(buffer[: len(buffer) - keep])
 
     def flush(self) -> str:
         """The held suffix: the text has ended, so it is not a stop string."""

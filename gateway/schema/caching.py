@@ -38,15 +38,21 @@ class Mark:
 def read_cache_wish(fields: Fields) -> CacheWish:
     """The fields of `CACHE_FIELDS`. `prompt_cache_retention` is an upper bound, which no entry here exceeds unasked."""
     fields.choice("prompt_cache_retention", RETENTIONS)
-    salt = fields.string("cache_salt", max_length=MAX_KEY_LENGTH)
-    if salt == "":
-        raise bad_request("Invalid 'cache_salt': expected a non-empty string.", param="cache_salt", code="empty_string")
+    salt = read_cache_salt(fields)
     affinity = fields.string("prompt_cache_key", max_length=MAX_KEY_LENGTH) or None
     options = fields.object("prompt_cache_options")
     if options is None:
         return CacheWish(affinity=affinity, salt=salt)
     mode = options.choice("mode", tuple(MODES))
     return CacheWish(CacheMode.AUTO if mode is None else MODES[mode], read_ttl(options), affinity, salt)
+
+
+def read_cache_salt(fields: Fields) -> str | None:
+    """`cache_salt`, which divides a tenant's prefixes further."""
+    salt = fields.string("cache_salt", max_length=MAX_KEY_LENGTH)
+    if salt == "":
+        raise bad_request("Invalid 'cache_salt': expected a non-empty string.", param="cache_salt", code="empty_string")
+    return salt
 
 
 def read_mark(part: Fields, num_characters: int) -> Mark | None:

@@ -75,7 +75,10 @@ CHAT_FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One validated call. `template_options` are extra variables of the chat template."""
+    """One validated call. `template_options` are extra variables of the chat template.
+
+    With `continue_final_message` the reply goes on from the last message instead of answering it.
+    """
 
     model: str
     messages: tuple[Message, ...]
@@ -88,6 +91,7 @@ class ChatRequest:
     add_generation_prompt: bool
     cache: CacheWish
     draft: DraftWish
+    continue_final_message: bool = False
 
 
 def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary) -> ChatRequest:

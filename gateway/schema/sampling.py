@@ -108,18 +108,24 @@ def read_stops(fields: Fields) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list):
         raise invalid_type(fields.name("stop"), "one of a string or array of strings", value)
-    if len(items) > MAX_STOPS:
-        message = (
-            f"Invalid 'stop': array too long. Expected an array with maximum length {MAX_STOPS}, "
-            f"but got an array with length {len(items)} instead."
-        )
-        raise bad_request(message, param="stop", code="array_above_max_length")
+    check_num_stops(items, "stop")
     return tuple(
-        _stop(item, "stop" if isinstance(value, str) else f"stop[{index}]") for index, item in enumerate(items)
+        read_stop(item, "stop" if isinstance(value, str) else f"stop[{index}]") for index, item in enumerate(items)
     )
 
 
-def _stop(item: object, param: str) -> str:
+def check_num_stops(items: list[object], param: str) -> None:
+    """Raise a 400 for more stop strings than one reply is searched for."""
+    if len(items) > MAX_STOPS:
+        message = (
+            f"Invalid '{param}': array too long. Expected an array with maximum length {MAX_STOPS}, "
+            f"but got an array with length {len(items)} instead."
+        )
+        raise bad_request(message, param=param, code="array_above_max_length")
+
+
+def read_stop(item: object, param: str) -> str:
+    """One stop string."""
     if not isinstance(item, str):
         raise invalid_type(param, "a string", item)
     if not 0 < len(item) <= MAX_STOP_LENGTH:

@@ -43,7 +43,7 @@ def assemble(ids: tuple[int, ...], cuts: list[int], stop: list[str], *, with_log
     return Piece(
         "".join(piece.text for piece in pieces),
         tuple(token for piece in pieces for token in piece.tokens),
-        stopped=any(piece.stopped for piece in pieces),
+        next((piece.stop for piece in pieces if piece.stop is not None), None),
     )
 
 

@@ -35,8 +35,10 @@ def test_stop_scanner_agrees_with_the_oracle_under_any_chunking(text: str, stops
         scan = scanner.feed(chunk)
         shown += scan.text
         assert naive_cut(text, stops)[0].startswith(shown), "something was shown that a stop string takes back"
-        if scan.stopped:
+        if scan.stop is not None:
             stopped = True
+            assert scan.stop in stops
+            assert text.startswith(shown + scan.stop)
             break
     else:
         shown += scanner.flush()

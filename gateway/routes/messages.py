@@ -1,0 +1,80 @@
+"""POST /v1/messages and /v1/messages/count_tokens, Anthropic's API. Knows no template and no token."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ortserve.gateway.anthropic_sse import MessageEvents
+from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.generation import Generation
+from ortserve.gateway.routes.bodies import json_response, read_request
+from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
+from ortserve.gateway.schema.anthropic import MESSAGES_FIELDS, read_counted_call, read_message_call
+from ortserve.gateway.schema.anthropic_replies import (
+    MessageReply,
+    TextBlock,
+    TokenCountReply,
+    message_usage,
+    stop_reason,
+)
+from ortserve.gateway.schema.chat import ChatRequest
+from ortserve.gateway.schema.fields import Fields
+from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
+from ortserve.gateway.service import ModelService
+from ortserve.gateway.stream import EventStream
+from ortserve.gateway.watch import Patience
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesRoute:
+    """The endpoints of one model."""
+
+    service: ModelService
+    patience: Patience
+
+    async def post(self, request: Request) -> Response | EventStream:
+        """Answer one conversation, whole or streamed."""
+        service = self.service
+        exchange = exchange_of(request.scope)
+        chat = await self._read(exchange.body, read_message_call)
+        generation = await service.start_chat(chat, tenant=exchange.tenant, num_body_bytes=len(exchange.body))
+        reply_id = f"msg_{secrets.token_hex(14)}"
+        if not chat.stream:
+            return await self._whole(request, generation, reply_id)
+        num_prompt_tokens = generation.usage().num_prompt_tokens
+        events = MessageEvents(reply_id=reply_id, model=service.name, num_prompt_tokens=num_prompt_tokens)
+        return EventStream(generation, events, self.patience)
+
+    async def count_tokens(self, request: Request) -> Response:
+        """How long the prompt of such a call is."""
+        body = exchange_of(request.scope).body
+        chat = await self._read(body, read_counted_call)
+        return json_response(TokenCountReply(await self.service.count_tokens(chat, num_body_bytes=len(body))))
+
+    async def _read(
+        self, body: bytes, read: Callable[[Fields, SamplingDefaults, Vocabulary], ChatRequest]
+    ) -> ChatRequest:
+        service = self.service
+        return await read_request(
+            body, lambda fields: read(fields, service.defaults, service.vocabulary), MESSAGES_FIELDS, service.pool
+        )
+
+    async def _whole(self, request: Request, generation: Generation, reply_id: str) -> Response:
+        choices = await wait_for_choices(request, generation, self.patience)
+        if choices is None:
+            return Response(status_code=CLIENT_CLOSED)
+        (choice,) = choices
+        reply = MessageReply(
+            id=reply_id,
+            model=self.service.name,
+            content=[TextBlock(choice.text)],
+            stop_reason=stop_reason(choice.finish, choice.stop),
+            stop_sequence=choice.stop,
+            usage=message_usage(generation.usage()),
+        )
+        return json_response(reply)

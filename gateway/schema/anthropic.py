@@ -1,0 +1,139 @@
+"""The body of POST /v1/messages as the same validated call that OpenAI's chat is. What is not implemented is refused.
+
+Extensions have the names they have on OpenAI's routes: sampling fields such as `seed` and `min_p`, `cache_salt`,
+`speculative`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ortserve.gateway.errors import bad_request, unsupported_parameter
+from ortserve.gateway.schema.anthropic_content import read_conversation
+from ortserve.gateway.schema.caching import CacheWish, read_cache_salt
+from ortserve.gateway.schema.chat import ChatRequest
+from ortserve.gateway.schema.drafting import DRAFT_FIELDS, read_draft_wish
+from ortserve.gateway.schema.fields import Fields, missing
+from ortserve.gateway.schema.messages import Message
+from ortserve.gateway.schema.sampling import (
+    CONSTRAINT_FIELDS,
+    SAMPLING_FIELDS,
+    SamplingDefaults,
+    Vocabulary,
+    check_num_stops,
+    read_sampling,
+    read_stop,
+    refuse_constraints,
+)
+
+SERVICE_TIERS = ("auto", "standard_only")
+THINKING_TYPES = ("disabled", "adaptive", "enabled")
+MESSAGES_FIELDS = (
+    # Of OpenAI's, those that have another name here, or none.
+    (SAMPLING_FIELDS - {"n", "stop", "stream_options", "user"})
+    | DRAFT_FIELDS
+    | frozenset(CONSTRAINT_FIELDS)
+    | frozenset(
+        [
+            "model",
+            "messages",
+            "system",
+            "max_tokens",
+            "stop_sequences",
+            "metadata",
+            "cache_control",
+            "cache_salt",
+            "service_tier",
+            "thinking",
+            "tools",
+            "tool_choice",
+            "output_config",
+            "output_format",
+            "container",
+            "mcp_servers",
+        ]
+    )
+)
+
+
+def read_message_call(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary) -> ChatRequest:
+    """Validate a whole body; `ApiError` (400) names the first field that is wrong or not supported."""
+    return _read(fields, defaults, vocabulary, is_counted=False)
+
+
+def read_counted_call(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary) -> ChatRequest:
+    """The same for a body of which only the prompt matters: `max_tokens` may be absent."""
+    return _read(fields, defaults, vocabulary, is_counted=True)
+
+
+def _read(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary, *, is_counted: bool) -> ChatRequest:
+    model = fields.required_string("model")
+    max_tokens = fields.integer("max_tokens", 1)
+    if max_tokens is None and not is_counted:
+        raise missing("max_tokens")
+    messages = read_conversation(fields)
+    _refuse_unsupported(fields)
+    _check_accepted(fields)
+    fields.number("temperature", 0, 1)  # narrower than OpenAI's, which is read below
+    continues = _ends_with_assistant(messages)
+    return ChatRequest(
+        model=model,
+        messages=messages,
+        sampling=read_sampling(fields, defaults, vocabulary, max_tokens=max_tokens, num_logprobs=None),
+        num_choices=1,
+        stops=_read_stop_sequences(fields),
+        stream=fields.boolean("stream"),
+        include_usage=True,
+        template_options={},
+        add_generation_prompt=not continues,
+        cache=CacheWish(salt=read_cache_salt(fields)),
+        draft=read_draft_wish(fields),
+        continue_final_message=continues,
+    )
+
+
+def _ends_with_assistant(messages: Sequence[Message]) -> bool:
+    """Anthropic's prefill: the reply goes on from the last message.
+
+    As there, it must not end with a blank: tokens begin with theirs, and a model that cannot write one goes astray.
+    """
+    last = messages[-1]
+    if last.role != "assistant":
+        return False
+    if last.content[-1:].isspace():
+        message = "Invalid 'messages': the final assistant content cannot end with trailing whitespace."
+        raise bad_request(message, param="messages", code="invalid_value")
+    return True
+
+
+def _read_stop_sequences(fields: Fields) -> tuple[str, ...]:
+    values = fields.array("stop_sequences", "an array of strings") or []
+    check_num_stops(values, "stop_sequences")
+    return tuple(read_stop(value, f"stop_sequences[{index}]") for index, value in enumerate(values))
+
+
+def _refuse_unsupported(fields: Fields) -> None:
+    if fields.array("tools", "an array of objects"):
+        raise unsupported_parameter("tools", "is not supported: this version does not call tools yet.")
+    choice = fields.object("tool_choice")
+    if choice is not None and choice.required_string("type") not in ("auto", "none"):
+        message = "Invalid value for 'tool_choice': it is only allowed when tools are specified."
+        raise bad_request(message, param="tool_choice", code="invalid_value")
+    for key in ("container", "mcp_servers", "output_format"):
+        if fields.has(key):
+            raise unsupported_parameter(key, "is not supported by this version.")
+    output = fields.object("output_config")
+    if output is not None and output.has("format"):
+        raise unsupported_parameter("output_config.format", "is not supported: replies cannot be constrained yet.")
+    thinking = fields.object("thinking")
+    if thinking is not None and thinking.choice("type", THINKING_TYPES) == "enabled":
+        raise unsupported_parameter("thinking", "cannot be enabled: this version shows no thinking.")
+    refuse_constraints(fields)
+
+
+def _check_accepted(fields: Fields) -> None:
+    """Fields without effect here must still have the right shape, so that a client's mistake shows."""
+    fields.choice("service_tier", SERVICE_TIERS)
+    metadata = fields.object("metadata")
+    if metadata is not None:
+        metadata.string("user_id")

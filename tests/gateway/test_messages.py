@@ -1,0 +1,390 @@
+"""Anthropic's Messages API: replies, events, refusals, and one prompt cache with OpenAI's routes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ortserve.runtime.errors import EngineClosedError, EngineError, OverloadedError
+from ortserve.runtime.request import FinishReason
+from tests.gateway.conftest import REPLY
+from tests.gateway.pocket import ADMIN, CONVERSATION, RULES, cached, chat, serving_pocket, settle, text_of, written
+from tests.gateway.running import running
+from tests.gateway.scripted import make_driver, saying
+from tests.gateway.test_metrics import scrape, value
+
+PATH = "/v1/messages"
+COUNT = "/v1/messages/count_tokens"
+QUESTION = [{"role": "user", "content": "hi"}]
+EPHEMERAL = {"type": "ephemeral"}
+Events = list[tuple[str, dict[str, Any]]]
+
+
+def call(**fields: Any) -> dict[str, Any]:
+    return {"model": "scripted", "max_tokens": 64, "messages": QUESTION, **fields}
+
+
+def block(text: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "text", "text": text, **fields}
+
+
+def said(content: Any, role: str = "user") -> list[dict[str, Any]]:
+    return [{"role": role, "content": content}]
+
+
+def refused(response: httpx.Response, status: int, type_: str) -> str:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert set(body) == {"type", "error", "request_id"}
+    assert set(body["error"]) == {"type", "message"}
+    assert (body["type"], body["error"]["type"]) == ("error", type_), body
+    assert body["request_id"] == response.headers["request-id"] == response.headers["x-request-id"]
+    return str(body["error"]["message"])
+
+
+def events_of(response: httpx.Response) -> Events:
+    """The events of a stream: every one an `event:` line, a `data:` line of the same type, and a blank line."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["request-id"]
+    assert response.text.endswith("\n\n")
+    found: Events = []
+    for frame in response.text.removesuffix("\n\n").split("\n\n"):
+        event, data = frame.split("\n")
+        name, body = event.removeprefix("event: "), json.loads(data.removeprefix("data: "))
+        assert body["type"] == name
+        found.append((name, body))
+    return found
+
+
+def deltas_of(events: Events) -> list[str]:
+    return [body["delta"]["text"] for name, body in events if name == "content_block_delta"]
+
+
+def test_a_whole_reply(http: httpx.Client) -> None:
+    response = http.post(PATH, json=call(), headers={"anthropic-version": "2023-06-01"})
+    assert response.status_code == 200
+    assert response.headers["request-id"] == response.headers["x-request-id"]
+    reply = response.json()
+    usage = reply.pop("usage")
+    assert reply.pop("id").startswith("msg_")
+    assert reply == {
+        "type": "message",
+        "role": "assistant",
+        "model": "scripted",
+        "content": [{"type": "text", "text": REPLY}],
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+    }
+    num_prompt = http.post(COUNT, json=call()).json()["input_tokens"]
+    assert usage.pop("output_tokens") > 1
+    assert usage == {"input_tokens": num_prompt, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
+
+
+def test_events_come_in_order(http: httpx.Client) -> None:
+    whole = http.post(PATH, json=call()).json()
+    events = events_of(http.post(PATH, json=call(stream=True)))
+    names = [name for name, _ in events]
+    num_deltas = len(deltas_of(events))
+    assert num_deltas > 3
+    assert names == [
+        "message_start",
+        "content_block_start",
+        "ping",
+        *["content_block_delta"] * num_deltas,
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ]
+    start = events[0][1]["message"]
+    assert start.pop("id").startswith("msg_")
+    usage = {**whole["usage"], "output_tokens": 0}
+    assert start == {
+        "type": "message", "role": "assistant", "model": "scripted", "content": [], "stop_reason": None,
+        "stop_sequence": None, "usage": usage,
+    }  # fmt: skip
+    assert events[1][1] == {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    assert events[2][1] == {"type": "ping"}
+    assert all(body["index"] == 0 for name, body in events if name.startswith("content_block"))
+    assert "".join(deltas_of(events)) == REPLY
+    assert events[-2][1] == {
+        "type": "message_delta",
+        "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+        "usage": whole["usage"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "text", "reason", "stop"),
+    [
+        ({"stop_sequences": ["STOP", "wor"]}, "hello ", "stop_sequence", "wor"),
+        ({"stop_sequences": ["world, ", "or", "orld, c"]}, "hello w", "stop_sequence", "or"),
+        ({"stop_sequences": ["ld", "world"]}, "hello ", "stop_sequence", "world"),
+        ({"stop_sequences": ["nothing"]}, REPLY, "end_turn", None),
+        ({"max_tokens": 1}, "hello", "max_tokens", None),
+    ],
+)
+def test_why_it_ended(http: httpx.Client, fields: dict[str, Any], text: str, reason: str, stop: str | None) -> None:
+    whole = http.post(PATH, json=call(**fields)).json()
+    assert whole["content"] == [block(text)]
+    assert (whole["stop_reason"], whole["stop_sequence"]) == (reason, stop)
+    events = events_of(http.post(PATH, json=call(stream=True, **fields)))
+    assert "".join(deltas_of(events)) == text
+    assert events[-2][1]["delta"] == {"stop_reason": reason, "stop_sequence": stop}
+    assert events[-2][1]["usage"] == whole["usage"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"model": None}, "model"),
+        ({"max_tokens": None}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"messages": None}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": said("hi", "tool")}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": said(7)}, "messages[0].content"),
+        ({"messages": said([{"type": "text"}])}, "messages[0].content[0].text"),
+        ({"messages": said([{"type": "image", "source": {}}])}, "messages[0].content[0].type"),
+        ({"messages": said([{"type": "tool_use", "id": "a", "name": "f", "input": {}}], "assistant")}, "tool_use"),
+        ({"messages": said([{"type": "tool_result", "tool_use_id": "a", "content": "x"}])}, "tool_result"),
+        ({"messages": said([block("x", cache_control={"type": "forever"})])}, "cache_control.type"),
+        ({"messages": said([block("x", cache_control={**EPHEMERAL, "ttl": "2h"})])}, "cache_control.ttl"),
+        ({"messages": said([block("x", cache_control=EPHEMERAL)] * 5)}, "cache_control"),
+        ({"messages": said("x" * 600)}, "too long"),
+        ({"messages": [*QUESTION, *said("The answer is ", "assistant")]}, "trailing whitespace"),
+        ({"system": 7}, "system"),
+        ({"system": [{"type": "image"}]}, "system[0].type"),
+        ({"temperature": 1.5}, "temperature"),
+        ({"top_p": 2}, "top_p"),
+        ({"top_k": 0.5}, "top_k"),
+        ({"stop_sequences": "x"}, "stop_sequences"),
+        ({"stop_sequences": ["a", ""]}, "stop_sequences[1]"),
+        ({"metadata": {"user_id": 7}}, "metadata.user_id"),
+        ({"stream": "yes"}, "stream"),
+        ({"tools": [{"name": "f", "input_schema": {}}]}, "tools"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format"),
+        ({"guided_regex": "a*"}, "guided_regex"),
+    ],
+)
+def test_refusals_name_the_field(http: httpx.Client, fields: dict[str, Any], named: str) -> None:
+    for stream in (False, True):
+        body = {"stream": stream, **call(**fields)}
+        assert named in refused(http.post(PATH, json=body), 400, "invalid_request_error")
+
+
+def test_fields_without_effect_are_accepted(http: httpx.Client) -> None:
+    fields = {
+        "metadata": {"user_id": "someone"}, "service_tier": "auto", "thinking": {"type": "disabled"}, "tools": [],
+        "tool_choice": {"type": "auto"}, "top_k": 3, "top_p": 0.5, "temperature": 1, "system": "", "whatever": [1],
+        "cache_control": None, "context_management": {},
+    }  # fmt: skip
+    assert http.post(PATH, json=call(**fields)).status_code == 200
+
+
+def test_failures_of_every_status() -> None:
+    driver = make_driver(saying("x"))
+    with (
+        running(driver, api_key="k", max_body_bytes=2000) as server,
+        httpx.Client(base_url=server.url, headers={"x-api-key": "k"}) as http,
+    ):
+        assert "x-api-key" in refused(httpx.post(server.url + PATH, json=call()), 401, "authentication_error")
+        wrong = {"x-api-key": "other"}
+        refused(httpx.post(server.url + PATH, json=call(), headers=wrong), 401, "authentication_error")
+        bearer = {"authorization": "Bearer k"}
+        assert httpx.post(server.url + PATH, json=call(), headers=bearer).status_code == 200
+        assert "`scripted`" in refused(http.post(PATH, json=call(model="claude")), 404, "not_found_error")
+        refused(http.get(f"{PATH}/batches"), 404, "not_found_error")
+        assert "POST" in refused(http.get(PATH), 405, "invalid_request_error")
+        refused(http.post(PATH, content=b"{"), 400, "invalid_request_error")
+        refused(http.post(PATH, json=call(system="x" * 3000)), 413, "request_too_large")
+        driver.refusal = OverloadedError("full", retry_after_s=2)
+        busy = http.post(PATH, json=call())
+        refused(busy, 429, "rate_limit_error")
+        assert busy.headers["retry-after"] == "2"
+        driver.refusal = EngineClosedError("closed")
+        refused(http.post(PATH, json=call()), 503, "overloaded_error")
+        driver.refusal = EngineError("broken")
+        refused(http.post(PATH, json=call()), 500, "api_error")
+        # The other routes keep their own envelope.
+        assert set(http.get("/v1/nothing").json()["error"]) == {"message", "type", "param", "code"}
+        assert "request-id" not in http.get("/v1/models").headers
+
+
+def test_a_failure_in_the_middle_is_an_event() -> None:
+    with (
+        running(make_driver(saying("hello"), ending=FinishReason.ERROR)) as server,
+        httpx.Client(base_url=server.url) as http,
+    ):
+        events = events_of(http.post(PATH, json=call(stream=True)))
+        assert "message_stop" not in [name for name, _ in events]
+        assert events[-1][0] == "error"
+        assert events[-1][1]["error"]["type"] == "api_error"
+        refused(http.post(PATH, json=call()), 500, "api_error")
+        samples = scrape(http)
+        assert value(samples, "requests_total", route=PATH, status="200", outcome="failed") == 1
+        assert value(samples, "requests_total", route=PATH, status="500", outcome="failed") == 0
+
+
+def test_spellings_labels_and_cross_origin(http: httpx.Client) -> None:
+    before = scrape(http)
+    for path in ("/messages", "//v1/v1/messages/", "/v1/messages"):
+        assert http.post(path, json=call()).status_code == 200
+    assert http.post("/messages/count_tokens", json=call()).status_code == 200
+    after = scrape(http)
+    for route, count in ((PATH, 3), (COUNT, 1)):
+        labels = {"route": route, "status": "200", "outcome": "done"}
+        assert value(after, "requests_total", **labels) - value(before, "requests_total", **labels) == count
+    origin = {"origin": "http://page.example"}
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": "x-api-key,anthropic-version"}
+    preflight = http.options(PATH, headers={**origin, **asked})
+    assert preflight.status_code == 200
+    assert "x-api-key" in preflight.headers["access-control-allow-headers"]
+    assert "request-id" in http.post(PATH, json=call(), headers=origin).headers["access-control-expose-headers"]
+
+
+def test_what_the_model_is_given(http: httpx.Client) -> None:
+    """The same prompts as through OpenAI's route, and turns of one role in a row as one."""
+
+    def count(messages: Sequence[dict[str, Any]], **fields: Any) -> int:
+        return int(http.post(COUNT, json={"model": "scripted", "messages": messages, **fields}).json()["input_tokens"])
+
+    system = {"role": "system", "content": "Be brief."}
+    body = {"model": "scripted", "messages": [system, *QUESTION], "max_tokens": 1}
+    num_tokens = http.post("/v1/chat/completions", json=body).json()["usage"]["prompt_tokens"]
+    assert count(QUESTION, system="Be brief.") == num_tokens
+    assert count(QUESTION, system=[block("Be "), block("brief.")]) == num_tokens
+    assert count([system, *said([block("h"), block("i")])]) == num_tokens
+    assert count([*said("one"), *said("two")]) == count(said("one\n\ntwo"))
+
+
+def test_a_prefilled_reply_goes_on(http: httpx.Client) -> None:
+    turns = [*QUESTION, *said("The answer:", "assistant")]
+    reply = http.post(PATH, json=call(messages=turns)).json()
+    assert reply["content"] == [block(REPLY)]
+    num_open = http.post(COUNT, json=call(messages=turns)).json()["input_tokens"]
+    num_plain = http.post(COUNT, json=call()).json()["input_tokens"]
+    # One token per character that is part of no word: nothing follows the text.
+    assert num_plain < num_open <= num_plain + len("The answer:")
+
+
+@pytest.fixture(scope="module")
+def url(pocket: Path) -> Iterator[str]:
+    with serving_pocket(pocket) as url:
+        yield url
+
+
+@pytest.fixture
+def model(url: str) -> Iterator[httpx.Client]:
+    """A client of the bundled model with an empty cache."""
+    with httpx.Client(base_url=url, timeout=30) as client:
+        assert client.post("/admin/cache/clear", headers=ADMIN).status_code == 200
+        yield client
+
+
+def ask(http: httpx.Client, *, key: str | None = None, system: Any = RULES, **fields: Any) -> dict[str, Any]:
+    """`CONVERSATION` through the Messages API."""
+    body = {
+        "model": "pocket", "system": system, "messages": CONVERSATION[1:], "temperature": 0, "max_tokens": 24, **fields,
+    }  # fmt: skip
+    response = http.post(PATH, json=body, headers={} if key is None else {"x-api-key": key})
+    assert response.status_code == 200, response.text
+    settle(http)
+    if fields.get("stream"):
+        events = events_of(response)
+        text = "".join(deltas_of(events))
+        return {"content": [block(text)], "usage": events[-2][1]["usage"], **events[-2][1]["delta"]}
+    reply: dict[str, Any] = response.json()
+    return reply
+
+
+def prompt_tokens(reply: dict[str, Any]) -> int:
+    usage = reply["usage"]
+    return int(usage["input_tokens"] + usage["cache_creation_input_tokens"] + usage["cache_read_input_tokens"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_usage_divides_the_prompt(model: httpx.Client, stream: bool) -> None:
+    counted = model.post(COUNT, json={"model": "pocket", "system": RULES, "messages": CONVERSATION[1:]}).json()
+    num_tokens = counted["input_tokens"]
+    first, second = ask(model, stream=stream), ask(model, stream=stream)
+    assert prompt_tokens(first) == prompt_tokens(second) == num_tokens
+    assert first["usage"]["cache_creation_input_tokens"] == num_tokens
+    assert second["usage"]["cache_read_input_tokens"] == num_tokens - 1
+    assert first["content"] == second["content"] == [block("23 + 58 = 81")]
+    assert first["stop_reason"] == second["stop_reason"] == "end_turn"
+
+
+def test_a_reply_that_a_stop_string_has_cut(model: httpx.Client) -> None:
+    ask(model)
+    for stream in (False, True):
+        reply = ask(model, stream=stream, stop_sequences=["never", "="])
+        assert (reply["content"], reply["stop_sequence"]) == ([block("23 + 58 ")], "=")
+        assert reply["usage"]["cache_read_input_tokens"] == prompt_tokens(reply) - 1
+
+
+def test_both_apis_share_one_cache(model: httpx.Client) -> None:
+    first = chat(model)
+    reply = ask(model)
+    assert reply["usage"]["cache_read_input_tokens"] == first["usage"]["prompt_tokens"] - 1
+    assert reply["content"][0]["text"] == text_of(first)
+    assert model.post("/admin/cache/clear", headers=ADMIN).status_code == 200
+    ask(model)
+    assert cached(chat(model)) == first["usage"]["prompt_tokens"] - 1
+
+
+def test_cache_control_is_a_breakpoint(model: httpx.Client) -> None:
+    """It keeps what OpenAI's breakpoint at the same place keeps, and as long; each finds what the other has kept."""
+    point = {"prompt_cache_breakpoint": {"mode": "explicit", "ttl": "1h"}}
+    marked = [{"role": "system", "content": [block(RULES, **point)]}, CONVERSATION[1]]
+    hour, minutes = {**EPHEMERAL, "ttl": "1h"}, EPHEMERAL
+
+    def kept() -> list[tuple[int, int]]:
+        """The kept blocks: their tokens, and the hundreds of seconds that they stay. Forgets them all."""
+        entries = model.get("/admin/cache/entries", headers=ADMIN).json()["data"]
+        assert model.post("/admin/cache/clear", headers=ADMIN).status_code == 200
+        return sorted((one["num_tokens"], round((one["pinned_s"] or 0) / 100)) for one in entries)
+
+    chat(model, messages=marked)
+    through_openai = kept()
+    assert {seconds for _, seconds in through_openai} == {36, 0}
+    ask(model, system=[block(RULES, cache_control=hour)])
+    assert kept() == through_openai
+    question = [{"role": "user", "content": [block("What is "), block("23 + 58?", cache_control=minutes)]}]
+    ask(model, messages=question)
+    assert {seconds for _, seconds in kept()} == {3, 0}
+    ask(model, cache_control=minutes)
+    assert {seconds for _, seconds in kept()} == {3, 0}
+
+    explicit = chat(model, messages=marked, prompt_cache_options={"mode": "explicit"})
+    assert 0 < written(explicit) < explicit["usage"]["prompt_tokens"]
+    reply = ask(model, system=[block(RULES, cache_control=hour)])
+    assert reply["usage"]["cache_read_input_tokens"] == written(explicit)
+
+
+def test_tenants_are_apart_and_the_same_through_both_apis(model: httpx.Client) -> None:
+    for key in (None, "a", "b"):
+        assert ask(model, key=key)["usage"]["cache_read_input_tokens"] == 0
+    for key in (None, "a", "b"):
+        assert cached(chat(model, key=key)) > 0
+    assert ask(model, key="a", cache_salt="s")["usage"]["cache_read_input_tokens"] == 0
+    assert cached(chat(model, key="a", cache_salt="s")) > 0
+    assert cached(chat(model, key="c")) == 0
+
+
+def test_the_model_goes_on_from_a_prefill(model: httpx.Client) -> None:
+    whole = ask(model)
+    text = whole["content"][0]["text"]
+    turns = [*CONVERSATION[1:], *said([block(text[:7], cache_control=EPHEMERAL)], "assistant")]
+    for stream in (False, True):
+        reply = ask(model, messages=turns, stream=stream)
+        assert text[:7] + reply["content"][0]["text"] == text
+        assert reply["usage"]["cache_read_input_tokens"] > prompt_tokens(whole) - 1
