@@ -176,7 +176,6 @@ def _render_unfinished(template: ChatTemplate, messages: Sequence[Message], opti
     values = [message.template_value() for message in (*messages[:-1], last)]
     text, found, _ = template.render(values, add_generation_prompt=False, options=options).rpartition(CUT)
     if not found or not text.endswith(last.content[:-1].lstrip()):
-        param = f"messages[{len(messages) - 1}]"
-        message = f"Invalid '{param}': the chat template of this model does not let a reply go on from a message."
-        raise bad_request(message, param=param, code="unsupported_value")
+        message = "Invalid 'messages': the chat template of this model does not let a reply go on from the last one."
+        raise bad_request(message, param="messages", code="unsupported_value")
     return text
