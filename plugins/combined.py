@@ -15,29 +15,27 @@ from ortserve.plugins.drafting import Draft, Drafter, DraftRequest, SequenceView
 from ortserve.plugins.registry import DRAFTERS, load
 
 _SOURCES = "prediction,suffix,ngram"
-_HOPE = 1.5  # accepted tokens per draft: a source that brings more is stayed with
-_LEARNING = 0.3  # share of the way to what a draft brought
-_DRIFT = 0.02  # share of the way back to the hope, per draft of another source
+_HOPE = 4.0  # accepted tokens per draft: a source that brings less is compared with the others
+_LEARNING = 0.1  # share of the way to what a draft brought
+_DRIFT = 0.01  # share of the way back to the hope, per draft of another source
 
 
 class _Live:
     """What each source is worth to one request, in accepted tokens per draft."""
 
-    __slots__ = ("asked", "worths")
+    __slots__ = ("asked", "order", "worths")
 
     def __init__(self, num_sources: int) -> None:
         self.worths = [_HOPE] * num_sources
+        self.order = list(range(num_sources))  # the most valuable first; of equals as they were named
         self.asked: int | None = None  # whose draft is being verified
-
-    def order(self) -> list[int]:
-        """The most valuable first; of equals in the order they were named."""
-        return sorted(range(len(self.worths)), key=lambda source: -self.worths[source])
 
     def learn(self, num_accepted: int) -> None:
         """What the last draft brought."""
         for source, worth in enumerate(self.worths):
             is_asked = source == self.asked
             self.worths[source] += _LEARNING * (num_accepted - worth) if is_asked else _DRIFT * (_HOPE - worth)
+        self.order = sorted(range(len(self.worths)), key=lambda source: -self.worths[source])
         self.asked = None
 
 
@@ -73,7 +71,7 @@ class CombinedDrafter:
     def propose(self, views: Sequence[SequenceView], deadline_s: float) -> Sequence[Draft]:
         """In the first round every request asks the source worth most to it, in the next one those without a draft."""
         drafts: list[Draft] = []
-        waiting = [(view, self._live[view.id].order()) for view in views if view.id in self._live]
+        waiting = [(view, self._live[view.id].order) for view in views if view.id in self._live]
         for round_ in range(len(self._sources)):
             for number, source in enumerate(self._sources):
                 asking = [view for view, order in waiting if order[round_] == number]

@@ -85,7 +85,11 @@ class _Live:
 
     def best(self) -> Match:
         """The longest match, of equals the one that has seen its next token most often."""
-        return max((self.seen.repeated, *self._matches.values()), key=lambda match: (match.length, match.support))
+        best = self.seen.repeated
+        for match in self._matches.values():
+            if match.length > best.length or (match.length == best.length and match.support > best.support):
+                best = match
+        return best
 
     def reply(self) -> Sequence[int]:
         """What it has got so far."""

@@ -7,7 +7,7 @@ import pytest
 from ortserve.plugins.registry import DRAFTERS, installed, load
 from tests.plugins.drafters.play import NEVER, new_context
 
-NAMES = ("none", "ngram")
+NAMES = ("none", "ngram", "suffix", "prediction", "combined")
 
 
 @pytest.mark.parametrize("name", NAMES)
