@@ -40,23 +40,20 @@ class SuffixAutomaton:
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Take in the next tokens of the current sequence."""
-        for token in tokens:
-            before = self._last
-            self._last = self._add(before, token)
-            self._count(before, token)
-            self.num_tokens += 1
-
-    def _add(self, before: int, token: int) -> int:
-        """The state of the sequence with `token`, made if need be."""
         nexts, links, lengths = self._nexts, self._links, self._lengths
-        if token in nexts[before]:  # a later sequence repeats an earlier one
-            return self._exact(before, token)
-        state = self._new(lengths[before] + 1, {})
-        while before != _NOTHING and token not in nexts[before]:
-            nexts[before][token] = state
-            before = links[before]
-        links[state] = ROOT if before == _NOTHING else self._exact(before, token)
-        return state
+        for token in tokens:
+            before = origin = self._last
+            if token in nexts[before]:  # a later sequence repeats an earlier one
+                self._last = self._exact(before, token)
+            else:
+                state = self._last = self._new(lengths[before] + 1, {})
+                while before != _NOTHING and token not in nexts[before]:
+                    nexts[before][token] = state
+                    before = links[before]
+                if before != _NOTHING:
+                    links[state] = self._exact(before, token)
+            self._count(origin, token)
+            self.num_tokens += 1
 
     def _exact(self, before: int, token: int) -> int:
         """The state after `before` and `token` that has no longer runs than these: split off where it has."""
@@ -84,21 +81,22 @@ class SuffixAutomaton:
     def _count(self, before: int, token: int) -> None:
         """Every run that ends here has occurred once more, and `token` has followed every run that ended before it."""
         nexts, links, counts, favourites = self._nexts, self._links, self._counts, self._favourites
-        state = self._last
-        for _ in range(_MOST_LINKS):
-            if state == ROOT:
-                break
+        state, num_left = self._last, _MOST_LINKS
+        while state != ROOT and num_left:
             counts[state] += 1
             state = links[state]
-        for _ in range(_MOST_LINKS):
-            if before <= ROOT:
-                break
+            num_left -= 1
+        num_left = _MOST_LINKS
+        while before > ROOT and num_left:
             favourite = favourites[before]
-            if favourite != token:
+            if favourite == _NOTHING:
+                favourites[before] = token
+            elif favourite != token:
                 follows = nexts[before]
-                if favourite == _NOTHING or counts[follows[token]] >= counts[follows[favourite]]:
+                if counts[follows[token]] >= counts[follows[favourite]]:
                     favourites[before] = token
             before = links[before]
+            num_left -= 1
 
 
 class Match:
@@ -133,14 +131,16 @@ class Match:
 
     def guess(self, count: int, least: int) -> tuple[int, ...]:
         """Up to `count` tokens, each the one that has followed most often; none from runs of fewer than `least`."""
-        automaton = self._automaton
         self._settle()
+        automaton = self._automaton
+        favourites, nexts = automaton._favourites, automaton._nexts
         state, length, found = self._state, self.length, list[int]()
-        while len(found) < count and length >= least:
-            token = automaton._favourites[state]
-            if token != _NOTHING and state != ROOT:
+        while length >= least and len(found) < count:
+            token = favourites[state]
+            if token != _NOTHING:
                 found.append(token)
-                state, length = automaton._nexts[state][token], length + 1
+                state = nexts[state][token]
+                length += 1
             else:  # the run ended with the sequence
                 state = automaton._links[state]
                 length = automaton._lengths[state] if state > ROOT else 0

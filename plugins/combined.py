@@ -14,7 +14,7 @@ from ortserve.plugins.api import PluginContext
 from ortserve.plugins.drafting import Draft, Drafter, DraftRequest, SequenceView, Verified
 from ortserve.plugins.registry import DRAFTERS, load
 
-_SOURCES = "prediction,suffix,ngram"
+_SOURCES = "prediction,suffix"  # ngram finds nothing where suffix does not; measured, it only takes its turns
 _HOPE = 4.0  # accepted tokens per draft: a source that brings less is compared with the others
 _LEARNING = 0.1  # share of the way to what a draft brought
 _DRIFT = 0.01  # share of the way back to the hope, per draft of another source

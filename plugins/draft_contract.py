@@ -28,9 +28,9 @@ class DrafterContract:
     """
 
     vocab_size: ClassVar[int] = 32  # at least 32
-    max_examples: ClassVar[int] = 40
+    max_examples: ClassVar[int] = 25
     num_steps: ClassVar[int] = 40  # per example
-    num_requests: ClassVar[int] = 60  # after which nothing may grow any more
+    num_requests: ClassVar[int] = 40  # after which nothing may grow any more
     shrinks: ClassVar[bool] = True  # look for the shortest example that fails
     options: ClassVar[Mapping[str, str]] = {}
 

@@ -25,6 +25,7 @@ class SuffixOptions:
 
     min_match: int = 2
     max_draft: int = 16
+    per_match: int = 2  # guesses per token matched: short matches are wrong soon, and a wrong guess costs time
     tenant_tokens: int = field(default=16384, metadata={"least": 0})  # of replies kept per salt; 0: keep none
     recent_tokens: int = 65536  # of replies kept in all
 
@@ -128,7 +129,9 @@ class SuffixDrafter:
             length = len(view.tokens)  # a late call may see the sequence grow
             recent = self._recent.get(live.salt)
             live.grow(view.tokens[len(live.tokens) : length], recent.halves if recent else ())
-            guess = live.best().guess(min(view.max_draft, self._options.max_draft), self._options.min_match)
+            best, options = live.best(), self._options
+            count = min(view.max_draft, options.max_draft, options.per_match * best.length)
+            guess = best.guess(count, options.min_match)
             if guess:
                 drafts.append(Draft(view.id, length, guess, "suffix"))
         return drafts

@@ -33,7 +33,7 @@ def new(id: str = "one", **options: str) -> CombinedDrafter:
 
 
 def test_what_is_worth_more_is_found_and_kept() -> None:
-    used = run(new(), "one", [("prediction", 0), ("suffix", 2), ("ngram", 6)])
+    used = run(new(sources="prediction,suffix,ngram"), "one", [("prediction", 0), ("suffix", 2), ("ngram", 6)])
     assert used[0] == "prediction"
     assert used.count("ngram") > 180
     used = run(new(sources="ngram,prediction"), "one", [("prediction", 6), ("ngram", 0)])

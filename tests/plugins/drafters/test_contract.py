@@ -40,7 +40,12 @@ class TestPrediction(DrafterContract):
 
 
 class TestCombined(DrafterContract):
-    options: ClassVar[Mapping[str, str]] = {"suffix.tenant_tokens": "200", "suffix.recent_tokens": "500"}
+    max_examples = 15
+    options: ClassVar[Mapping[str, str]] = {
+        "sources": "prediction,suffix,ngram",
+        "suffix.tenant_tokens": "200",
+        "suffix.recent_tokens": "500",
+    }
 
     def make(self, context: PluginContext) -> Drafter:
         return CombinedDrafter(context)

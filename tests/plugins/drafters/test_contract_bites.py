@@ -142,6 +142,7 @@ def test_a_broken_drafter_is_caught(
 ) -> None:
     class Contract(DrafterContract):
         shrinks = False
+        max_examples = 100  # it stops at the first that fails
         options: ClassVar[Mapping[str, str]] = {}
 
         def make(self, context: PluginContext) -> Drafter:
