@@ -152,7 +152,7 @@ class Placement:
         sequence.blocks = self.blocks.allocate(self._num_missing(sequence, len(sequence.tokens) + 1))
         if sequence.stage is Stage.SWAPPED:
             self._moves.append(SwapIn(sequence.request.id, slot, sequence.num_computed, tuple(sequence.host_blocks)))
-            self.host_blocks.release(sequence.host_blocks)
+            self.reuse.release_after_step(sequence.host_blocks)
             sequence.host_blocks = []
             self.reuse.announce(sequence)
         elif leader is not None:

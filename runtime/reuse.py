@@ -83,6 +83,7 @@ class Reuse:
         self._is_gone = False  # switched off; its blocks are reclaimed when no step copies them any more
         self._held: dict[int, Sequence] = {}  # by id of a hit that is not READY
         self._loading: list[Hit] = []  # READY hits whose blocks the next step, or the running one, copies
+        self._leaving: list[int] = []  # host blocks that the step being planned still reads
         self._queued: list[_Saving] = []  # their moves are not part of a step yet
         self._running: list[_Saving] = []  # their moves are part of the step that is running
 
@@ -169,6 +170,10 @@ class Reuse:
             self._ask(lambda cache: cache.evict(missing), 0)
         return self.host_blocks.num_free >= count
 
+    def release_after_step(self, blocks: Iterable[int]) -> None:
+        """Free host blocks once the step being planned has read them: a cache's thread may write free ones at once."""
+        self._leaving += blocks
+
     def moves_taken(self) -> None:
         """All moves handed out so far are now part of one step."""
         self._running += self._queued
@@ -179,6 +184,8 @@ class Reuse:
         for hit in self._loading:
             self._release(hit)
         self._loading = []
+        self.host_blocks.release(self._leaving)
+        self._leaving = []
         savings, self._running = self._running, []
         for saving in savings:
             refused = self._publish(saving) if ok else saving.part.blocks
@@ -190,8 +197,9 @@ class Reuse:
             self._is_gone = False
 
     def held(self) -> Iterable[int]:
-        """Host blocks whose holder is the cache or a saving, for the audit."""
+        """Host blocks whose holder is no sequence, for the audit."""
         yield from self._owned.owned
+        yield from self._leaving
         for saving in (*self._queued, *self._running):
             yield from saving.part.blocks
 

@@ -14,7 +14,8 @@ from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import CacheHints, Completion, FinishReason, Request, SamplingParams
-from ortserve.runtime.reuse import new_reuse
+from ortserve.runtime.reuse import CacheBlocks, new_reuse
+from ortserve.runtime.step import Step, SwapIn
 from tests.runtime.synthetic import SyntheticModel, greedy_tokens, run_to_end, whole
 
 SAMPLING = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True, num_logprobs=2)
@@ -203,3 +204,41 @@ def test_choices_do_not_save_their_prompt_again(synthetic: SyntheticModel) -> No
     run_to_end(engine, requests)
     stats = engine.reuse.stats()
     assert stats.num_published_blocks + stats.num_refused_blocks <= 3 + 4  # the prompt once, and a tail of each
+
+
+def test_blocks_that_a_step_still_reads_are_not_handed_to_the_cache(synthetic: SyntheticModel) -> None:
+    """A thread of the cache writes what it takes at once; a restored sequence is read when the step runs."""
+    plan = replace(plan_of(synthetic, rows=1, host=4), num_blocks=8)
+    engine = synthetic.engine(plan)
+    taken: list[tuple[int, ...]] = []
+
+    class Greedy(Failing):
+        def __init__(self, blocks: CacheBlocks) -> None:
+            super().__init__("never")
+            self._blocks = blocks
+
+        def poll(self) -> tuple[()]:
+            taken.append(tuple(self._blocks.take(100)))
+            self._blocks.give_back(taken[-1])
+            return ()
+
+    reuse = new_reuse(plan, lambda blocks: cast(PromptCache, Greedy(blocks)))
+    engine = Engine(synthetic.manifest, plan, engine._runner, synthetic.sampler, reuse=reuse)
+    run = engine._runner.run
+    read: list[set[int]] = []
+
+    def recording(step: Step) -> Any:
+        free = set(range(plan.num_host_blocks)) - set(reuse.held())
+        for move in step.moves:
+            if isinstance(move, SwapIn):
+                read.append(set(move.host_blocks) & free)
+        return run(step)
+
+    engine._runner.run = recording  # type: ignore[method-assign]
+    engine.add(Request("low", PREFIX[:60], SAMPLING))
+    engine.step()
+    engine.add(Request("high", PREFIX[:20], SAMPLING, priority=1))
+    while engine.has_work:
+        engine.step()
+    assert read == [set()]
+    assert engine.reuse.host_blocks.num_free == plan.num_host_blocks - len(list(reuse.held()))
