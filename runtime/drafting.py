@@ -63,15 +63,22 @@ class Drafting:
         self._thread = threading.Thread(target=self._work, name="ortserve-drafter", daemon=True)
         self._thread.start()
 
+    def begin(self, sequence: Sequence) -> None:
+        """A request has come. The drafter reads its prompt while the engine computes it."""
+        request = sequence.request
+        if self.is_on and request.draft.max_draft != 0:
+            self._known.add(request.id)
+            started = DraftRequest(request.id, request.cache.salt, request.prompt, request.draft.prediction)
+            self._tell(lambda: self._drafter.start(started))
+
     def propose(
         self, sequences: Values[Sequence], limits: Mapping[str, int], step_s: float
     ) -> dict[str, tuple[int, ...]]:
         """Guesses for those of the decoding `sequences` that `limits` allows some; `step_s` is what a step takes."""
         self._sources = {}
-        wanted = [sequence for sequence in sequences if sequence.request.id in limits]
+        wanted = [sequence for sequence in sequences if sequence.request.id in limits.keys() & self._known]
         if not self.is_on or not wanted or (self._pending is not None and not self._pending.done()):
             return {}
-        self._introduce(wanted)
         views = [
             SequenceView(sequence.request.id, sequence.tokens, sequence.num_prompt_tokens, limits[sequence.request.id])
             for sequence in wanted
@@ -121,14 +128,6 @@ class Drafting:
         self._tell(self._drafter.close)
         self._tasks.put(None)
         self._thread.join(1.0)
-
-    def _introduce(self, sequences: Values[Sequence]) -> None:
-        for sequence in sequences:
-            request = sequence.request
-            if request.id not in self._known:
-                self._known.add(request.id)
-                started = DraftRequest(request.id, request.cache.salt, request.prompt, request.draft.prediction)
-                self._tell(lambda started=started: self._drafter.start(started))  # type: ignore[misc]
 
     def _checked(
         self, drafts: Values[Draft], sequences: Mapping[str, Sequence], limits: Mapping[str, int]

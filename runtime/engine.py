@@ -87,11 +87,11 @@ class Engine:
         """Queue a request that `admission.check_request` has passed."""
         now = self._clock()
         seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
-        self.scheduler.add(
-            new_sequence(request, self._manifest, self._plan, seed=seed, arrival=self._num_arrivals, now_s=now),
-            now,
-        )
+        sequence = new_sequence(request, self._manifest, self._plan, seed=seed, arrival=self._num_arrivals, now_s=now)
+        self.scheduler.add(sequence, now)
         self._num_arrivals += 1
+        if self.drafting is not None:
+            self.drafting.begin(sequence)
 
     def cancel(self, request_id: str) -> Delta | None:
         """End a request now; None when it has already finished."""
