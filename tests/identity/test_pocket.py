@@ -11,19 +11,26 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from time import monotonic, time
+from typing import cast
 
 import pytest
 from tokenizers import Tokenizer
 
+from ortserve.plugins.api import BlockIo, PluginContext
+from ortserve.plugins.suffix import SuffixDrafter
 from ortserve.runtime.bell import Bell
+from ortserve.runtime.blocks import BlockPool
 from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.drafting import Drafting
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.errors import DeviceError
 from ortserve.runtime.kv import SlotKvStore
 from ortserve.runtime.opening import open_cache
 from ortserve.runtime.opening import open_engine as open_composed
 from ortserve.runtime.plan import plan_engine
-from ortserve.runtime.request import Completion, FinishReason, Request, SamplingParams
+from ortserve.runtime.request import Completion, Delta, FinishReason, Request, SamplingParams
+from ortserve.runtime.reuse import CacheBlocks
 from ortserve.runtime.runner import Runner
 from tests.identity.conftest import PocketModel
 from tests.runtime.synthetic import run_to_end, whole
@@ -68,6 +75,26 @@ def requests_for(model: PocketModel) -> list[Request]:
             )
             found.append(Request(f"{number}-{temperature}", prompt, sampling))
     return found
+
+
+def drafter_context() -> PluginContext:
+    """What a drafter of text needs."""
+    return PluginContext(
+        options={},
+        block_size=32,
+        bytes_per_block=1,
+        vocab_size=2048,
+        max_context=512,
+        eos_token_ids=(2,),
+        digest="pocket",
+        byte_budget=0,
+        clock=monotonic,
+        wall_clock=time,
+        blocks=CacheBlocks(BlockPool(0)),
+        io=cast(BlockIo, None),
+        wake=lambda: None,
+        warn=lambda line: None,
+    )
 
 
 def open_engine(model: PocketModel, config: EngineConfig, *, num_blocks: int | None = None) -> Engine:
@@ -138,6 +165,11 @@ def test_default_replies_are_equal_up_to_near_ties(
     expected = alone(pocket, tuple(requests), deterministic=False)
     config = replace(circumstance.config, max_chunk_tokens=chunk)
     replies = run_to_end(open_engine(pocket, config, num_blocks=circumstance.num_blocks), requests)
+    check_near_ties(replies, requests, expected)
+
+
+def check_near_ties(replies: dict[str, list[Delta]], requests: list[Request], expected: dict[str, Completion]) -> None:
+    """Another token only where the reply alone was nearly undecided, and seldom."""
     num_positions = num_near_ties = 0
     for request in requests:
         found, plain = whole(replies[request.id]), expected[request.id]
@@ -169,6 +201,39 @@ def test_cached_replies_are_equal_bit_for_bit(open_pocket: OpenPocket, precision
             assert found.token_ids == expected[request.id].token_ids
             assert found.logprobs == expected[request.id].logprobs
             assert turn == 0 or found.usage.num_cached_tokens == len(request.prompt) - 2
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_drafted_replies_are_equal_bit_for_bit(open_pocket: OpenPocket, precision: str) -> None:
+    pocket = open_pocket(precision)
+    requests = requests_for(pocket)
+    expected = alone(pocket, tuple(requests), deterministic=True)
+    engine = open_engine(pocket, EngineConfig(max_rows=6, max_context=512, deterministic=True, prompt_cache="none"))
+    drafter = SuffixDrafter(drafter_context())
+    engine.drafting = Drafting(drafter, vocab_size=pocket.manifest.num_tokens, shortest_wait_s=5.0)
+    num_accepted = 0
+    for turn in range(2):  # the second time the drafter has seen the replies
+        again = [replace(request, id=f"{turn} {request.id}") for request in requests]
+        replies = run_to_end(engine, again)
+        for request in requests:
+            found = whole(replies[f"{turn} {request.id}"])
+            assert found.token_ids == expected[request.id].token_ids
+            assert found.logprobs == expected[request.id].logprobs
+            num_accepted += found.usage.num_accepted_tokens
+    engine.close()
+    assert num_accepted > 100
+
+
+def test_drafted_default_replies_are_equal_up_to_near_ties(open_pocket: OpenPocket) -> None:
+    pocket = open_pocket("int8")
+    requests = [request for request in requests_for(pocket) if request.sampling.temperature == 0]
+    expected = alone(pocket, tuple(requests), deterministic=False)
+    engine = open_engine(pocket, EngineConfig(max_rows=6, max_context=512, prompt_cache="none"))
+    engine.drafting = Drafting(
+        SuffixDrafter(drafter_context()), vocab_size=pocket.manifest.num_tokens, shortest_wait_s=5.0
+    )
+    check_near_ties(run_to_end(engine, requests), requests, expected)
+    engine.close()
 
 
 def test_a_conversation_continues_from_what_was_generated(open_pocket: OpenPocket) -> None:
