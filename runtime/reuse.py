@@ -104,7 +104,7 @@ class Reuse:
         """Look up a waiting sequence's prefix, once; True while it should wait for more of it."""
         if sequence.hit is None and self._is_on(sequence):
             query = self._query(sequence)
-            sequence.hit = self._ask(lambda cache: cache.lookup(query), _MISS)
+            sequence.hit = self._sound(self._ask(lambda cache: cache.lookup(query), _MISS), query)
             if sequence.hit.state in (HitState.LOADING, HitState.COMPUTING):
                 self._held[sequence.hit.id] = sequence
         return sequence.hit is not None and sequence.hit.id in self._held
@@ -114,7 +114,6 @@ class Reuse:
         hit, move = sequence.hit, None
         sequence.hit = None
         if hit is not None and hit.state is HitState.READY and hit.num_tokens > 0:
-            assert hit.num_tokens <= self._limit(sequence), "a cache must respect the query's limit"
             move = LoadBlocks(sequence.request.id, slot, hit.num_tokens, hit.blocks)
             sequence.num_computed = hit.num_tokens
             sequence.num_reused = min(hit.num_tokens, sequence.num_prompt_tokens)
@@ -227,7 +226,9 @@ class Reuse:
         """Returns the refused blocks."""
         part = saving.part
         refused = tuple(self._ask(lambda cache: cache.publish(saving.ticket, part), part.blocks))
-        assert set(refused) <= set(part.blocks), "a cache can only refuse what it was offered"
+        if not set(refused) <= set(part.blocks):
+            self._switch_off("it refused blocks that it was not offered")
+            return part.blocks
         self._owned.accept(set(part.blocks) - set(refused))
         return refused
 
@@ -258,13 +259,21 @@ class Reuse:
     def _ask(self, question: Callable[[PromptCache], Answer], otherwise: Answer) -> Answer:
         try:
             return question(self.cache)
-        except Exception:  # a plugin may raise anything; it must cost nothing but the cache
-            structlog.get_logger("ortserve.cache").exception("the prompt cache failed and is switched off")
-            self._switch_off()
+        except Exception as error:  # a plugin may raise anything; it must cost nothing but the cache
+            self._switch_off(f"it raised {type(error).__name__}: {error}")
             return otherwise
 
-    def _switch_off(self) -> None:
+    def _sound(self, hit: Hit, query: CacheQuery) -> Hit:
+        """The hit itself, or a miss when it breaks the contract: wrong bytes in a row would be a wrong reply."""
+        count = -(-hit.num_tokens // self._plan.block_size)
+        if 0 <= hit.num_tokens <= query.limit and len(hit.blocks) == count and self.owned.issuperset(hit.blocks):
+            return hit
+        self._switch_off(f"it found {hit.num_tokens} tokens in blocks {hit.blocks}, which cannot be")
+        return _MISS
+
+    def _switch_off(self, reason: str) -> None:
         """Forget it and everything it has promised."""
+        structlog.get_logger("ortserve.cache").error("the prompt cache is switched off", reason=reason, exc_info=True)
         self.cache = NoCache()
         self._is_gone = True
         for sequence in self._held.values():

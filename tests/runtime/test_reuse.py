@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from ortserve.plugins.api import Breakpoint, CacheMode, Part, PromptCache, Ticket
+from ortserve.plugins.api import Breakpoint, CacheMode, CacheQuery, Hit, HitState, Part, PromptCache, Ticket
 from ortserve.plugins.none import NoCache
 from ortserve.runtime.audit import audit
 from ortserve.runtime.config import EngineConfig
@@ -163,6 +163,48 @@ class Failing:
             raise RuntimeError("the disk of the plugin's author is full")
 
         return fail if name == self._when else getattr(self._inner, name)
+
+
+class Lying(NoCache):
+    """Finds what it does not have."""
+
+    def __init__(self, hit: Hit) -> None:
+        super().__init__()
+        self._hit = hit
+
+    def lookup(self, query: CacheQuery) -> Hit:
+        return self._hit
+
+
+@pytest.mark.parametrize(
+    "hit",
+    [
+        Hit(1, HitState.READY, (0, 1, 2), 301),
+        Hit(1, HitState.READY, (0,), 200),
+        Hit(1, HitState.READY, (0,), 100),
+        Hit(1, HitState.READY, (), -1),
+    ],
+)
+def test_a_cache_that_finds_what_it_cannot_have_is_not_believed(
+    synthetic: SyntheticModel, hit: Hit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(synthetic)
+    lying = Lying(hit)
+    reuse = new_reuse(plan, lambda blocks: cast(PromptCache, _Wrapped(lying)))
+    engine = Engine(synthetic.manifest, plan, synthetic.engine(plan)._runner, synthetic.sampler, reuse=reuse)
+    reply = one(engine, Request("r", PREFIX, SAMPLING))
+    assert list(reply.token_ids) == greedy_tokens(PREFIX, SAMPLING)
+    assert isinstance(engine.reuse.cache, NoCache)
+
+
+class _Wrapped:
+    """Hides that a cache is a null object."""
+
+    def __init__(self, inner: NoCache) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
 
 @pytest.mark.parametrize("when", ["lookup", "announce", "publish", "finish"])
