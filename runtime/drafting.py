@@ -86,18 +86,19 @@ class Drafting:
         begun = self._clock()
         wait_s = max(self._shortest_wait_s, WAIT_SHARE * step_s)
         self._pending = self._ask(lambda: self._drafter.propose(views, begun + wait_s))
+        by_id = {sequence.request.id: sequence for sequence in wanted}
         try:
-            drafts = self._pending.result(wait_s)
+            drafts = self._checked(self._pending.result(wait_s), by_id, limits)
         except TimeoutError:
             self._miss()
             return {}
-        except Exception as error:  # a plugin may raise anything
-            self._switch_off(f"it raised {type(error).__name__}: {error}")
+        except Exception as error:  # a plugin may raise anything, or return what is no draft
+            self._switch_off(f"its proposal failed with {type(error).__name__}: {error}")
             return {}
         finally:
             self.stats.seconds += self._clock() - begun
         self._num_misses = 0
-        return self._checked(drafts, {sequence.request.id: sequence for sequence in wanted}, limits)
+        return drafts
 
     def observe(self, results: Values[tuple[Sequence, int, int, tuple[int, ...]]]) -> None:
         """What one step did: for each sequence the guesses fed, how many were accepted, and the tokens it got."""

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
@@ -191,6 +192,8 @@ class Hostile(GuessingDrafter):
             raise RuntimeError("no guesses today")
         if self.what == "hangs":
             self.release.wait(30)
+        if self.what == "no drafts":
+            return cast(Sequence[Draft], [None, 7])
         if self.what == "garbage":
             view = views[0]
             length = len(view.tokens)
@@ -207,7 +210,7 @@ class Hostile(GuessingDrafter):
             raise ValueError("observe")
 
 
-@pytest.mark.parametrize("what", ["raises", "hangs", "garbage", "cannot listen"])
+@pytest.mark.parametrize("what", ["raises", "hangs", "garbage", "no drafts", "cannot listen"])
 def test_a_hostile_drafter_costs_time_only(
     synthetic: SyntheticModel, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,7 +224,7 @@ def test_a_hostile_drafter_costs_time_only(
     for request in requests:
         assert list(replies[request.id].token_ids) == greedy_tokens(request.prompt, GREEDY)
     engine.close()
-    if what in ("raises", "cannot listen"):
+    if what in ("raises", "no drafts", "cannot listen"):
         assert not engine.drafting.is_on
     if what == "hangs":
         assert engine.drafting.stats.num_missed_deadlines == 1  # it is not asked again while it hangs
