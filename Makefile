@@ -1,6 +1,6 @@
 # One name per habit. Needs make and Python 3.11 or newer; everything else comes from pip into $(VENV).
 #   make serve HOST=0.0.0.0 PORT=8080 MODEL=path/to/model
-#   make test VENV=/tmp/venv PYTHON=python3.12
+#   make test VENV=build/venv PYTHON=python3.12
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -167,9 +167,9 @@ later, `tokenizers`, `safetensors` and `numpy`; from the root of the repository:
 
 ```
 pip install -e '.[train]'
-python -m examples.pocket.train --out /tmp/pocket             # tokenizer, model, draft, evaluation, card
-python -m examples.pocket.evaluate --model /tmp/pocket --report /tmp/report.json
-python -m examples.pocket.card /tmp/pocket                    # writes README.md from the JSON files in the folder
+python -m examples.pocket.train --out build/pocket             # tokenizer, model, draft, evaluation, card
+python -m examples.pocket.evaluate --model build/pocket --report build/report.json
+python -m examples.pocket.card build/pocket                    # writes README.md from the JSON files in the folder
 ```
 
 `--warm FOLDER` goes on from an existing checkpoint. As the training ends by the clock, the weights differ a little

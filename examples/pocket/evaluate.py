@@ -141,7 +141,7 @@ def main() -> None:
     """Read the command line and evaluate."""
     parser = argparse.ArgumentParser(
         description="Measure a checkpoint on held-out prompts.",
-        epilog="Example: python -m examples.pocket.evaluate --model export/pocket --report /tmp/report.json",
+        epilog="Example: python -m examples.pocket.evaluate --model export/pocket --report build/report.json",
     )
     parser.add_argument("--model", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--report", type=Path, required=True, help="where to write the JSON report")

@@ -251,7 +251,7 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(
         description="Train the tokenizer, the pocket model and its draft.",
-        epilog="Example: python -m examples.pocket.train --out /tmp/pocket",
+        epilog="Example: python -m examples.pocket.train --out build/pocket",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--seconds", type=float, default=480.0, help="training time of the model")
