@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -29,6 +29,8 @@ from ortserve.runtime.errors import ManifestError
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
+
+Decoded = TypeVar("Decoded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +107,31 @@ class Manifest:
     parity: ParityReport | None = None
     source: str = ""  # folder name or hub id; never a machine path
     exporter: str = ""  # ortserve and library versions
+    kind: Literal["decoder"] = "decoder"  # encoders have a manifest of their own: runtime/encoder_manifest.py
+
+
+class ManifestHead(msgspec.Struct, frozen=True):
+    """What every manifest begins with."""
+
+    format_version: int
+    kind: str = "decoder"  # or encoder
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and validate `folder/manifest.json`.
+    """Read and validate `folder/manifest.json` of a model that generates.
 
-    Raises `ManifestError` when it is missing, not JSON, of the wrong shape, or of another format version.
+    Raises `ManifestError` when it is missing, not JSON, of the wrong shape, of another format version, or an encoder's.
     """
+    data, head = read_head(folder)
+    if head.kind != "decoder":
+        raise ManifestError(
+            f"{folder} holds an {head.kind}, and a model that generates text is needed here: name another folder"
+        )
+    return decode_manifest(folder, data, Manifest)
+
+
+def read_head(folder: Path) -> tuple[bytes, ManifestHead]:
+    """The manifest's bytes and what all kinds of manifests begin with. Raises `ManifestError`."""
     path = folder / MANIFEST_NAME
     try:
         data = path.read_bytes()
@@ -122,23 +142,25 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise ManifestError(f"{path} cannot be read ({error.strerror}): check the folder and its permissions") from None
     try:
-        version = msgspec.json.decode(data, type=_Versioned).format_version
+        head = msgspec.json.decode(data, type=ManifestHead)
     except msgspec.MsgspecError as error:
         raise ManifestError(f"{path} is not a manifest ({error}): export the checkpoint again") from None
-    if version != FORMAT_VERSION:
+    if head.format_version != FORMAT_VERSION:
         raise ManifestError(
-            f"{path} has format version {version}, this ortserve reads {FORMAT_VERSION}: export the checkpoint again"
+            f"{path} has format version {head.format_version}, this ortserve reads {FORMAT_VERSION}:"
+            " export the checkpoint again"
         )
+    return data, head
+
+
+def decode_manifest(folder: Path, data: bytes, kind: type[Decoded]) -> Decoded:
+    """The bytes as a manifest of one kind. Raises `ManifestError`."""
     try:
-        return msgspec.json.decode(data, type=Manifest)
+        return msgspec.json.decode(data, type=kind)
     except msgspec.MsgspecError as error:
-        raise ManifestError(f"{path} is damaged ({error}): export the checkpoint again") from None
+        raise ManifestError(f"{folder / MANIFEST_NAME} is damaged ({error}): export the checkpoint again") from None
 
 
-def manifest_json(manifest: Manifest) -> bytes:
+def manifest_json(manifest: object) -> bytes:
     """The file's content: indented JSON, stable key order."""
     return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-
-
-class _Versioned(msgspec.Struct):
-    format_version: int

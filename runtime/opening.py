@@ -1,4 +1,4 @@
-"""Composes a running engine from an exported folder: manifest, session, memory plan, KV store, runner, sampler, driver.
+"""Composes a running engine, or encoder, from an exported folder: manifest, session, memory plan, KV store, driver.
 
 The one place in the runtime that knows all parts; it decides nothing.
 """
@@ -6,6 +6,7 @@ The one place in the runtime that knows all parts; it decides nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import astuple
 from functools import partial
 from hashlib import sha256
@@ -23,6 +24,9 @@ from ortserve.runtime.blocks import BlockPool
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.drafting import Drafting
 from ortserve.runtime.driver import Driver
+from ortserve.runtime.encoder import Encoder
+from ortserve.runtime.encoder_driver import EncoderDriver, EncoderLimits
+from ortserve.runtime.encoder_manifest import read_encoder_manifest
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.errors import DeviceError, PluginUnusableError
 from ortserve.runtime.kv import SlotKvStore
@@ -49,6 +53,21 @@ def open_driver(folder: Path, config: EngineConfig | None = None) -> Driver:
     manifest = read_manifest(folder)
     engine, plan = open_engine(folder, manifest, config)
     return Driver(engine, manifest, plan)
+
+
+def open_encoder(
+    folder: Path,
+    limits: EncoderLimits | None = None,
+    *,
+    num_threads: int | None = None,
+    turn: AbstractContextManager[object] | None = None,
+) -> EncoderDriver:
+    """Load an exported encoder and start its thread; `turn` is held during every run.
+
+    Raises `ManifestError` or `ModelError` for an unusable folder, `DeviceError` for an unfit machine or runtime.
+    """
+    encoder = Encoder(folder, read_encoder_manifest(folder), num_threads=num_threads)
+    return EncoderDriver(encoder, limits, turn=turn)
 
 
 def open_engine(folder: Path, manifest: Manifest, config: EngineConfig) -> tuple[Engine, EnginePlan]:
