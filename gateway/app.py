@@ -20,6 +20,7 @@ from ortserve.gateway.routes.health import HealthRoute
 from ortserve.gateway.routes.messages import MessagesRoute
 from ortserve.gateway.routes.metrics import MetricsRoute
 from ortserve.gateway.routes.models import ModelsRoute
+from ortserve.gateway.routes.responses import ResponsesRoute
 from ortserve.gateway.service import ModelService
 from ortserve.gateway.tenancy import tenant_of
 from ortserve.gateway.watch import Patience
@@ -39,10 +40,13 @@ def build_app(
     models = ModelsRoute(service)
     health = HealthRoute(service)
     messages = MessagesRoute(service, patience)
+    responses = ResponsesRoute(service, patience)
     cache = CacheRoute(service, tenant_of((api_key or "").encode()))
     routes = [
         Route("/v1/chat/completions", ChatRoute(service, patience).post, methods=["POST"]),
         Route("/v1/completions", CompletionRoute(service, patience).post, methods=["POST"]),
+        Route("/v1/responses", responses.post, methods=["POST"]),
+        Route("/v1/responses/input_tokens", responses.input_tokens, methods=["POST"]),
         Route("/v1/messages", messages.post, methods=["POST"]),
         Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
         Route("/v1/models", models.index),

@@ -25,7 +25,7 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 OPEN_PATHS = ("/", "/health")  # load balancers have no key
 ADMIN_PATH = "/admin"
 METRICS_PATH = "/metrics"
-ALIASED = ("chat", "completions", "messages", "models")  # clients whose base URL lacks /v1
+ALIASED = ("chat", "completions", "messages", "models", "responses")  # clients whose base URL lacks /v1
 METHODS_WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 
 

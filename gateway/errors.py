@@ -60,6 +60,17 @@ def model_not_found(name: str, served: str) -> ApiError:
     return ApiError(Problem(404, message, param="model", code="model_not_found"))
 
 
+def not_found(noun: str, id: str, *, param: str | None = None) -> Problem:
+    """A 404 for something that is not kept, or not for this caller."""
+    return Problem(404, f"{noun} with id '{id}' not found.", param=param)
+
+
+def previous_response_not_found(id: str) -> Problem:
+    """A 400 for a response to go on from that is not kept, or not for this caller."""
+    message = f"Previous response with id '{id}' not found."
+    return Problem(400, message, param="previous_response_id", code="previous_response_not_found")
+
+
 def invalid_url(method: str, path: str) -> Problem:
     """A 404 for a path no route answers."""
     return Problem(404, f"Invalid URL ({method} {path})")

@@ -22,7 +22,7 @@ OTHER = "other"
 MODEL_ROUTE = "/v1/models/"
 ROUTES = (
     "/", "/health", "/metrics", "/v1/chat/completions", "/v1/completions", "/v1/models",
-    "/v1/messages", "/v1/messages/count_tokens",
+    "/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/v1/responses/input_tokens",
     "/admin/cache/stats", "/admin/cache/entries", "/admin/cache/clear", "/admin/cache/warm",
 )  # fmt: skip
 TIER_COUNTERS = (

@@ -54,13 +54,14 @@ class PromptEncoder:
         self._max_context = max_context
         self._empty_prompt = empty_prompt
 
-    async def encode_chat(self, request: ChatRequest, *, num_body_bytes: int) -> ChatPrompt:
+    async def encode_chat(self, request: ChatRequest, *, num_body_bytes: int, param: str = "messages") -> ChatPrompt:
         """The rendered conversation as ids. The template writes the special tokens itself, so none are added.
 
-        `num_body_bytes` is the length of the request's JSON: it decides whether the work leaves the event loop.
+        `num_body_bytes` is the length of the request's JSON: it decides whether the work leaves the event loop. `param`
+        is the field that carried the conversation.
         """
         template = self._needed_template()
-        self._refuse_too_long(num_characters(request.messages), "messages")
+        self._refuse_too_long(num_characters(request.messages), param)
         places = marked_places(request.messages)
 
         def render(messages: Sequence[Message]) -> str:
@@ -75,8 +76,8 @@ class PromptEncoder:
         def prepare() -> ChatPrompt:
             text = render(request.messages)
             if not places:
-                return ChatPrompt(self._encode(text, "messages", add_special_tokens=False))
-            self._refuse_too_long(len(text.encode()), "messages")
+                return ChatPrompt(self._encode(text, param, add_special_tokens=False))
+            self._refuse_too_long(len(text.encode()), param)
             tokens = self._tokenizer.encode_measured(text)
             points = find_breakpoints(
                 request.messages,
@@ -87,7 +88,7 @@ class PromptEncoder:
                 tokenizer=self._tokenizer,
                 ttl_s=request.cache.ttl_s,
             )
-            return ChatPrompt(self._checked(tokens.ids, "messages"), points)
+            return ChatPrompt(self._checked(tokens.ids, param), points)
 
         # Breakpoints render again, and tokens with places take longer.
         return await self._run(prepare, num_body_bytes * (2 if places else 1))

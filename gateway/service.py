@@ -118,24 +118,30 @@ class ModelService:
         if name not in (self.name, self.manifest.name):
             raise model_not_found(name, self.name)
 
-    async def start_chat(self, request: ChatRequest, *, tenant: bytes, num_body_bytes: int) -> Generation:
-        """Validate, tokenize and submit. Everything wrong with the request raises `ApiError` here."""
+    async def start_chat(
+        self, request: ChatRequest, *, tenant: bytes, num_body_bytes: int, param: str = "messages"
+    ) -> Generation:
+        """Validate, tokenize and submit. Everything wrong with the request raises `ApiError` here.
+
+        `param` is the field that carried the conversation, as errors name it.
+        """
         self.check_model(request.model)
-        prompt = await self.prompts.encode_chat(request, num_body_bytes=num_body_bytes)
+        prompt = await self.prompts.encode_chat(request, num_body_bytes=num_body_bytes, param=param)
         hints = cache_hints(request.cache, tenant, num_prompt_tokens=len(prompt.ids), breakpoints=prompt.breakpoints)
         return self._submit(
             [_Job(prompt.ids, hints, await self.prompts.encode_prediction(request.draft))],
             request.sampling,
             request.num_choices,
             request.stops,
-            param="messages",
+            param=param,
             strip_first_space=not request.continue_final_message,  # there, it separates two words
         )
 
-    async def count_tokens(self, request: ChatRequest, *, num_body_bytes: int) -> int:
+    async def count_tokens(self, request: ChatRequest, *, num_body_bytes: int, param: str = "messages") -> int:
         """Tokens of the prompt that `start_chat` would submit. Raises `ApiError` where that would."""
         self.check_model(request.model)
-        return len((await self.prompts.encode_chat(request, num_body_bytes=num_body_bytes)).ids)
+        prompt = await self.prompts.encode_chat(request, num_body_bytes=num_body_bytes, param=param)
+        return len(prompt.ids)
 
     async def read_prompts(self, request: CompletionRequest) -> tuple[Prompt, ...]:
         """The prompts as ids; raises `ApiError` for the first that cannot be continued."""

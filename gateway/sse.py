@@ -28,7 +28,7 @@ class ChunkWriter(Protocol):
 
     @property
     def ping(self) -> bytes:
-        """What keeps a silent stream alive."""
+        """What keeps a silent stream alive; asked for each time."""
 
     def begin(self, num_choices: int) -> bytes:
         """What is sent as soon as the request has been admitted."""

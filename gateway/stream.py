@@ -37,8 +37,8 @@ class EventStream:
         generation = self._generation
         last = b""
         try:
-            send_piece, ping = exchange.send_piece or send, self._writer.ping
-            async with Watch(receive, send_piece, ping=ping, patience=self._patience) as watch:
+            send_piece, writer = exchange.send_piece or send, self._writer
+            async with Watch(receive, send_piece, ping=lambda: writer.ping, patience=self._patience) as watch:
                 await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
                 last = await self._pump(watch, exchange)
             if watch.reason is not None:

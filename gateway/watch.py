@@ -7,6 +7,7 @@ nothing per chunk but two assignments.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
@@ -30,7 +31,9 @@ class Watch:
     Afterwards `watch.reason` says why. Only one coroutine may use `send`.
     """
 
-    def __init__(self, receive: Receive, send: Send | None = None, *, ping: bytes = b"", patience: Patience) -> None:
+    def __init__(
+        self, receive: Receive, send: Send | None = None, *, ping: Callable[[], bytes] = bytes, patience: Patience
+    ) -> None:
         self._receive = receive
         self._send = send
         self._ping = ping
@@ -108,4 +111,4 @@ class Watch:
 
     async def _send_ping(self) -> None:
         if self._busy_since is None and self._send is not None:
-            await self._send({"type": "http.response.body", "body": self._ping, "more_body": True})
+            await self._send({"type": "http.response.body", "body": self._ping(), "more_body": True})

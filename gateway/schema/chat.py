@@ -10,6 +10,7 @@ from ortserve.gateway.schema.caching import CACHE_FIELDS, CacheWish, read_cache_
 from ortserve.gateway.schema.drafting import DRAFT_FIELDS, DraftWish, read_draft_wish
 from ortserve.gateway.schema.fields import Fields, invalid_type, invalid_value
 from ortserve.gateway.schema.messages import Message, read_messages
+from ortserve.gateway.schema.metadata import read_metadata
 from ortserve.gateway.schema.sampling import (
     CONSTRAINT_FIELDS,
     SAMPLING_FIELDS,
@@ -27,7 +28,6 @@ MAX_TOP_LOGPROBS = 20
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 VERBOSITIES = ("low", "medium", "high")
 SERVICE_TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
-MAX_METADATA_PAIRS = 16
 
 # Accepted, without effect on a text-only, self-hosted server.
 IGNORED_FIELDS = frozenset(
@@ -174,17 +174,7 @@ def _check_accepted(fields: Fields) -> None:
     fields.boolean("store")
     fields.boolean("parallel_tool_calls")
     fields.string("user")
-    metadata = fields.object("metadata")
-    if metadata is None:
-        return
-    if len(metadata.data) > MAX_METADATA_PAIRS:
-        message = f"Invalid 'metadata': too many properties. Expected at most {MAX_METADATA_PAIRS} key-value pairs."
-        raise bad_request(message, param="metadata", code="object_above_max_properties")
-    for key in metadata.data:
-        if len(key) > 64:
-            message = f"Invalid 'metadata': key '{key[:64]}...' is longer than 64 characters."
-            raise bad_request(message, param="metadata", code="invalid_value")
-        metadata.string(key, max_length=512)
+    read_metadata(fields)
 
 
 def _read_template_options(fields: Fields) -> Mapping[str, object]:

@@ -127,7 +127,7 @@ def _read_tool_calls(fields: Fields) -> tuple[ToolCall, ...]:
     calls = [_read_tool_call(item) for item in fields.objects("tool_calls") or ()]
     legacy = fields.object("function_call")
     if legacy is not None and not calls:
-        calls.append(ToolCall("", legacy.required_string("name"), _read_arguments(legacy, "arguments")))
+        calls.append(ToolCall("", legacy.required_string("name"), read_arguments(legacy, "arguments")))
     return tuple(calls)
 
 
@@ -139,10 +139,10 @@ def _read_tool_call(fields: Fields) -> ToolCall:
     function = fields.object("function")
     if function is None:
         raise missing(fields.name("function"))
-    return ToolCall(fields.string("id") or "", function.required_string("name"), _read_arguments(function, "arguments"))
+    return ToolCall(fields.string("id") or "", function.required_string("name"), read_arguments(function, "arguments"))
 
 
-def _read_arguments(fields: Fields, key: str) -> object:
+def read_arguments(fields: Fields, key: str) -> object:
     """Templates want an object; clients send JSON text, some the object itself."""
     value = fields.get(key)
     if value is None or value == "":
