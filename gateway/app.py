@@ -33,8 +33,12 @@ def build_app(
     admin_key: str | None = None,
     patience: Patience | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
+    strict_parameters: bool = False,
 ) -> Starlette:
-    """Routes and layers. `patience` bounds silent and stalled streams; without `admin_key` nobody may administrate."""
+    """Routes and layers. `patience` bounds silent and stalled streams; without `admin_key` nobody may administrate.
+
+    With `strict_parameters`, fields that no table knows are refused instead of reported.
+    """
     patience = patience or Patience()
     metrics = Metrics(service.driver)
     models = ModelsRoute(service)
@@ -60,13 +64,13 @@ def build_app(
         Route("/", health.get),
     ]
     middleware = [
-        Middleware(Edge, metrics=metrics, max_body_bytes=max_body_bytes),
+        Middleware(Edge, metrics=metrics, max_body_bytes=max_body_bytes, strict_parameters=strict_parameters),
         Middleware(
             CORSMiddleware,
             allow_origins=["*"],
             allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
             allow_headers=["*"],  # reflected: a literal * would not cover Authorization
-            expose_headers=["x-request-id", "request-id"],
+            expose_headers=["x-request-id", "request-id", "x-ortserve-ignored"],
         ),
         Middleware(Gate, api_key=api_key, admin_key=admin_key, max_body_bytes=max_body_bytes),
     ]

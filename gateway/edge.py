@@ -22,6 +22,7 @@ from ortserve.gateway.tenancy import given_key, tenant_of
 from ortserve.runtime.errors import OrtserveError
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
+IGNORED_HEADER = b"x-ortserve-ignored"
 OPEN_PATHS = ("/", "/health")  # load balancers have no key
 ADMIN_PATH = "/admin"
 METRICS_PATH = "/metrics"
@@ -36,17 +37,20 @@ class Edge:
     once ten pieces lie in a queue that nobody empties.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int = MAX_BODY_BYTES, strict_parameters: bool = False
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._is_strict = strict_parameters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Part of ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange()
+        exchange = Exchange(is_strict=self._is_strict)
         given = Headers(scope=scope).get("x-request-id", "")
         if 0 < len(given) <= 128 and given.isascii() and given.isprintable():
             exchange.request_id = given
@@ -61,6 +65,9 @@ class Edge:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 message["headers"] = [*message["headers"], *headers]
+                ignored = exchange.unheeded.header()
+                if ignored:
+                    message["headers"].append((IGNORED_HEADER, ignored.encode()))
             await send(message)
 
         method, path = scope["method"], scope["path"]

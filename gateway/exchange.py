@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ortserve.gateway.contract.table import Unheeded
 from ortserve.gateway.generation import Generation, Timings
 from ortserve.gateway.tenancy import tenant_of
 
@@ -35,6 +36,8 @@ class Exchange:
     first_token_s: float | None = None  # from the request to the first token
     timings: Timings | None = None
     body: bytes = b""
+    is_strict: bool = False  # fields that no table knows are refused
+    unheeded: Unheeded = field(default_factory=Unheeded)  # fields of the body that have no effect
     send_piece: Send | None = None  # the server's own send, past the layers that only look at a reply's head
 
     def note(self, generation: Generation) -> None:

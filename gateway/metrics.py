@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ortserve.runtime.driver import Driver
 
 OTHER = "other"
+UNKNOWN = "unknown"  # whatever strangers call it
 MODEL_ROUTE = "/v1/models/"
 ROUTES = (
     "/", "/health", "/metrics", "/v1/chat/completions", "/v1/completions", "/v1/models",
@@ -42,7 +43,8 @@ class Metrics:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._requests: Counter[tuple[str, str, str]] = Counter()  # by route, status, outcome
+        self._requests: Counter[tuple[str, ...]] = Counter()  # by route, status, outcome
+        self._ignored: Counter[tuple[str, ...]] = Counter()  # by route, field
         self._seconds: dict[str, Tally] = {}  # by route
         self._num_prompt_tokens = 0
         self._num_cached_tokens = 0
@@ -55,6 +57,11 @@ class Metrics:
         """Take over one exchange when it has ended. `path` is canonical."""
         route = route_of(path)
         self._requests[route, str(exchange.status), exchange.outcome] += 1
+        unheeded = exchange.unheeded
+        for name in unheeded.ignored:
+            self._ignored[route, name] += 1
+        if unheeded.unknown:
+            self._ignored[route, UNKNOWN] += len(unheeded.unknown)
         timings = exchange.timings
         if timings is None:
             return
@@ -71,6 +78,7 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Everything as of now."""
         yield _counter("requests", "HTTP requests that have ended", self._requests, ("route", "status", "outcome"))
+        yield _counter("ignored_fields", "Request fields without effect", self._ignored, ("route", "field"))
         tallies: Tallies = {(route,): tally for route, tally in self._seconds.items()}
         yield _histogram("request_seconds", "From the first byte to the last, of generations", tallies, ("route",))
         yield _plain("prompt_tokens", "Tokens of prompts", self._num_prompt_tokens)
@@ -133,9 +141,7 @@ def _plain(name: str, help_: str, value: float) -> Metric:
     return CounterMetricFamily(f"ortserve_{name}", help_, value=value)
 
 
-def _counter(
-    name: str, help_: str, values: Labelled | Counter[tuple[str, str, str]], labels: tuple[str, ...]
-) -> Metric:
+def _counter(name: str, help_: str, values: Labelled | Counter[tuple[str, ...]], labels: tuple[str, ...]) -> Metric:
     family = CounterMetricFamily(f"ortserve_{name}", help_, labels=labels)
     for key, value in values.items():
         family.add_metric(key, value)

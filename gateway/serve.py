@@ -49,6 +49,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="opens /admin/cache to those who send it (none: closed to everyone)",
     )
     add(
+        "--strict-parameters",
+        action="store_true",
+        default=switch_of("--strict-parameters"),
+        help="refuse fields that no API has instead of naming them in x-ortserve-ignored",
+    )
+    add(
         "--warm",
         type=Path,
         default=default_of("--warm"),
@@ -197,6 +203,7 @@ async def _serve(
         service,
         api_key=arguments.api_key,
         admin_key=arguments.admin_key,
+        strict_parameters=arguments.strict_parameters,
         patience=Patience(stall_s=limits.stall_s),
     )
     stop = asyncio.Event()

@@ -8,8 +8,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ortserve.gateway.contract.admin import CLEAR, WARM
 from ortserve.gateway.exchange import exchange_of
-from ortserve.gateway.routes.bodies import json_response, parse_object, read_request
+from ortserve.gateway.routes.bodies import json_response, read_request
 from ortserve.gateway.schema.fields import Fields, check_range
 from ortserve.gateway.service import ModelService
 from ortserve.gateway.tenancy import salt_of, tenant_of
@@ -18,7 +19,6 @@ from ortserve.plugins.api import CacheStats, Entry
 
 DEFAULT_ENTRIES = 1000
 MAX_ENTRIES = 1_000_000
-WARM_FIELDS = frozenset(["messages", "prompt", "ttl", "cache_salt", "api_key"])
 
 
 class StatsReply(msgspec.Struct, frozen=True):
@@ -75,9 +75,9 @@ class CacheRoute:
 
     async def clear(self, request: Request) -> Response:
         """Forget everything, or what `api_key` and `cache_salt` name."""
-        body = exchange_of(request.scope).body
-        fields = parse_object(body) if body else Fields({})
-        key, refinement = fields.string("api_key"), fields.string("cache_salt")
+        key = refinement = None
+        if exchange_of(request.scope).body:
+            key, refinement = await read_request(request, CLEAR, read_clear, self.service.pool)
         salt = None
         if key is not None or refinement is not None:
             salt = salt_of(self.tenant if key is None else tenant_of(key.encode()), refinement)
@@ -87,10 +87,15 @@ class CacheRoute:
         """Compute a prefix and keep it."""
         service = self.service
         wanted = await read_request(
-            exchange_of(request.scope).body,
+            request,
+            WARM,
             lambda fields: read_warm(fields, service.vocabulary, tenant=self.tenant),
-            WARM_FIELDS,
             service.pool,
         )
         warmed = await warm(service, wanted)
         return json_response(WarmedReply(warmed.num_tokens, warmed.num_cached_tokens, warmed.num_pinned_tokens))
+
+
+def read_clear(fields: Fields) -> tuple[str | None, str | None]:
+    """`api_key` and `cache_salt`, whose prefixes are meant."""
+    return fields.string("api_key"), fields.string("cache_salt")

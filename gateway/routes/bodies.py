@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
+from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import Response
 
-from ortserve.gateway.errors import bad_request
-from ortserve.gateway.logs import log
+from ortserve.gateway.contract.table import FieldTable
+from ortserve.gateway.errors import ApiError, Problem, bad_request
+from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.schema.fields import Fields, kind
 
@@ -21,7 +25,10 @@ Result = TypeVar("Result")
 
 
 def parse_object(body: bytes) -> Fields:
-    """The body as one JSON object; raises `ApiError` (400) otherwise."""
+    """The body as one JSON object; raises `ApiError` (400) otherwise.
+
+    Of a name that comes twice the last one counts.
+    """
     try:
         value = msgspec.json.decode(body)
     except (ValueError, RecursionError) as error:  # msgspec's errors and invalid UTF-8 are ValueErrors
@@ -37,17 +44,27 @@ def parse_object(body: bytes) -> Fields:
     return Fields(value)
 
 
-async def read_request(body: bytes, read: Callable[[Fields], Result], known: Collection[str], pool: WorkPool) -> Result:
-    """Parse and validate; in the worker pool when the body is large."""
+async def read_request(request: Request, table: FieldTable, read: Callable[[Fields], Result], pool: WorkPool) -> Result:
+    """Parse and validate; in the worker pool when the body is large. What `table` says has no effect is noted.
 
-    def work() -> tuple[Result, tuple[str, ...]]:
+    Raises `ApiError`: 400 for a body that is wrong or has another type than JSON, or, where that was asked for,
+    fields that the table does not know; 415 for a coding.
+    """
+    exchange = exchange_of(request.scope)
+    _check_headers(request.headers)
+    body = exchange.body
+
+    def work() -> Result:
         fields = parse_object(body)
-        return read(fields), fields.unknown(known)
+        if exchange.is_strict:
+            _refuse_repetition(body)
+        exchange.unheeded = unheeded = table.unheeded(fields.data)
+        if exchange.is_strict and unheeded.unknown:
+            name = unheeded.unknown[0]
+            raise bad_request(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+        return read(fields)
 
-    result, unknown = work() if len(body) <= INLINE_BYTES else await pool.run(work)
-    if unknown:
-        log().debug("unknown_fields", fields=unknown)
-    return result
+    return work() if len(body) <= INLINE_BYTES else await pool.run(work)
 
 
 def reply_id(prefix: str) -> str:
@@ -63,3 +80,33 @@ def now() -> int:
 def json_response(value: msgspec.Struct) -> Response:
     """A 200 with the reply."""
     return Response(msgspec.json.encode(value), media_type="application/json")
+
+
+def _check_headers(headers: Headers) -> None:
+    """JSON by name, or without a name; never compressed."""
+    given = headers.get("content-type", "")
+    type_, _, parameters = given.partition(";")
+    type_ = type_.strip().lower()
+    if type_ not in ("", "application/json") and not (type_.startswith("application/") and type_.endswith("+json")):
+        message = f"Unsupported content type '{given[:100]}'. The API expects 'Content-Type: application/json'."
+        raise bad_request(message, code="unsupported_content_type")
+    charset = parameters.lower().partition("charset=")[2].split(";")[0].strip().strip('"')
+    if charset not in ("", "utf-8", "utf8", "us-ascii"):
+        message = f"Unsupported charset '{charset[:100]}'. JSON is sent in UTF-8."
+        raise bad_request(message, code="unsupported_content_type")
+    coding = headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        message = f"Unsupported content encoding '{coding[:100]}'. Send the body uncompressed."
+        raise ApiError(Problem(415, message, code="unsupported_content_encoding", headers={"accept-encoding": ""}))
+
+
+def _refuse_repetition(body: bytes) -> None:
+    def check(pairs: list[tuple[str, object]]) -> None:
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                message = f"Invalid request body: '{name[:100]}' comes twice in one object."
+                raise bad_request(message, param=name[:100], code="duplicate_parameter")
+            seen.add(name)
+
+    json.loads(body, object_pairs_hook=check)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ortserve.gateway.contract.chat import CHAT
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.generation import Generation
 from ortserve.gateway.routes.bodies import json_response, now, read_request, reply_id
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
-from ortserve.gateway.schema.chat import CHAT_FIELDS, ChatRequest, read_chat
+from ortserve.gateway.schema.chat import ChatRequest, read_chat
 from ortserve.gateway.schema.replies import ChatChoice, ChatMessage, ChatReply, chat_logprobs, usage_reply
 from ortserve.gateway.service import ModelService
 from ortserve.gateway.sse import ChatChunks
@@ -30,14 +31,10 @@ class ChatRoute:
         """Answer one conversation, whole or streamed."""
         service = self.service
         exchange = exchange_of(request.scope)
-        body = exchange.body
         chat = await read_request(
-            body,
-            lambda fields: read_chat(fields, service.defaults, service.vocabulary),
-            CHAT_FIELDS,
-            service.pool,
+            request, CHAT, lambda fields: read_chat(fields, service.defaults, service.vocabulary), service.pool
         )
-        generation = await service.start_chat(chat, tenant=exchange.tenant, num_body_bytes=len(body))
+        generation = await service.start_chat(chat, tenant=exchange.tenant, num_body_bytes=len(exchange.body))
         if not chat.stream:
             return await self._whole(request, chat, generation)
         chunks = ChatChunks(

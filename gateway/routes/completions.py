@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ortserve.gateway.contract.completions import COMPLETIONS
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.generation import Generation, WholeChoice
 from ortserve.gateway.routes.bodies import json_response, now, read_request, reply_id
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
-from ortserve.gateway.schema.completions import COMPLETION_FIELDS, CompletionRequest, read_completion
+from ortserve.gateway.schema.completions import CompletionRequest, read_completion
 from ortserve.gateway.schema.replies import CompletionChoice, CompletionReply, completion_logprobs, usage_reply
 from ortserve.gateway.service import ModelService
 from ortserve.gateway.sse import CompletionChunks
@@ -32,9 +33,9 @@ class CompletionRoute:
         service = self.service
         exchange = exchange_of(request.scope)
         completion = await read_request(
-            exchange.body,
+            request,
+            COMPLETIONS,
             lambda fields: read_completion(fields, service.defaults, service.vocabulary),
-            COMPLETION_FIELDS,
             service.pool,
         )
         prompts = await service.read_prompts(completion)

@@ -10,11 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.anthropic_sse import MessageEvents
+from ortserve.gateway.contract.messages import MESSAGES
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.generation import Generation
 from ortserve.gateway.routes.bodies import json_response, read_request
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
-from ortserve.gateway.schema.anthropic import MESSAGES_FIELDS, read_counted_call, read_message_call
+from ortserve.gateway.schema.anthropic import read_counted_call, read_message_call
 from ortserve.gateway.schema.anthropic_replies import (
     MessageReply,
     TextBlock,
@@ -41,7 +42,7 @@ class MessagesRoute:
         """Answer one conversation, whole or streamed."""
         service = self.service
         exchange = exchange_of(request.scope)
-        chat = await self._read(exchange.body, read_message_call)
+        chat = await self._read(request, read_message_call)
         generation = await service.start_chat(chat, tenant=exchange.tenant, num_body_bytes=len(exchange.body))
         reply_id = f"msg_{secrets.token_hex(14)}"
         if not chat.stream:
@@ -52,16 +53,16 @@ class MessagesRoute:
 
     async def count_tokens(self, request: Request) -> Response:
         """How long the prompt of such a call is."""
-        body = exchange_of(request.scope).body
-        chat = await self._read(body, read_counted_call)
-        return json_response(TokenCountReply(await self.service.count_tokens(chat, num_body_bytes=len(body))))
+        chat = await self._read(request, read_counted_call)
+        size = len(exchange_of(request.scope).body)
+        return json_response(TokenCountReply(await self.service.count_tokens(chat, num_body_bytes=size)))
 
     async def _read(
-        self, body: bytes, read: Callable[[Fields, SamplingDefaults, Vocabulary], ChatRequest]
+        self, request: Request, read: Callable[[Fields, SamplingDefaults, Vocabulary], ChatRequest]
     ) -> ChatRequest:
         service = self.service
         return await read_request(
-            body, lambda fields: read(fields, service.defaults, service.vocabulary), MESSAGES_FIELDS, service.pool
+            request, MESSAGES, lambda fields: read(fields, service.defaults, service.vocabulary), service.pool
         )
 
     async def _whole(self, request: Request, generation: Generation, reply_id: str) -> Response:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ortserve.gateway.contract.responses import RESPONSES
 from ortserve.gateway.errors import ApiError, not_found, previous_response_not_found
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.generation import ChoicePiece, Generation
@@ -16,7 +17,7 @@ from ortserve.gateway.routes.bodies import json_response, now, read_request
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
 from ortserve.gateway.schema.chat import ChatRequest
 from ortserve.gateway.schema.response_replies import InputTokensReply
-from ortserve.gateway.schema.responses import RESPONSE_FIELDS, ResponseCall, read_response_call
+from ortserve.gateway.schema.responses import ResponseCall, read_response_call
 from ortserve.gateway.service import ModelService
 from ortserve.gateway.stream import EventStream
 from ortserve.gateway.watch import Patience
@@ -36,7 +37,7 @@ class ResponsesRoute:
         service = self.service
         exchange = exchange_of(request.scope)
         num_body_bytes = len(exchange.body)
-        call = await self._read(exchange.body)
+        call = await self._read(request)
         chat = self._chat(call)
         created_at = now()
         generation = await service.start_chat(chat, tenant=exchange.tenant, num_body_bytes=num_body_bytes, param=PARAM)
@@ -47,18 +48,16 @@ class ResponsesRoute:
 
     async def input_tokens(self, request: Request) -> Response:
         """How long the prompt of such a call is."""
-        body = exchange_of(request.scope).body
-        chat = self._chat(await self._read(body))
-        return json_response(
-            InputTokensReply(await self.service.count_tokens(chat, num_body_bytes=len(body), param=PARAM))
-        )
+        chat = self._chat(await self._read(request))
+        size = len(exchange_of(request.scope).body)
+        return json_response(InputTokensReply(await self.service.count_tokens(chat, num_body_bytes=size, param=PARAM)))
 
-    async def _read(self, body: bytes) -> ResponseCall:
+    async def _read(self, request: Request) -> ResponseCall:
         service = self.service
         return await read_request(
-            body,
+            request,
+            RESPONSES,
             lambda fields: read_response_call(fields, service.defaults, service.vocabulary),
-            RESPONSE_FIELDS,
             service.pool,
         )
 

@@ -12,12 +12,10 @@ from ortserve.gateway.errors import bad_request, unsupported_parameter
 from ortserve.gateway.schema.anthropic_content import read_conversation
 from ortserve.gateway.schema.caching import CacheWish, read_cache_salt
 from ortserve.gateway.schema.chat import ChatRequest
-from ortserve.gateway.schema.drafting import DRAFT_FIELDS, read_draft_wish
+from ortserve.gateway.schema.drafting import read_draft_wish
 from ortserve.gateway.schema.fields import Fields, missing
 from ortserve.gateway.schema.messages import Message
 from ortserve.gateway.schema.sampling import (
-    CONSTRAINT_FIELDS,
-    SAMPLING_FIELDS,
     SamplingDefaults,
     Vocabulary,
     check_num_stops,
@@ -28,32 +26,6 @@ from ortserve.gateway.schema.sampling import (
 
 SERVICE_TIERS = ("auto", "standard_only")
 THINKING_TYPES = ("disabled", "adaptive", "enabled")
-MESSAGES_FIELDS = (
-    # Of OpenAI's, those that have another name here, or none.
-    (SAMPLING_FIELDS - {"n", "stop", "stream_options", "user"})
-    | DRAFT_FIELDS
-    | frozenset(CONSTRAINT_FIELDS)
-    | frozenset(
-        [
-            "model",
-            "messages",
-            "system",
-            "max_tokens",
-            "stop_sequences",
-            "metadata",
-            "cache_control",
-            "cache_salt",
-            "service_tier",
-            "thinking",
-            "tools",
-            "tool_choice",
-            "output_config",
-            "output_format",
-            "container",
-            "mcp_servers",
-        ]
-    )
-)
 
 
 def read_message_call(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary) -> ChatRequest:

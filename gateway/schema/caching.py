@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ortserve.gateway.errors import bad_request
+from ortserve.gateway.errors import bad_request, unsupported_parameter
 from ortserve.gateway.schema.fields import Fields, missing
 from ortserve.plugins.api import CacheMode
 
-CACHE_FIELDS = frozenset(["prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "cache_salt"])
 MODES = {"implicit": CacheMode.AUTO, "auto": CacheMode.AUTO, "explicit": CacheMode.EXPLICIT, "off": CacheMode.OFF}
 RETENTIONS = ("in_memory", "24h")
 UNITS_S = {"s": 1, "m": 60, "h": 3600}
@@ -36,13 +35,15 @@ class Mark:
 
 
 def read_cache_wish(fields: Fields) -> CacheWish:
-    """The fields of `CACHE_FIELDS`. `prompt_cache_retention` is an upper bound, which no entry here exceeds unasked."""
+    """All of it. `prompt_cache_retention` is an upper bound, which no entry here exceeds unasked."""
     fields.choice("prompt_cache_retention", RETENTIONS)
     salt = read_cache_salt(fields)
     affinity = fields.string("prompt_cache_key", max_length=MAX_KEY_LENGTH) or None
     options = fields.object("prompt_cache_options")
     if options is None:
         return CacheWish(affinity=affinity, salt=salt)
+    if options.boolean("prewarm"):
+        raise unsupported_parameter(options.name("prewarm"), "is not supported: use `ortserve cache warm`.")
     mode = options.choice("mode", tuple(MODES))
     return CacheWish(CacheMode.AUTO if mode is None else MODES[mode], read_ttl(options), affinity, salt)
 

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ortserve.gateway.errors import bad_request, unsupported_parameter
-from ortserve.gateway.schema.caching import CACHE_FIELDS, CacheWish, read_cache_wish
-from ortserve.gateway.schema.drafting import DRAFT_FIELDS, DraftWish, read_draft_wish
+from ortserve.gateway.schema.caching import CacheWish, read_cache_wish
+from ortserve.gateway.schema.drafting import DraftWish, read_draft_wish
 from ortserve.gateway.schema.fields import Fields, invalid_type, invalid_value
 from ortserve.gateway.schema.messages import Message, read_messages
 from ortserve.gateway.schema.metadata import read_metadata
 from ortserve.gateway.schema.sampling import (
-    CONSTRAINT_FIELDS,
-    SAMPLING_FIELDS,
     SamplingDefaults,
     Vocabulary,
     read_include_usage,
@@ -28,49 +26,6 @@ MAX_TOP_LOGPROBS = 20
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 VERBOSITIES = ("low", "medium", "high")
 SERVICE_TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
-
-# Accepted, without effect on a text-only, self-hosted server.
-IGNORED_FIELDS = frozenset(
-    [
-        "store",
-        "safety_identifier",
-        "parallel_tool_calls",
-        "include_reasoning",
-    ]
-)
-CHAT_FIELDS = (
-    SAMPLING_FIELDS
-    | CACHE_FIELDS
-    | DRAFT_FIELDS
-    | IGNORED_FIELDS
-    | frozenset(CONSTRAINT_FIELDS)
-    | frozenset(
-        [
-            "model",
-            "messages",
-            "max_tokens",
-            "max_completion_tokens",
-            "logprobs",
-            "top_logprobs",
-            "response_format",
-            "tools",
-            "tool_choice",
-            "functions",
-            "function_call",
-            "modalities",
-            "audio",
-            "moderation",
-            "web_search_options",
-            "reasoning_effort",
-            "verbosity",
-            "metadata",
-            "service_tier",
-            "chat_template_kwargs",
-            "add_generation_prompt",
-            "continue_final_message",
-        ]
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +56,7 @@ def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary
     _refuse_unsupported(fields)
     _check_accepted(fields)
     stream = fields.boolean("stream")
+    continues = _read_continuation(fields, messages)
     max_tokens = fields.integer("max_tokens", 1)
     max_completion_tokens = fields.integer("max_completion_tokens", 1)
     sampling = read_sampling(
@@ -119,10 +75,23 @@ def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary
         stream=stream,
         include_usage=read_include_usage(fields, stream=stream),
         template_options=_read_template_options(fields),
-        add_generation_prompt=fields.boolean("add_generation_prompt", default=True),
+        add_generation_prompt=fields.boolean("add_generation_prompt", default=not continues),
         cache=read_cache_wish(fields),
         draft=read_draft_wish(fields),
+        continue_final_message=continues,
     )
+
+
+def _read_continuation(fields: Fields, messages: tuple[Message, ...]) -> bool:
+    if not fields.boolean("continue_final_message"):
+        return False
+    if messages[-1].role != "assistant":
+        message = "Invalid value for 'continue_final_message': the last message is not the assistant's."
+        raise bad_request(message, param="continue_final_message", code="invalid_value")
+    if fields.boolean("add_generation_prompt"):
+        message = "Invalid value for 'add_generation_prompt': it would end the message that is to be continued."
+        raise bad_request(message, param="add_generation_prompt", code="invalid_value")
+    return True
 
 
 def _read_num_logprobs(fields: Fields) -> int | None:
@@ -152,8 +121,6 @@ def _refuse_unsupported(fields: Fields) -> None:
     for key in ("moderation", "web_search_options"):
         if fields.has(key):
             raise unsupported_parameter(key, "is not supported with this model.")
-    if fields.boolean("continue_final_message"):
-        raise unsupported_parameter("continue_final_message", "is not supported by this version.")
     refuse_constraints(fields)
     _refuse_audio(fields)
 

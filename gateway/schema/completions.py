@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ortserve.gateway.errors import bad_request, unsupported_parameter
-from ortserve.gateway.schema.caching import CACHE_FIELDS, CacheWish, read_cache_wish
+from ortserve.gateway.schema.caching import CacheWish, read_cache_wish
 from ortserve.gateway.schema.drafting import read_max_draft
 from ortserve.gateway.schema.fields import Fields, empty_array, invalid_type
 from ortserve.gateway.schema.sampling import (
-    CONSTRAINT_FIELDS,
-    SAMPLING_FIELDS,
     SamplingDefaults,
     Vocabulary,
     read_include_usage,
@@ -24,17 +22,9 @@ from ortserve.runtime.request import SamplingParams
 
 DEFAULT_MAX_TOKENS = 16
 MAX_LOGPROBS = 20  # OpenAI allows 5
+MAX_BEST_OF = 20
 MAX_PROMPTS = 2048
 MAX_SEQUENCES = 1024  # prompts times choices; as many as an engine's queue holds by default
-COMPLETION_FIELDS = (
-    SAMPLING_FIELDS
-    | CACHE_FIELDS
-    | frozenset(CONSTRAINT_FIELDS)
-    | frozenset(
-        ["model", "prompt", "max_tokens", "echo", "logprobs", "best_of", "suffix", "response_format", "speculative"]
-    )
-)
-
 TYPE_OF_PROMPT = "one of a string, array of strings, array of integers or array of arrays of integers"
 
 
@@ -124,7 +114,7 @@ def _refuse_unsupported(fields: Fields, *, num_choices: int, scores_prompt: bool
         raise unsupported_parameter("suffix", "is not supported with this model: it cannot fill in the middle.")
     if scores_prompt:
         raise unsupported_parameter("logprobs", "together with 'echo' is not supported by this version.")
-    best_of = fields.integer("best_of", 0, 20)
+    best_of = fields.integer("best_of", 0, MAX_BEST_OF)
     if best_of is not None and best_of > max(num_choices, 1):
         raise unsupported_parameter("best_of", "greater than 'n' is not supported by this version.")
     response_format = fields.object("response_format")

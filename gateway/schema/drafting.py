@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from ortserve.gateway.errors import bad_request
 from ortserve.gateway.schema.fields import Fields, invalid_type, missing
 
-DRAFT_FIELDS = frozenset(["prediction", "speculative"])
 MAX_DRAFT = 16
 
 

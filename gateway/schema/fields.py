@@ -1,6 +1,6 @@
 """Typed reading of one JSON object with OpenAI's error messages. Knows no endpoint and no field name.
 
-`null` means absent everywhere; unknown fields are the caller's to report.
+`null` means absent everywhere; fields that nobody reads are not its matter.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ TYPE_NAMES: Mapping[type, str] = {
 def kind(value: object) -> str:
     """A JSON value's type as OpenAI's messages call it."""
     if isinstance(value, list):
-        kinds = {kind(item).split(" ", 1)[-1] for item in value}
-        return f"an array of {kinds.pop()}s" if len(kinds) == 1 and "null" not in kinds else "an array"
+        kinds = {type(item) for item in value}
+        inner = kinds.pop() if len(kinds) == 1 else type(None)
+        name = "an array" if inner is list else TYPE_NAMES[inner]
+        return "an array" if inner is type(None) else f"an array of {name.split(' ', 1)[1]}s"
     return TYPE_NAMES[type(value)]
 
 
@@ -177,7 +179,3 @@ class Fields:
         if not isinstance(value, dict):
             raise invalid_type(self.name(key), "an object", value)
         return Fields(value, self.name(key))
-
-    def unknown(self, known: Collection[str]) -> tuple[str, ...]:
-        """Names of the fields not in `known`, for the debug log."""
-        return tuple(self.name(key) for key in self.data if key not in known)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ortserve.gateway.errors import bad_request, unsupported_parameter
-from ortserve.gateway.schema.caching import CACHE_FIELDS, read_cache_wish
+from ortserve.gateway.schema.caching import read_cache_wish
 from ortserve.gateway.schema.chat import MAX_TOP_LOGPROBS, REASONING_EFFORTS, VERBOSITIES, ChatRequest
-from ortserve.gateway.schema.drafting import DRAFT_FIELDS, read_draft_wish
+from ortserve.gateway.schema.drafting import read_draft_wish
 from ortserve.gateway.schema.fields import Fields, invalid_type, invalid_value
 from ortserve.gateway.schema.item_messages import messages_of
 from ortserve.gateway.schema.items import Item, read_input
@@ -17,8 +17,6 @@ from ortserve.gateway.schema.metadata import read_metadata
 from ortserve.gateway.schema.response_replies import ConversationReference, Json, RequestEcho
 from ortserve.gateway.schema.response_tools import read_tool_choice, read_tools
 from ortserve.gateway.schema.sampling import (
-    CONSTRAINT_FIELDS,
-    SAMPLING_FIELDS,
     SamplingDefaults,
     Vocabulary,
     read_include_usage,
@@ -38,42 +36,7 @@ SERVICE_TIERS = ("auto", "default", "flex", "scale", "priority", "fast", "ultraf
 SUMMARIES = ("auto", "concise", "detailed")
 TRUNCATIONS = ("auto", "disabled")
 MAX_NAME_LENGTH = 1024
-# Accepted, without effect on a text-only, self-hosted server.
-IGNORED_FIELDS = frozenset(["access_programs", "background_options", "client_metadata", "context_management", "image"])
 REFUSED_FIELDS = ("prompt", "moderation")
-RESPONSE_FIELDS = (
-    (SAMPLING_FIELDS - {"n"})
-    | CACHE_FIELDS
-    | DRAFT_FIELDS
-    | IGNORED_FIELDS
-    | frozenset(REFUSED_FIELDS)
-    | frozenset(CONSTRAINT_FIELDS)
-    | frozenset(
-        [
-            "background",
-            "chat_template_kwargs",
-            "conversation",
-            "include",
-            "input",
-            "instructions",
-            "max_output_tokens",
-            "max_tool_calls",
-            "metadata",
-            "model",
-            "parallel_tool_calls",
-            "previous_response_id",
-            "reasoning",
-            "safety_identifier",
-            "service_tier",
-            "store",
-            "text",
-            "tool_choice",
-            "tools",
-            "top_logprobs",
-            "truncation",
-        ]
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)

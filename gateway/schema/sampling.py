@@ -11,29 +11,10 @@ from ortserve.runtime.request import SamplingParams
 MAX_STOPS = 64  # OpenAI allows 4; evaluation harnesses send more
 MAX_STOP_LENGTH = 4096
 MAX_CHOICES = 128
+MAX_PENALTY = 2
+MIN_REPETITION, MAX_REPETITION = 0.01, 100
 INT64_MAX = 2**63 - 1
 
-SAMPLING_FIELDS = frozenset(
-    [
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "repetition_penalty",
-        "frequency_penalty",
-        "presence_penalty",
-        "logit_bias",
-        "seed",
-        "min_tokens",
-        "stop_token_ids",
-        "ignore_eos",
-        "n",
-        "stop",
-        "stream",
-        "stream_options",
-        "user",
-    ]
-)
 # Constraints other servers know under these names: answering as if they had been applied would be wrong.
 CONSTRAINT_FIELDS = (
     "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "grammar", "json_schema",
@@ -76,15 +57,15 @@ def read_sampling(
     temperature = fields.number("temperature", 0, 2)
     top_p = fields.number("top_p", 0, 1)
     top_k = fields.integer("top_k", -1)
-    repetition_penalty = fields.number("repetition_penalty", 0.01, 100)
+    repetition_penalty = fields.number("repetition_penalty", MIN_REPETITION, MAX_REPETITION)
     return SamplingParams(
         temperature=defaults.temperature if temperature is None else temperature,
         top_p=defaults.top_p if top_p is None else top_p,
         top_k=defaults.top_k if top_k is None else max(top_k, 0),  # -1 is "off" elsewhere
         min_p=fields.number("min_p", 0, 1) or 0.0,
         repetition_penalty=defaults.repetition_penalty if repetition_penalty is None else repetition_penalty,
-        frequency_penalty=fields.number("frequency_penalty", -2, 2) or 0.0,
-        presence_penalty=fields.number("presence_penalty", -2, 2) or 0.0,
+        frequency_penalty=fields.number("frequency_penalty", -MAX_PENALTY, MAX_PENALTY) or 0.0,
+        presence_penalty=fields.number("presence_penalty", -MAX_PENALTY, MAX_PENALTY) or 0.0,
         logit_bias=_read_logit_bias(fields, vocabulary),
         seed=fields.integer("seed", -INT64_MAX - 1, INT64_MAX),
         max_tokens=max_tokens,

@@ -99,11 +99,25 @@ def test_cors_preflight_and_reply(http: httpx.Client) -> None:
     assert http.options("/v1/models").status_code == 204
 
 
-def test_any_content_type_is_read_as_json(http: httpx.Client) -> None:
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ({}, 200, None),
+        ({"content-type": "application/json; charset=UTF-8"}, 200, None),
+        ({"content-type": "application/problem+json"}, 200, None),
+        ({"content-type": "text/plain"}, 400, "unsupported_content_type"),
+        ({"content-type": "application/x-www-form-urlencoded"}, 400, "unsupported_content_type"),
+        ({"content-type": "multipart/form-data; boundary=x"}, 400, "unsupported_content_type"),
+        ({"content-type": "application/json; charset=utf-16"}, 400, "unsupported_content_type"),
+        ({"content-encoding": "gzip"}, 415, "unsupported_content_encoding"),
+        ({"content-encoding": "identity"}, 200, None),
+    ],
+)
+def test_content_types(http: httpx.Client, headers: dict[str, str], status: int, code: str | None) -> None:
     data = b'{"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}'
-    for content_type in ("text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-8"):
-        response = http.post("/v1/chat/completions", content=data, headers={"content-type": content_type})
-        assert response.status_code == 200
+    response = http.post("/v1/chat/completions", content=data, headers=headers)
+    assert response.status_code == status
+    assert code is None or response.json()["error"]["code"] == code
 
 
 def test_keys() -> None:

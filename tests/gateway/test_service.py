@@ -9,10 +9,11 @@ from dataclasses import replace
 import httpx
 import pytest
 
+from ortserve.gateway.contract.completions import COMPLETIONS
 from ortserve.gateway.errors import ApiError
 from ortserve.gateway.logs import configure_logs
 from ortserve.gateway.prompt import INLINE_BYTES
-from ortserve.gateway.schema.completions import COMPLETION_FIELDS, read_completion
+from ortserve.gateway.schema.completions import read_completion
 from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.schema.sampling import SamplingDefaults
 from ortserve.gateway.service import ModelService, sampling_defaults
@@ -34,7 +35,7 @@ def test_defaults_of_the_model_or_of_openai() -> None:
 
 def read_prompts(service: ModelService, **fields: object) -> list[tuple[int, ...]]:
     data = {"model": "scripted", **fields}
-    assert not Fields(data).unknown(COMPLETION_FIELDS)
+    assert not COMPLETIONS.unheeded(data).unknown
     request = read_completion(Fields(data), service.defaults, service.vocabulary)
     return [prompt.ids for prompt in asyncio.run(service.read_prompts(request))]
 

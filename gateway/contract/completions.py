@@ -1,0 +1,29 @@
+"""POST /v1/completions, field by field."""
+
+from __future__ import annotations
+
+from ortserve.gateway.contract.rules import honoured, refused, refused_extension, required
+from ortserve.gateway.contract.sampling import CACHING, CHOOSING, CONSTRAINTS, EXTENSIONS, TOKEN_ID
+from ortserve.gateway.contract.shapes import BOOLEAN, STRING, array, integer, one_of
+from ortserve.gateway.contract.table import FieldTable
+from ortserve.gateway.schema.completions import DEFAULT_MAX_TOKENS, MAX_BEST_OF, MAX_LOGPROBS, MAX_PROMPTS
+
+TOKENS = array(TOKEN_ID, min_items=1)
+PROMPT = one_of(STRING, TOKENS, array(one_of(STRING, TOKENS), min_items=1, max_items=MAX_PROMPTS))
+
+COMPLETIONS = FieldTable(
+    (
+        required("model", STRING, "the served name or the model's own"),
+        honoured("prompt", PROMPT, "token ids are this model's; absent: the beginning of a document"),
+        honoured("max_tokens", integer(0), f"{DEFAULT_MAX_TOKENS} when absent; 0 only with `echo`"),
+        *CHOOSING,
+        honoured("echo", BOOLEAN),
+        honoured("logprobs", integer(0, MAX_LOGPROBS), "log-softmax of the raw logits"),
+        refused("best_of", integer(0, MAX_BEST_OF), "more than `n`", neutral=(0, 1)),
+        refused("suffix", STRING, "the model cannot fill in the middle", neutral=("",)),
+        *CACHING,
+        *EXTENSIONS,
+        refused_extension("response_format", "only text"),
+        *CONSTRAINTS,
+    )
+)

@@ -1,0 +1,37 @@
+"""Every endpoint with a JSON body and what it takes. The documentation and the tests go through this list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ortserve.gateway.contract.admin import CLEAR, WARM
+from ortserve.gateway.contract.chat import CHAT
+from ortserve.gateway.contract.completions import COMPLETIONS
+from ortserve.gateway.contract.messages import MESSAGES
+from ortserve.gateway.contract.responses import RESPONSES
+from ortserve.gateway.contract.table import FieldTable
+
+
+@dataclass(frozen=True, slots=True)
+class BodyContract:
+    """What POST on a path takes."""
+
+    path: str
+    table: FieldTable
+
+
+BODIES = (
+    BodyContract("/v1/chat/completions", CHAT),
+    BodyContract("/v1/completions", COMPLETIONS),
+    BodyContract("/v1/messages", MESSAGES),
+    BodyContract("/v1/messages/count_tokens", MESSAGES),
+    BodyContract("/v1/responses", RESPONSES),
+    BodyContract("/v1/responses/input_tokens", RESPONSES),
+    BodyContract("/admin/cache/warm", WARM),
+    BodyContract("/admin/cache/clear", CLEAR),
+)
+
+
+def table_of(path: str) -> FieldTable:
+    """Raises `StopIteration` for a path without a body."""
+    return next(body.table for body in BODIES if body.path == path)

@@ -1,0 +1,188 @@
+"""Bodies that together use every field each endpoint honours, and one for each field it refuses. Knows no server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from ortserve.gateway.routes.admin import read_clear
+from ortserve.gateway.schema.anthropic import read_counted_call, read_message_call
+from ortserve.gateway.schema.chat import read_chat
+from ortserve.gateway.schema.completions import read_completion
+from ortserve.gateway.schema.fields import Fields
+from ortserve.gateway.schema.responses import read_response_call
+from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
+from ortserve.gateway.warming import read_warm
+
+Body: TypeAlias = dict[str, Any]
+
+DEFAULTS, VOCABULARY = SamplingDefaults(), Vocabulary(300)
+READERS: Mapping[str, Callable[[Fields], object]] = {
+    "/v1/chat/completions": lambda fields: read_chat(fields, DEFAULTS, VOCABULARY),
+    "/v1/completions": lambda fields: read_completion(fields, DEFAULTS, VOCABULARY),
+    "/v1/messages": lambda fields: read_message_call(fields, DEFAULTS, VOCABULARY),
+    "/v1/messages/count_tokens": lambda fields: read_counted_call(fields, DEFAULTS, VOCABULARY),
+    "/v1/responses": lambda fields: read_response_call(fields, DEFAULTS, VOCABULARY),
+    "/admin/cache/warm": lambda fields: read_warm(fields, VOCABULARY, tenant=b"me"),
+    "/admin/cache/clear": read_clear,
+}
+
+USER: Body = {"role": "user", "content": "hi"}
+CHAT: Body = {"model": "m", "messages": [USER]}
+TEXT: Body = {"model": "m", "prompt": "hi"}
+MESSAGES: Body = {"model": "m", "max_tokens": 9, "messages": [USER]}
+EXTENSIONS: Body = {
+    "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "min_tokens": 1, "stop_token_ids": [7], "ignore_eos": True,
+    "cache_salt": "a", "speculative": {"max_draft": 2},
+}  # fmt: skip
+CHOOSING: Body = {
+    "temperature": 0.5, "top_p": 0.9, "frequency_penalty": 0.1, "presence_penalty": 0.1, "logit_bias": {"5": 1},
+    "seed": 1, "n": 2, "stop": ["x"], "stream": True, "stream_options": {"include_usage": True},
+}  # fmt: skip
+CACHING: Body = {"prompt_cache_key": "k", "prompt_cache_options": {"mode": "implicit", "ttl": "30m"}}
+PREWARM: Body = {"prompt_cache_options": {"prewarm": True}}
+BREAKPOINT: Body = {"prompt_cache_breakpoint": {"mode": "explicit", "ttl": "12h"}}
+CONTROL: Body = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+
+CONVERSATION: list[Body] = [
+    {"role": "user", "name": "Ann", "content": [{"type": "text", "text": "hi", **BREAKPOINT}]},
+    {
+        "role": "assistant",
+        "content": [{"type": "refusal", "refusal": "no"}],
+        "reasoning_content": "hm",
+        "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+            {"id": "2", "type": "custom", "custom": {"name": "f", "input": "x"}},
+        ],
+    },
+    {"role": "assistant", "refusal": "no", "reasoning": "hm", "function_call": {"name": "f", "arguments": "{}"}},
+    {"role": "tool", "tool_call_id": "1", "content": "42"},
+]
+BLOCKS: list[Body] = [{"type": "text", "text": "hi", **CONTROL}]
+
+HONOURED: Mapping[str, tuple[Body, ...]] = {
+    "/v1/chat/completions": (
+        {
+            **CHAT, **CHOOSING, **EXTENSIONS, **CACHING,
+            "messages": CONVERSATION,
+            "max_completion_tokens": 9, "max_tokens": 8, "logprobs": True, "top_logprobs": 2,
+            "reasoning_effort": "low",
+            "prediction": {"type": "content", "content": [{"type": "text", "text": "hello"}]},
+            "chat_template_kwargs": {"a": 1}, "add_generation_prompt": True,
+        },
+        {**CHAT, "messages": [USER, {"role": "assistant", "content": "Well"}], "continue_final_message": True},
+    ),
+    "/v1/completions": (
+        {**TEXT, **CHOOSING, **EXTENSIONS, **CACHING, "max_tokens": 8, "echo": True},
+        {**TEXT, "logprobs": 2},
+    ),
+    "/v1/messages": (
+        {
+            **MESSAGES, **EXTENSIONS, **CONTROL,
+            "messages": [{"role": "user", "content": BLOCKS}],
+            "system": BLOCKS,
+            "stop_sequences": ["x"], "stream": True, "temperature": 0.5, "top_p": 0.9,
+            "thinking": {"type": "adaptive"}, "output_config": {},
+            "frequency_penalty": 0.1, "presence_penalty": 0.1, "logit_bias": {"5": 1}, "seed": 1,
+        },
+    ),
+    "/v1/responses": (
+        {
+            **EXTENSIONS, **CACHING,
+            "model": "m", "input": "hi", "instructions": "be brief", "previous_response_id": "resp_1", "store": True,
+            "background": True, "max_output_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_logprobs": 2,
+            "include": ["message.output_text.logprobs"], "stream": True, "stream_options": {"include_usage": True},
+            "text": {"verbosity": "low"}, "reasoning": {"effort": "low", "summary": "auto"},
+            "tools": [{"type": "web_search"}], "parallel_tool_calls": True, "max_tool_calls": 1, "truncation": "auto",
+            "metadata": {"a": "b"}, "safety_identifier": "x", "user": "me",
+            "frequency_penalty": 0.1, "presence_penalty": 0.1, "logit_bias": {"5": 1}, "seed": 1, "stop": "x",
+            "prediction": {"type": "content", "content": "x"}, "chat_template_kwargs": {"a": 1},
+        },
+        {"input": "hi", "conversation": {"id": "conv_1"}, "reasoning": {"generate_summary": "auto"}},
+    ),
+    "/admin/cache/warm": (
+        {"messages": CONVERSATION, "ttl": "1h", "api_key": "k", "cache_salt": "s"},
+        {"prompt": "hi"},
+    ),
+    "/admin/cache/clear": ({"api_key": "k", "cache_salt": "s"},),
+}  # fmt: skip
+
+
+def _part(**part: Any) -> Body:
+    return {**CHAT, "messages": [{"role": "user", "content": [part]}]}
+
+
+def _block(**block: Any) -> Body:
+    return {**MESSAGES, "messages": [{"role": "user", "content": [block]}]}
+
+
+CONSTRAINTS = {
+    name: {name: "x"}
+    for name in (
+        "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "grammar",
+        "json_schema",
+    )
+}  # fmt: skip
+REFUSED: Mapping[str, Mapping[str, Body]] = {
+    "/v1/chat/completions": {
+        "messages[].content[].image_url": _part(type="image_url", image_url={"url": "x"}),
+        "messages[].content[].input_audio": _part(type="input_audio", input_audio={"data": "x"}),
+        "messages[].content[].file": _part(type="file", file={"file_id": "x"}),
+        "response_format": {**CHAT, "response_format": {"type": "json_object"}},
+        "tools": {**CHAT, "tools": [{"type": "function", "function": {"name": "f"}}]},
+        "tool_choice": {**CHAT, "tool_choice": "required"},
+        "functions": {**CHAT, "functions": [{"name": "f"}]},
+        "function_call": {**CHAT, "function_call": {"name": "f"}},
+        "modalities": {**CHAT, "modalities": ["text", "audio"]},
+        "audio": {**CHAT, "audio": {"voice": "x", "format": "wav"}},
+        "moderation": {**CHAT, "moderation": {"model": "x"}},
+        "web_search_options": {**CHAT, "web_search_options": {}},
+        "prompt_cache_options.prewarm": {**CHAT, **PREWARM},
+        **{name: {**CHAT, **body} for name, body in CONSTRAINTS.items()},
+    },
+    "/v1/completions": {
+        "best_of": {**TEXT, "best_of": 2},
+        "suffix": {**TEXT, "suffix": "x"},
+        "response_format": {**TEXT, "response_format": {"type": "json_object"}},
+        "prompt_cache_options.prewarm": {**TEXT, **PREWARM},
+        **{name: {**TEXT, **body} for name, body in CONSTRAINTS.items()},
+    },
+    "/v1/messages": {
+        "messages[].content[].source": _block(type="image", source={}),
+        "messages[].content[].content": _block(type="tool_result", content="x"),
+        "messages[].content[].tool_use_id": _block(type="tool_result", tool_use_id="x"),
+        "messages[].content[].is_error": _block(type="tool_result", is_error=True),
+        "messages[].content[].input": _block(type="tool_use", input={}),
+        "messages[].content[].id": _block(type="tool_use", id="x"),
+        "messages[].content[].name": _block(type="tool_use", name="x"),
+        "messages[].content[].caller": _block(type="tool_use", caller={}),
+        "messages[].content[].toolset_name": _block(type="tool_use", toolset_name="x"),
+        "messages[].content[].thinking": _block(type="thinking", thinking="x"),
+        "messages[].content[].signature": _block(type="thinking", signature="x"),
+        "messages[].content[].data": _block(type="redacted_thinking", data="x"),
+        "messages[].content[].file_id": _block(type="container_upload", file_id="x"),
+        "messages[].content[].context": _block(type="document", context="x"),
+        "messages[].content[].title": _block(type="document", title="x"),
+        "messages[].content[].transformations": _block(type="image", transformations={}),
+        "tools": {**MESSAGES, "tools": [{"name": "f", "input_schema": {}}]},
+        "tool_choice": {**MESSAGES, "tool_choice": {"type": "any"}},
+        "output_format": {**MESSAGES, "output_format": {"type": "json_schema"}},
+        "output_config.format": {**MESSAGES, "output_config": {"format": {"type": "json_schema"}}},
+        "container": {**MESSAGES, "container": "x"},
+        "mcp_servers": {**MESSAGES, "mcp_servers": [{"url": "x"}]},
+        **{name: {**MESSAGES, **body} for name, body in CONSTRAINTS.items()},
+    },
+    "/v1/responses": {
+        "text.format": {"input": "hi", "text": {"format": {"type": "json_object"}}},
+        "tool_choice": {"input": "hi", "tool_choice": "required"},
+        "prompt": {"input": "hi", "prompt": {"id": "x"}},
+        "moderation": {"input": "hi", "moderation": {"model": "x"}},
+        "prompt_cache_options.prewarm": {"input": "hi", **PREWARM},
+        **{name: {"input": "hi", **body} for name, body in CONSTRAINTS.items()},
+    },
+    "/admin/cache/warm": {
+        f"messages[].content[].{name}": {"messages": [{"role": "user", "content": [{"type": name, name: {}}]}]}
+        for name in ("image_url", "input_audio", "file")
+    },
+    "/admin/cache/clear": {},
+}
