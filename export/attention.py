@@ -26,18 +26,25 @@ def declare_attention_inputs(graph: GraphBuilder, architecture: Architecture, ma
     graph.input("total_length", np.int32, [])
     graph.input("pad_index", np.int64, ["B", "S"])
     graph.input("unpad_index", np.int64, ["T"])
+    store_rotary_tables(graph, architecture, max_context)
+
+
+def store_rotary_tables(graph: GraphBuilder, architecture: Architecture, max_context: int) -> None:
+    """Cosines and sines of every rotary embedding, `[max_context, rotary_dim / 2]`."""
     for rope in architecture.ropes():
-        for name, table in zip(_table_names(architecture, rope), rotary_tables(rope, max_context), strict=True):
-            graph.weight(name, np.float32, table.shape, [table])
+        for name, table in zip(table_names(architecture, rope), rotary_tables(rope, max_context), strict=True):
+            graph.weight(name, graph.floats, table.shape, [table])
 
 
-def attend(graph: GraphBuilder, plan: ExportPlan, checkpoint: Checkpoint, index: int, qkv: str, *, take: str) -> str:
-    """`qkv [T, (heads + 2 kv_heads) head_dim]` to `[tokens of take, heads head_dim]`.
-
-    `take` names the index `[n]` into the flattened padded result `[B S]`: `unpad_index`, or fewer tokens.
-    """
+def attend(
+    graph: GraphBuilder, plan: ExportPlan, checkpoint: Checkpoint, index: int, qkv: str, *, only_logits: bool
+) -> str:
+    """`qkv [T, (heads + 2 kv_heads) head_dim]` to `[T, heads head_dim]`, or of the tokens of `logit_index` only."""
+    take = "unpad_index"  # an index into the flattened padded result [B S]
+    if only_logits:
+        take = graph.node("Gather", ["unpad_index", "logit_index"], "logit_unpad_index", axis=0)
     architecture, prefix = plan.architecture, f"layers.{index}"
-    placed = _normalize_and_rotate(graph, architecture, checkpoint, index, qkv)
+    placed = normalize_and_rotate(graph, architecture, checkpoint, index, qkv)
     padded = graph.node("Gather", [placed, "pad_index"], f"{prefix}.padded", axis=0)  # [B, S, features]
     shape: list[str | int] = ["B", architecture.num_kv_heads, "C", architecture.head_dim]
     past = [graph.input(f"past.{index}.{part}", np.float32, shape) for part in ("key", "value")]
@@ -50,7 +57,7 @@ def attend(graph: GraphBuilder, plan: ExportPlan, checkpoint: Checkpoint, index:
         num_heads=architecture.num_heads,
         kv_num_heads=architecture.num_kv_heads,
         do_rotary=0,
-        **_options(architecture.layers[index].attention, architecture.head_dim, plan.max_context),
+        **attention_options(architecture.layers[index].attention, architecture.head_dim, plan.max_context),
     )
     for name in present:
         graph.output(name, np.float32, shape)
@@ -59,7 +66,7 @@ def attend(graph: GraphBuilder, plan: ExportPlan, checkpoint: Checkpoint, index:
     return graph.node("Gather", [flat, take], f"{prefix}.context", axis=0)
 
 
-def _options(attention: Attention, head_dim: int, max_context: int) -> dict[str, int | float]:
+def attention_options(attention: Attention, head_dim: int, max_context: int) -> dict[str, int | float]:
     """The operator's attributes that differ from its defaults."""
     options: dict[str, int | float] = {}
     if attention.window is not None and attention.window < max_context:
@@ -71,7 +78,7 @@ def _options(attention: Attention, head_dim: int, max_context: int) -> dict[str,
     return options
 
 
-def _normalize_and_rotate(
+def normalize_and_rotate(
     graph: GraphBuilder, architecture: Architecture, checkpoint: Checkpoint, index: int, qkv: str
 ) -> str:
     """Queries and keys, which lie side by side, as one group of heads; values pass."""
@@ -128,7 +135,7 @@ def _rotate(graph: GraphBuilder, architecture: Architecture, rope: Rope, prefix:
         partial = {"num_heads": num_rotated, "rotary_embedding_dim": rope.rotary_dim}
     rotated = graph.node(
         "RotaryEmbedding",
-        [batched, positions, *_table_names(architecture, rope)],
+        [batched, positions, *table_names(architecture, rope)],
         f"{prefix}.rotated_batch",
         domain=MICROSOFT,
         interleaved=0,
@@ -137,7 +144,7 @@ def _rotate(graph: GraphBuilder, architecture: Architecture, rope: Rope, prefix:
     return graph.node("Squeeze", [rotated, axis], f"{prefix}.rotated")
 
 
-def _table_names(architecture: Architecture, rope: Rope) -> tuple[str, str]:
+def table_names(architecture: Architecture, rope: Rope) -> tuple[str, str]:
     """Of the cosines and the sines; the first rotary embedding of a model has no number."""
     place = architecture.ropes().index(rope)
     middle = f".{place}" if place else ""

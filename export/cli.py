@@ -15,7 +15,14 @@ import msgspec
 
 from ortserve.export.bundled import bundled_draft, bundled_model, resolve_source
 from ortserve.export.errors import CheckFailedError
-from ortserve.export.plan import BLOCK_SIZES, DEFAULT_BLOCK_SIZE, PRECISIONS
+from ortserve.export.plan import (
+    BLOCK_SIZES,
+    CUDA_BLOCK_SIZE,
+    DEFAULT_BLOCK_SIZE,
+    DEVICE_PRECISIONS,
+    DEVICES,
+    PRECISIONS,
+)
 from ortserve.export.shapes import SHAPES, find_shape
 
 __all__ = [
@@ -52,13 +59,18 @@ def configure_export(parser: ArgumentParser) -> None:
     )
     parser.add_argument("source", metavar="SRC", help="checkpoint folder, hub id, or pocket for the bundled model")
     parser.add_argument("destination", metavar="DST", type=Path, help="folder to make; complete or not at all")
-    parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="of the weights (default: int8)")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="what it will run on (default: cpu)")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the weights; cpu: int8 (default), int4, fp32; cuda: bf16 (default), fp16, int4",
+    )
     parser.add_argument(
         "--block-size",
         type=int,
         choices=BLOCK_SIZES,
         metavar="N",
-        help=f"int4 only: weights per scale (default: {DEFAULT_BLOCK_SIZE})",
+        help=f"int4 only: weights per scale (default: {DEFAULT_BLOCK_SIZE}; cuda: {CUDA_BLOCK_SIZE})",
     )
     parser.add_argument("--max-context", type=int, metavar="N", help="tokens (default: the model's own limit)")
     _add_force(parser)
@@ -76,7 +88,8 @@ def run_export(arguments: Namespace) -> int:
         manifest = export_checkpoint(
             resolve_source(arguments.source),
             arguments.destination,
-            precision=arguments.precision,
+            precision=arguments.precision or DEVICE_PRECISIONS[arguments.device][0],
+            device=arguments.device,
             block_size=arguments.block_size,
             max_context=arguments.max_context,
             verify=not arguments.no_verify,

@@ -6,7 +6,9 @@ Knows layers and their order; how a matrix is stored or multiplied is `matrix`, 
 from __future__ import annotations
 
 import numpy as np
+import onnx
 
+from ortserve.export import paged_attention
 from ortserve.export.architecture import Norm
 from ortserve.export.attention import attend, declare_attention_inputs
 from ortserve.export.checkpoint import Checkpoint
@@ -23,12 +25,13 @@ def build_decoder(graph: GraphBuilder, plan: ExportPlan, checkpoint: Checkpoint)
     """
     architecture = plan.architecture
     graph.input("input_ids", np.int64, ["T"])
-    declare_attention_inputs(graph, architecture, plan.max_context)
+    declare = paged_attention.declare_inputs if plan.is_paged else declare_attention_inputs
+    declare(graph, architecture, plan.max_context)
     graph.input("logit_index", np.int64, ["L"])
     store_matrix(graph, plan.embedding, checkpoint)
     residual = look_up(graph, plan.embedding, "input_ids")
     if architecture.embedding_scale != 1.0:
-        scale = graph.constant("embedding_scale", np.float32(architecture.embedding_scale))
+        scale = graph.constant("embedding_scale", np.array(architecture.embedding_scale, graph.floats))
         residual = graph.node("Mul", [residual, scale], "embedding_scaled")
     delta: str | None = None  # what the previous layer adds to the residual stream
     for layer in plan.layers:
@@ -49,6 +52,8 @@ def _logits(graph: GraphBuilder, plan: ExportPlan, checkpoint: Checkpoint, *, re
         store_matrix(graph, plan.lm_head, checkpoint)
     stored = plan.embedding.name if plan.shares_embedding else None
     logits = multiply(graph, plan.lm_head, final, rows="logit_index", stored_as=stored)
+    if graph.floats is not np.float32:
+        logits = graph.node("Cast", [logits], "wide_logits", to=onnx.TensorProto.FLOAT)
     if cap is None:
         graph.node("Identity", [logits], "logits")
     else:
@@ -75,12 +80,11 @@ def _layer(
     name = f"{prefix}.attention_norm"
     normed, residual = _read(graph, checkpoint, described.attention_norm, name, residual=residual, delta=delta)
     qkv = multiply(graph, layer.qkv, normed, rows=rows)
-    take = "unpad_index"
     if is_last:
-        take = graph.node("Gather", ["unpad_index", "logit_index"], "logit_unpad_index", axis=0)
         residual = graph.node("Gather", [residual, "logit_index"], "logit_residual", axis=0)
         rows = "logit_index"
-    context = attend(graph, plan, checkpoint, layer.index, qkv, take=take)
+    attending = paged_attention.attend if plan.is_paged else attend
+    context = attending(graph, plan, checkpoint, layer.index, qkv, only_logits=is_last)
     attention = multiply(graph, layer.attention_output, context, rows=rows)
     attention = _after(graph, checkpoint, described.attention_post_norm, f"{prefix}.attention_post_norm", attention)
     name = f"{prefix}.mlp_norm"

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from ortserve.export.data_file import DataFile
+from ortserve.runtime.manifest import FloatType
 
 IR_VERSION = 10
 OPSET = 21  # QuantizeLinear with typed scales; below what every supported ONNX Runtime accepts
 MICROSOFT = "com.microsoft"
+_FLOATS: Mapping[FloatType, type[np.generic]] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+}
 
 
 class GraphBuilder:
-    """Nodes in order of creation. Values are named after the node that makes them."""
+    """Nodes in order of creation. Values are named after the node that makes them.
 
-    def __init__(self, data: DataFile) -> None:
+    `floats` is the type of activations, and of all weights that are not quantized.
+    """
+
+    def __init__(self, data: DataFile, *, floats: FloatType = "float32") -> None:
+        self.floats: type[np.generic] = _FLOATS[floats]
         self._data = data
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 
 from ortserve.export.errors import CheckFailedError
-from ortserve.export.graph_run import GraphRun, RowInput
+from ortserve.export.graph_run import RowInput
+from ortserve.export.paged_run import open_graph_run
 from ortserve.runtime.manifest import Manifest, read_manifest
 
 GRAPH_NAME = "model.onnx"
@@ -78,6 +79,6 @@ def _check_external_data(folder: Path, graph: onnx.ModelProto) -> None:
 
 
 def _check_runs(folder: Path, manifest: Manifest) -> None:
-    (logits,) = GraphRun(folder, manifest, num_rows=1, capacity=2).run([RowInput([0], 0)])
+    (logits,) = open_graph_run(folder, manifest, num_rows=1, capacity=2).run([RowInput([0], 0)])
     if logits.shape != (1, manifest.vocab_size) or not np.isfinite(logits).all():
         raise CheckFailedError(f"{folder / manifest.graph} runs but computes no usable logits: export again")

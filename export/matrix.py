@@ -17,7 +17,7 @@ from ortserve.export.architecture import Linear
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.graph_builder import MICROSOFT, GraphBuilder
-from ortserve.export.plan import MatrixPlan
+from ortserve.export.plan import FLOAT_PRECISIONS, MatrixPlan
 from ortserve.export.quantize import INT8_LIMIT, quantize_int4_blocks, quantize_int8_rows
 
 CHUNK_ELEMENTS = 1 << 21  # float32 elements quantized at a time: 8 MB, a few copies of which fit the cache budget
@@ -30,8 +30,8 @@ def store_matrix(graph: GraphBuilder, plan: MatrixPlan, checkpoint: Checkpoint) 
     linear = plan.linear
     chunks = _scaled(linear, checkpoint.stacked_chunks(linear.weights, CHUNK_ELEMENTS, rows=linear.rows))
     shape = (plan.num_rows, plan.num_columns)
-    if plan.precision == "fp32":
-        graph.weight(f"{plan.name}.weight", np.float32, shape, chunks)
+    if plan.precision in FLOAT_PRECISIONS:
+        graph.weight(f"{plan.name}.weight", graph.floats, shape, chunks)
     elif plan.precision == "int8":
         scales: list[NDArray[np.float32]] = []
         graph.weight(f"{plan.name}.weight", np.int8, shape, _int8(plan, chunks, scales))
@@ -41,10 +41,10 @@ def store_matrix(graph: GraphBuilder, plan: MatrixPlan, checkpoint: Checkpoint) 
         scales = []
         packed = (plan.num_rows, num_blocks, plan.block_size // 2)
         graph.weight(f"{plan.name}.weight", np.uint8, packed, _int4(plan, chunks, scales))
-        graph.weight(f"{plan.name}.scale", np.float32, (plan.num_rows, num_blocks), scales)
+        graph.weight(f"{plan.name}.scale", graph.floats, (plan.num_rows, num_blocks), scales)
     if linear.biases:
         biases = _scaled(linear, checkpoint.stacked_chunks(linear.biases, CHUNK_ELEMENTS, rows=linear.rows))
-        graph.weight(f"{plan.name}.bias", np.float32, (plan.num_rows,), biases)
+        graph.weight(f"{plan.name}.bias", graph.floats, (plan.num_rows,), biases)
 
 
 def multiply(graph: GraphBuilder, plan: MatrixPlan, value: str, *, rows: str, stored_as: str | None = None) -> str:
@@ -55,7 +55,7 @@ def multiply(graph: GraphBuilder, plan: MatrixPlan, value: str, *, rows: str, st
     """
     stored = stored_as or plan.name
     weight, scale = f"{stored}.weight", f"{stored}.scale"
-    if plan.precision == "fp32":
+    if plan.precision in FLOAT_PRECISIONS:
         inputs = [value, weight, *([f"{plan.name}.bias"] if plan.linear.biases else [])]
         return graph.node("Gemm", inputs, plan.name, transB=1)
     raw = f"{plan.name}.unbiased" if plan.linear.biases else plan.name
@@ -71,7 +71,7 @@ def multiply(graph: GraphBuilder, plan: MatrixPlan, value: str, *, rows: str, st
             block_size=plan.block_size,
             K=plan.num_columns,
             N=plan.num_rows,
-            accuracy_level=4,
+            **({"accuracy_level": 4} if graph.floats is np.float32 else {}),  # the CPU's integer kernels
         )
     if plan.linear.biases:
         graph.node("Add", [raw, f"{plan.name}.bias"], plan.name)
@@ -81,7 +81,7 @@ def multiply(graph: GraphBuilder, plan: MatrixPlan, value: str, *, rows: str, st
 def look_up(graph: GraphBuilder, plan: MatrixPlan, ids: str) -> str:
     """Rows of the stored matrix: `ids [T]` to `[T, columns]` float32."""
     weight = f"{plan.name}.weight"
-    if plan.precision == "fp32":
+    if plan.precision in FLOAT_PRECISIONS:
         return graph.node("Gather", [weight, ids], plan.name, axis=0)
     codes = graph.node("Gather", [weight, ids], f"{plan.name}.codes", axis=0)
     scales = graph.node("Gather", [f"{plan.name}.scale", ids], f"{plan.name}.scales", axis=0)

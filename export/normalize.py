@@ -14,7 +14,7 @@ def store_norm(graph: GraphBuilder, norm: Norm, checkpoint: Checkpoint, name: st
     weight = checkpoint.read(norm.weight)
     if norm.offset or scale != 1.0:
         weight = ((weight.astype(np.float64) + norm.offset) * scale).astype(np.float32)
-    graph.weight(f"{name}.weight", np.float32, (norm.width,), [weight])
+    graph.weight(f"{name}.weight", graph.floats, (norm.width,), [weight])
 
 
 def normalize(graph: GraphBuilder, norm: Norm, name: str, value: str) -> str:

@@ -18,13 +18,14 @@ from ortserve.export.families import read_architecture
 from ortserve.export.graph_builder import GraphBuilder
 from ortserve.export.integrity import DATA_NAME, GRAPH_NAME, file_digest, join_digests
 from ortserve.export.new_folder import new_folder
-from ortserve.export.plan import ExportPlan, plan_export
+from ortserve.export.plan import Device, ExportPlan, plan_export
 from ortserve.export.progress import show_progress
 from ortserve.export.verify import check_parity
 from ortserve.runtime.manifest import FORMAT_VERSION, MANIFEST_NAME, KvLayout, Manifest, manifest_json
 
 RECIPE = 2  # raise it when the same checkpoint becomes another graph: caches of exports then miss
 MIN_ONNXRUNTIME = "1.32"  # GroupQueryAttention with query_seqlens
+MIN_PAGED_ONNXRUNTIME = "1.31.1"  # PagedAttention with slot mapping and attention metadata
 
 
 def export_checkpoint(
@@ -32,6 +33,7 @@ def export_checkpoint(
     destination: Path,
     *,
     precision: str,
+    device: Device = "cpu",
     block_size: int | None = None,
     max_context: int | None = None,
     progress: bool = True,
@@ -47,7 +49,11 @@ def export_checkpoint(
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     plan = plan_export(
-        read_architecture(checkpoint), precision=precision, block_size=block_size, max_context=max_context
+        read_architecture(checkpoint),
+        precision=precision,
+        device=device,
+        block_size=block_size,
+        max_context=max_context,
     )
     with new_folder(destination, force=force, marker=MANIFEST_NAME) as folder:
         with show_progress(f"export {checkpoint.name} {precision}", plan.num_bytes, wanted=progress) as advance:
@@ -71,7 +77,7 @@ def export_checkpoint(
 def _write_model(folder: Path, plan: ExportPlan, checkpoint: Checkpoint, advance: Callable[[int], None]) -> Manifest:
     tokens = describe_tokens(checkpoint, plan.architecture.vocab_size)
     with DataFile(folder / DATA_NAME, progress=advance) as data:
-        graph = GraphBuilder(data)
+        graph = GraphBuilder(data, floats=plan.floats)
         build_decoder(graph, plan, checkpoint)
         data_digest = data.sha256
         weight_bytes = data.num_bytes
@@ -89,8 +95,15 @@ def _write_model(folder: Path, plan: ExportPlan, checkpoint: Checkpoint, advance
         precision=plan.precision,
         digest=join_digests(graph_digest, data_digest, tokenizer_digest),
         graph=GRAPH_NAME,
-        min_onnxruntime=MIN_ONNXRUNTIME,
-        kv=KvLayout("slots", len(plan.layers), architecture.num_kv_heads, architecture.head_dim, "float32"),
+        min_onnxruntime=MIN_PAGED_ONNXRUNTIME if plan.is_paged else MIN_ONNXRUNTIME,
+        kv=KvLayout(
+            "pages" if plan.is_paged else "slots",
+            len(plan.layers),
+            architecture.num_kv_heads,
+            architecture.head_dim,
+            plan.floats,
+            plan.page_size,
+        ),
         hidden_size=architecture.hidden_size,
         num_heads=architecture.num_heads,
         vocab_size=architecture.vocab_size,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,13 @@ from ortserve.export.checkpoint import RANDOM_WEIGHTS, Checkpoint
 from ortserve.export.describe import open_tokenizer
 from ortserve.export.errors import ExportError
 from ortserve.export.graph_run import GraphRun, RowInput
+from ortserve.export.paged_run import PagedGraphRun, open_graph_run
 from ortserve.export.reference import reference_logits
 from ortserve.runtime.manifest import Manifest, ParityCase, ParityReport
 
 Floats = NDArray[np.float32]
 Sequences = Sequence[Sequence[int]]
+Run: TypeAlias = GraphRun | PagedGraphRun
 SENTENCES = (
     "The harbour was quiet that morning, and the first boats were already far out on the grey water.",
     "def add(first, second):\n    return first + second\n",
@@ -49,17 +52,22 @@ class Limits:
 #   trained, 5M parameters       int8 0.005, 96 %   int4-128 0.27, 83 %
 #   trained, 0.6M parameters     int8 0.012, 96 %
 #   random weights, 0.5B, 1.2B   int8 0.011, 90 %   int4-128 0.47, 40 %   (150,000 ids, near ties everywhere)
+#   tiny, random, CUDA graphs        fp16 2e-6, 99 %   bf16 1e-4, 98 %   (weights rounded, activations float32)
 # A trained model is sure of most of its tokens, so its limits are the strict ones. Checkpoints that say in config.json
 # that their weights are random (`ortserve toy`) are only ever measured for speed; theirs leave a factor of about two.
 LIMITS: Mapping[str, Limits] = {
     "fp32": Limits(1e-6, 0.99),
     "int8": Limits(0.03, 0.90),
     "int4": Limits(0.30, 0.70),
+    "fp16": Limits(2e-5, 0.97),
+    "bf16": Limits(1e-3, 0.95),
 }
 RANDOM_LIMITS: Mapping[str, Limits] = {
     "fp32": LIMITS["fp32"],
     "int8": Limits(0.03, 0.80),
     "int4": Limits(0.80, 0.25),
+    "fp16": Limits(2e-5, 0.95),
+    "bf16": Limits(1e-3, 0.90),
 }
 
 
@@ -78,8 +86,8 @@ def check_parity(folder: Path, manifest: Manifest, architecture: Architecture, c
         raise ExportError(
             f"{checkpoint.folder}: the reference computes values that are not finite: its weights are damaged"
         )
-    run = GraphRun(folder, manifest, num_rows=NUM_ROWS, capacity=2 * num_positions)
-    steps: Mapping[str, Callable[[GraphRun, Sequences], list[Floats]]] = {
+    run = open_graph_run(folder, manifest, num_rows=NUM_ROWS, capacity=2 * num_positions)
+    steps: Mapping[str, Callable[[Run, Sequences], list[Floats]]] = {
         "prefill": _prefill,
         "decode": _decode,
         "ragged": _ragged,
@@ -128,22 +136,22 @@ def _check_same_model(manifest: Manifest, architecture: Architecture) -> None:
         raise ExportError(f"{manifest.name} was not exported from this checkpoint: their sizes differ")
 
 
-def _prefill(run: GraphRun, sequences: Sequences) -> list[Floats]:
+def _prefill(run: Run, sequences: Sequences) -> list[Floats]:
     """All of every row at once."""
     return run.run([RowInput(tokens, 0) for tokens in sequences])
 
 
-def _decode(run: GraphRun, sequences: Sequences) -> list[Floats]:
+def _decode(run: Run, sequences: Sequences) -> list[Floats]:
     """One token of every row per run; rows that have ended are idle."""
     return _in_steps(run, sequences, ((1,) * len(sequences),))
 
 
-def _ragged(run: GraphRun, sequences: Sequences) -> list[Floats]:
+def _ragged(run: Run, sequences: Sequences) -> list[Floats]:
     """Decodes beside chunks beside idle rows."""
     return _in_steps(run, sequences, RAGGED_STEPS)
 
 
-def _in_steps(run: GraphRun, sequences: Sequences, pattern: Sequence[Sequence[int]]) -> list[Floats]:
+def _in_steps(run: Run, sequences: Sequences, pattern: Sequence[Sequence[int]]) -> list[Floats]:
     """Feed the rows by the repeated pattern of chunk lengths; logits as if each row had been fed alone at once."""
     done = [0] * len(sequences)
     pieces: list[list[Floats]] = [[] for _ in sequences]

@@ -15,13 +15,25 @@ The graph contract (layout "slots"; T packed tokens, B rows, S longest query, L 
 | past.{i}.key, past.{i}.value | float32 | [B, kv_heads, C, head_dim] | bound to the same memory as present.{i}.* |
 
 Outputs: `logits` float32 [L, vocab_size], `present.{i}.key`, `present.{i}.value`.
+
+The graph contract of layout "pages" (N pages of P tokens in all, M pages of the widest row; the rest as above):
+
+| input | type | shape | meaning |
+|---|---|---|---|
+| input_ids, position_ids, logit_index | int64 | [T], [T], [L] | as above |
+| cumulative_lengths | int32 | [B + 1] | first packed token of each row, then T |
+| past_lengths | int32 | [B] | tokens of the row stored before this step |
+| page_table | int32 | [B, M] | pages of the row in order; unused entries may be any page |
+| slot_mapping | int32 | [T] | where the token is stored, page * P + offset; -1: nowhere (a padding token) |
+| attention_bounds | int32 | [3], on the host | bounds: longest query, longest row, shortest row (at most its length) |
+| past.{i}.key, past.{i}.value | kv.dtype | [N, P, kv_heads, head_dim] | bound to the same memory as present.{i}.* |
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -29,6 +41,7 @@ from ortserve.runtime.errors import ManifestError
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
+FloatType: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 Decoded = TypeVar("Decoded")
 
@@ -37,16 +50,22 @@ Decoded = TypeVar("Decoded")
 class KvLayout:
     """Shape of the KV cache; all layers alike."""
 
-    kind: Literal["slots"]
+    kind: Literal["slots", "pages"]
     num_layers: int
     num_kv_heads: int
     head_dim: int
-    dtype: Literal["float32"]
+    dtype: FloatType
+    page_size: int | None = None  # tokens; what the attention kernel wants, in layout "pages" alone
+
+    @property
+    def item_bytes(self) -> int:
+        """Of one value."""
+        return 4 if self.dtype == "float32" else 2
 
     @property
     def bytes_per_token(self) -> int:
         """Keys and values of all layers, in bytes."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * 4
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.item_bytes
 
 
 @dataclass(frozen=True, slots=True)
