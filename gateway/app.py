@@ -1,4 +1,4 @@
-"""The ASGI application of one served model. Knows no socket and no command line."""
+"""The ASGI application of the served models. Knows no socket and no command line."""
 
 from __future__ import annotations
 
@@ -10,24 +10,34 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ortserve.gateway.catalog import Catalog
+from ortserve.gateway.directory import Directory
 from ortserve.gateway.edge import MAX_BODY_BYTES, Edge, Gate, problem_response
 from ortserve.gateway.errors import ApiError, Problem, invalid_url, method_not_allowed
 from ortserve.gateway.metrics import Metrics
 from ortserve.gateway.routes.admin import CacheRoute
 from ortserve.gateway.routes.chat import ChatRoute
 from ortserve.gateway.routes.completions import CompletionRoute
+from ortserve.gateway.routes.embeddings import EmbeddingsRoute
 from ortserve.gateway.routes.health import HealthRoute
 from ortserve.gateway.routes.messages import MessagesRoute
 from ortserve.gateway.routes.metrics import MetricsRoute
 from ortserve.gateway.routes.models import ModelsRoute
 from ortserve.gateway.routes.responses import ResponsesRoute
+from ortserve.gateway.routes.scoring import ScoringRoute
+from ortserve.gateway.routes.wrong_model import WrongModelRoute
 from ortserve.gateway.service import ModelService
 from ortserve.gateway.tenancy import tenant_of
 from ortserve.gateway.watch import Patience
 
+GENERATION_PATHS = (
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/responses/input_tokens", "/v1/messages",
+    "/v1/messages/count_tokens",
+)  # fmt: skip
+
 
 def build_app(
-    service: ModelService,
+    catalog: Catalog,
     *,
     api_key: str | None = None,
     admin_key: str | None = None,
@@ -40,27 +50,21 @@ def build_app(
     With `strict_parameters`, fields that no table knows are refused instead of reported.
     """
     patience = patience or Patience()
-    metrics = Metrics(service.driver)
-    models = ModelsRoute(service)
-    health = HealthRoute(service)
-    messages = MessagesRoute(service, patience)
-    responses = ResponsesRoute(service, patience)
-    cache = CacheRoute(service, tenant_of((api_key or "").encode()))
+    decoder = catalog.decoder
+    metrics = Metrics(decoder.driver if decoder else None, {one.name: one.driver for one in catalog.encoders})
+    models = ModelsRoute(catalog)
+    health = HealthRoute(catalog)
+    scoring = ScoringRoute(catalog, patience)
+    tenant = tenant_of((api_key or "").encode())
     routes = [
-        Route("/v1/chat/completions", ChatRoute(service, patience).post, methods=["POST"]),
-        Route("/v1/completions", CompletionRoute(service, patience).post, methods=["POST"]),
-        Route("/v1/responses", responses.post, methods=["POST"]),
-        Route("/v1/responses/input_tokens", responses.input_tokens, methods=["POST"]),
-        Route("/v1/messages", messages.post, methods=["POST"]),
-        Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
+        *(_decoder_routes(decoder, patience, tenant) if decoder else _refusing_routes(catalog.directory)),
+        Route("/v1/embeddings", EmbeddingsRoute(catalog, patience).post, methods=["POST"]),
+        Route("/v1/rerank", scoring.rerank, methods=["POST"]),
+        Route("/v1/score", scoring.score, methods=["POST"]),
         Route("/v1/models", models.index),
         Route("/v1/models/{id:path}", models.one),
         Route("/health", health.get),
         Route("/metrics", MetricsRoute(metrics).get),
-        Route("/admin/cache/stats", cache.stats),
-        Route("/admin/cache/entries", cache.entries),
-        Route("/admin/cache/clear", cache.clear, methods=["POST"]),
-        Route("/admin/cache/warm", cache.warm, methods=["POST"]),
         Route("/", health.get),
     ]
     middleware = [
@@ -81,6 +85,31 @@ def build_app(
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _decoder_routes(service: ModelService, patience: Patience, tenant: bytes) -> list[Route]:
+    """The endpoints of the model that generates; `tenant` is the administrator's own."""
+    messages = MessagesRoute(service, patience)
+    responses = ResponsesRoute(service, patience)
+    cache = CacheRoute(service, tenant)
+    return [
+        Route("/v1/chat/completions", ChatRoute(service, patience).post, methods=["POST"]),
+        Route("/v1/completions", CompletionRoute(service, patience).post, methods=["POST"]),
+        Route("/v1/responses", responses.post, methods=["POST"]),
+        Route("/v1/responses/input_tokens", responses.input_tokens, methods=["POST"]),
+        Route("/v1/messages", messages.post, methods=["POST"]),
+        Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
+        Route("/admin/cache/stats", cache.stats),
+        Route("/admin/cache/entries", cache.entries),
+        Route("/admin/cache/clear", cache.clear, methods=["POST"]),
+        Route("/admin/cache/warm", cache.warm, methods=["POST"]),
+    ]
+
+
+def _refusing_routes(directory: Directory) -> list[Route]:
+    """The same paths where no model generates: which of the models the caller named is for something else."""
+    refusal = WrongModelRoute(directory)
+    return [Route(path, refusal.post, methods=["POST"]) for path in GENERATION_PATHS]
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 from ortserve.gateway.environment import default_of
 from ortserve.gateway.errors import ApiError
 from ortserve.gateway.logs import LEVELS, configure_logs
+from ortserve.gateway.opened import open_model
 from ortserve.gateway.schema.fields import Fields
-from ortserve.gateway.serve import add_model_options, exported_folder, open_model
+from ortserve.gateway.serve import add_model_options, exported_folder
 from ortserve.runtime.errors import OrtserveError
 
 if TYPE_CHECKING:

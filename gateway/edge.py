@@ -26,7 +26,8 @@ IGNORED_HEADER = b"x-ortserve-ignored"
 OPEN_PATHS = ("/", "/health")  # load balancers have no key
 ADMIN_PATH = "/admin"
 METRICS_PATH = "/metrics"
-ALIASED = ("chat", "completions", "messages", "models", "responses")  # clients whose base URL lacks /v1
+# First words of paths that clients send whose base URL lacks /v1.
+ALIASED = ("chat", "completions", "embeddings", "messages", "models", "rerank", "responses", "score")
 METHODS_WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 
 

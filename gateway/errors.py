@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -54,9 +54,10 @@ def unsupported_parameter(param: str, reason: str) -> ApiError:
     return bad_request(f"Unsupported parameter: '{param}' {reason}", param=param, code="unsupported_parameter")
 
 
-def model_not_found(name: str, served: str) -> ApiError:
-    """A 404 naming the model this server does serve."""
-    message = f"The model `{name}` does not exist or you do not have access to it. This server serves `{served}`."
+def model_not_found(name: str, served: Sequence[str]) -> ApiError:
+    """A 404 naming the models this server does serve."""
+    known = ", ".join(f"`{one}`" for one in served)
+    message = f"The model `{name}` does not exist or you do not have access to it. This server serves {known}."
     return ApiError(Problem(404, message, param="model", code="model_not_found"))
 
 

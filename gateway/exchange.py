@@ -50,6 +50,11 @@ class Exchange:
         if generation.first_token_at is not None:
             self.first_token_s = generation.first_token_at - self.started
 
+    def note_prompt(self, num_tokens: int) -> None:
+        """Take over the count of what was read where nothing is generated."""
+        self.num_prompt_tokens = num_tokens
+        self.num_cached_tokens = self.num_output_tokens = 0
+
     def log_fields(self) -> Mapping[str, object]:
         """Fields of the access line besides method and path."""
         fields: dict[str, object] = {

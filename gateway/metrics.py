@@ -6,7 +6,7 @@ Knows no prompt, no key and no tenant: no label can tell one caller from another
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -17,6 +17,7 @@ from ortserve.plugins.api import CacheStats, TierStats
 if TYPE_CHECKING:
     from ortserve.gateway.exchange import Exchange
     from ortserve.runtime.driver import Driver
+    from ortserve.runtime.encoder_driver import EncoderDriver, EncoderStats
 
 OTHER = "other"
 UNKNOWN = "unknown"  # whatever strangers call it
@@ -24,6 +25,7 @@ MODEL_ROUTE = "/v1/models/"
 ROUTES = (
     "/", "/health", "/metrics", "/v1/chat/completions", "/v1/completions", "/v1/models",
     "/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/v1/responses/input_tokens",
+    "/v1/embeddings", "/v1/rerank", "/v1/score",
     "/admin/cache/stats", "/admin/cache/entries", "/admin/cache/clear", "/admin/cache/warm",
 )  # fmt: skip
 TIER_COUNTERS = (
@@ -33,6 +35,13 @@ TIER_COUNTERS = (
     ("skipped_writes", "num_skipped_writes", "Blocks not written because the tier was slower than what it was given"),
     ("failures", "num_failures", "Reads and writes that the system refused"),
 )
+ENCODER_COUNTERS = (
+    ("batches", "num_batches", "Model calls"),
+    ("failed_batches", "num_failed_batches", "Model calls that failed"),
+    ("inputs", "num_inputs", "Inputs encoded"),
+    ("tokens", "num_tokens", "Tokens encoded"),
+    ("padding_tokens", "num_padded", "Places computed for nothing, because inputs of a batch differ in length"),
+)
 
 Labelled: TypeAlias = dict[tuple[str, ...], float]
 Tallies: TypeAlias = dict[tuple[str, ...], Tally]
@@ -41,8 +50,10 @@ Tallies: TypeAlias = dict[tuple[str, ...], Tally]
 class Metrics:
     """The counts of one server: two servers in one process do not mix."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver | None, encoders: Mapping[str, EncoderDriver] | None = None) -> None:
+        """`encoders` by served name."""
         self._driver = driver
+        self._encoders = encoders or {}
         self._requests: Counter[tuple[str, ...]] = Counter()  # by route, status, outcome
         self._ignored: Counter[tuple[str, ...]] = Counter()  # by route, field
         self._seconds: dict[str, Tally] = {}  # by route
@@ -87,8 +98,11 @@ class Metrics:
         yield _histogram("queue_seconds", "From submission to the first step of a sequence", {(): self._queue})
         yield _histogram("time_to_first_token_seconds", "From the first byte to a token", {(): self._first_token})
         yield _histogram("inter_token_seconds", "Between two tokens of a sequence", {(): self._intervals})
-        yield from _engine_metrics(self._driver)
-        yield from _cache_metrics(self._driver.cache_stats())
+        if self._driver is not None:
+            yield from _engine_metrics(self._driver)
+            yield from _cache_metrics(self._driver.cache_stats())
+        if self._encoders:
+            yield from _encoder_metrics({name: driver.stats() for name, driver in self._encoders.items()})
 
 
 def route_of(path: str) -> str:
@@ -112,6 +126,14 @@ def _engine_metrics(driver: Driver) -> Iterator[Metric]:
     yield _plain("steps", "Model calls", stats.num_steps)
     yield _plain("failed_steps", "Model calls that failed, and their requests with them", stats.num_failed_steps)
     yield _plain("computed_tokens", "Tokens fed to the model, computed again or not", stats.num_fed_tokens)
+
+
+def _encoder_metrics(stats: Mapping[str, EncoderStats]) -> Iterator[Metric]:
+    waiting: Labelled = {(name,): one.num_waiting for name, one in stats.items()}
+    yield _gauge("encoder_waiting_inputs", "Inputs that wait or are being encoded", waiting, ("model",))
+    for word, attribute, help_ in ENCODER_COUNTERS:
+        counts: Labelled = {(name,): getattr(one, attribute) for name, one in stats.items()}
+        yield _counter(f"encoder_{word}", help_, counts, ("model",))
 
 
 def _cache_metrics(stats: CacheStats) -> Iterator[Metric]:

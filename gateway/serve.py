@@ -1,32 +1,32 @@
-"""`ortserve serve`: options, the model opened, the server run, the first words printed. Knows no route."""
+"""`ortserve serve`: options, the models opened, the server run. Knows no route."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import gc
+import shlex
 import socket
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ortserve.gateway.cache_options import add_cache_options, plugin_options
+from ortserve.gateway.cache_options import add_cache_options
 from ortserve.gateway.environment import default_of, num_bytes, port, positive, seconds, switch_of
+from ortserve.gateway.greeting import greeting
 from ortserve.gateway.logs import LEVELS, configure_logs, log
+from ortserve.gateway.opened import OpenedModels, open_catalog, open_models
 from ortserve.gateway.server import Limits, listen, raise_file_limit, run_server, stop_on_signals
 from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.errors import ConfigurationError
 from ortserve.runtime.manifest import MANIFEST_NAME
-
-if TYPE_CHECKING:
-    from ortserve.gateway.service import ModelService
-    from ortserve.runtime.driver import Driver
 
 EXAMPLE = """example:
   ortserve serve                                   the bundled model on http://127.0.0.1:8000
   ortserve serve ./smollm2-int8 --port 9000        an exported folder
+  ortserve serve ./smollm2-int8 ./minilm-int8      a model that generates, and an encoder for embeddings
   HOST=0.0.0.0 PORT=80 MODEL=./qwen ortserve serve the same from the environment
 Every option may also be set as ORTSERVE_<NAME>, for example ORTSERVE_MAX_ROWS=8.
 """
@@ -34,14 +34,15 @@ Every option may also be set as ORTSERVE_<NAME>, for example ORTSERVE_MAX_ROWS=8
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options; the environment supplies their defaults."""
-    parser.description = "Serve a model with OpenAI's HTTP API."
+    parser.description = "Serve models with OpenAI's HTTP API: one that generates, and any number of encoders."
     parser.epilog = EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_model_options(parser)
+    add_model_options(parser, several=True)
+    add_encoder_options(parser)
     add = parser.add_argument
     add("--host", default=default_of("--host", "127.0.0.1", plain=True), help="address to listen on (127.0.0.1)")
     add("--port", type=port, default=default_of("--port", "8000", plain=True), help="0 takes a free one (8000)")
-    add("--served-name", default=default_of("--served-name"), help="model name clients use (the model's own)")
+    add("--served-name", default=default_of("--served-name"), help="name of the first model (its own)")
     add("--api-key", default=default_of("--api-key"), help="clients must send it (none: every key is accepted)")
     add(
         "--admin-key",
@@ -77,11 +78,40 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--quiet", action="store_true", default=switch_of("--quiet"), help="print nothing on stdout")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options of any verb that opens a model in this process."""
+def add_encoder_options(parser: argparse.ArgumentParser) -> None:
+    """Options of models for embeddings and scores."""
+    add = parser.add_argument
+    add(
+        "--encoder-threads",
+        type=positive,
+        default=default_of("--encoder-threads"),
+        metavar="N",
+        help="threads of encoders (beside a model that generates: a quarter of the cores)",
+    )
+    add(
+        "--encoder-batch-tokens",
+        type=positive,
+        default=default_of("--encoder-batch-tokens", "2048"),
+        metavar="N",
+        help="tokens, with padding, that an encoder computes at once (2048)",
+    )
+    add(
+        "--accept-token-ids",
+        action="store_true",
+        default=switch_of("--accept-token-ids"),
+        help="take token ids as input for embeddings: most clients send another tokenizer's (refused)",
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Options of any verb that opens a model in this process, or `several`."""
     add = parser.add_argument
     model_help = "exported folder, checkpoint folder or hub id, exported on first use (the bundled model)"
-    add("model", nargs="?", metavar="MODEL", default=default_of("--model", plain=True), help=model_help)
+    model = default_of("--model", plain=True)
+    if several:
+        add("model", nargs="*", metavar="MODEL", default=shlex.split(model or ""), help=model_help)
+    else:
+        add("model", nargs="?", metavar="MODEL", default=model, help=model_help)
     add("--device", default=default_of("--device", "auto"), help="auto or cpu (auto)")
     add("--max-rows", type=positive, default=default_of("--max-rows", "16"), metavar="N", help="sequences at once (16)")
     add("--max-context", type=positive, default=default_of("--max-context"), metavar="N", help="tokens per sequence")
@@ -134,12 +164,12 @@ def run(arguments: argparse.Namespace, resolve_model: Callable[[str | None], Pat
     limits = Limits(drain_s=arguments.drain)
     listener = listen(arguments.host, arguments.port, limits)
     try:
-        folder = exported_folder(arguments.model) or resolve_model(arguments.model)
-        driver = open_model(folder, arguments)
+        folders = [exported_folder(model) or resolve_model(model) for model in arguments.model or [None]]
+        models = open_models(folders, arguments)
         try:
-            asyncio.run(_serve(arguments, folder, driver, listener, limits=limits, began=began))
+            asyncio.run(_serve(arguments, models, listener, limits=limits, began=began))
         finally:
-            driver.close()
+            models.close()
     finally:
         listener.close()
     return 0
@@ -150,57 +180,27 @@ def exported_folder(model: str | None) -> Path | None:
     return Path(model) if model and (Path(model) / MANIFEST_NAME).is_file() else None
 
 
-def open_model(folder: Path, arguments: argparse.Namespace) -> Driver:
-    """Start the engine. Raises `ModelError`, `MemoryBudgetError` or `DeviceError`."""
-    from ortserve.runtime.opening import open_driver
-
-    driver = open_driver(
-        folder,
-        EngineConfig(
-            device=arguments.device,
-            max_rows=arguments.max_rows,
-            max_context=arguments.max_context,
-            kv_memory=arguments.kv_memory,
-            max_step_ms=arguments.max_step_ms,
-            num_threads=arguments.threads,
-            deterministic=arguments.deterministic,
-            prompt_cache=arguments.prompt_cache,
-            prompt_cache_memory=arguments.prompt_cache_memory,
-            prompt_cache_options=plugin_options(arguments),
-            drafter=arguments.drafter,
-        ),
-    )
-    log().info("memory_plan", plan=str(driver.plan))
-    return driver
-
-
 async def _serve(
     arguments: argparse.Namespace,
-    folder: Path,
-    driver: Driver,
+    models: OpenedModels,
     listener: socket.socket,
     *,
     limits: Limits,
     began: float,
 ) -> None:
     from ortserve.gateway.app import build_app
-    from ortserve.gateway.service import open_service
     from ortserve.gateway.tenancy import tenant_of
     from ortserve.gateway.warming import read_warm_file, warm_all
     from ortserve.gateway.watch import Patience
 
-    service = open_service(
-        folder,
-        driver,
-        name=arguments.served_name,
-        defaults=arguments.generation_defaults,
-        created=int((folder / MANIFEST_NAME).stat().st_mtime),
-    )
+    catalog = open_catalog(models, arguments)
     if arguments.warm is not None:
+        if catalog.decoder is None:
+            raise ConfigurationError("--warm computes prompts, and no model here generates: leave it out")
         tenant = tenant_of((arguments.api_key or "").encode())
-        await warm_all(service, read_warm_file(arguments.warm, service.vocabulary, tenant=tenant))
+        await warm_all(catalog.decoder, read_warm_file(arguments.warm, catalog.decoder.vocabulary, tenant=tenant))
     app = build_app(
-        service,
+        catalog,
         api_key=arguments.api_key,
         admin_key=arguments.admin_key,
         strict_parameters=arguments.strict_parameters,
@@ -212,31 +212,11 @@ async def _serve(
     gc.collect()
     gc.freeze()
     host, port_ = listener.getsockname()[:2]
-    log().info("ready", model=service.name, host=host, port=port_, seconds=round(time.monotonic() - began, 2))
+    names = [service.name for service in catalog.services]
+    log().info("ready", models=names, host=host, port=port_, seconds=round(time.monotonic() - began, 2))
     if not arguments.quiet:
-        sys.stdout.write(greeting(service, host, port_, needs_key=arguments.api_key is not None))
+        sys.stdout.write(greeting(catalog, host, port_, needs_key=arguments.api_key is not None))
         sys.stdout.flush()
-    drain = partial(driver.close, drain_s=limits.drain_s)
+    drain = partial(models.close, drain_s=limits.drain_s)
     await run_server(app, listener, limits=limits, stop=stop, drain=drain)
-    service.pool.close()
-
-
-def greeting(service: ModelService, host: str, port_: int, *, needs_key: bool) -> str:
-    """The address and two ways to try it."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    url = f"http://{shown}:{port_}/v1"
-    key = "YOUR-KEY" if needs_key else "any"
-    header = " -H 'Authorization: Bearer YOUR-KEY'" if needs_key else ""
-    manifest = service.manifest
-    return f"""{service.name} ({manifest.precision}, context {service.max_context}) is served on {url}
-
-from openai import OpenAI
-
-client = OpenAI(base_url="{url}", api_key="{key}")
-messages = [{{"role": "user", "content": "Hello!"}}]
-for chunk in client.chat.completions.create(model="{service.name}", messages=messages, stream=True):
-    print(chunk.choices[0].delta.content or "", end="", flush=True)
-
-curl {url}/chat/completions{header} -H 'Content-Type: application/json' \\
-  -d '{{"model": "{service.name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
-"""
+    catalog.close()

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ortserve.gateway.errors import ApiError, from_runtime, internal_error, model_not_found
+from ortserve.gateway.directory import Directory, ServedModel
+from ortserve.gateway.errors import ApiError, from_runtime, internal_error
 from ortserve.gateway.generation import Choice, Generation, NothingToGenerate
 from ortserve.gateway.hints import cache_hints
 from ortserve.gateway.pieces import TextAssembler
@@ -88,8 +89,11 @@ class ModelService:
         name: str,
         defaults: SamplingDefaults,
         created: int,
+        directory: Directory | None = None,
     ) -> None:
+        """`directory` names all models of the server, this one among them; None: it is the only one."""
         manifest = driver.manifest
+        self.directory = directory or Directory((decoder_entry(manifest, name),))
         self.driver = driver
         self.name = name
         self.defaults = defaults
@@ -114,9 +118,8 @@ class ModelService:
         return self.driver.max_context
 
     def check_model(self, name: str) -> None:
-        """Raise `ApiError` (404) unless this is the served name or the model's own."""
-        if name not in (self.name, self.manifest.name):
-            raise model_not_found(name, self.name)
+        """Raise `ApiError` unless this is a name of this model: 404, or 400 for a model of another kind."""
+        self.directory.find(name, "generate")
 
     async def start_chat(
         self, request: ChatRequest, *, tenant: bytes, num_body_bytes: int, param: str = "messages"
@@ -241,8 +244,19 @@ class ModelService:
         return assembler.feed(ids).text
 
 
+def decoder_entry(manifest: Manifest, name: str | None) -> ServedModel:
+    """What the directory says of a model that generates, served as `name`."""
+    return ServedModel((name or manifest.name, manifest.name), "generate")
+
+
 def open_service(
-    folder: Path, driver: Driver, *, name: str | None = None, defaults: DefaultsSource = "model", created: int = 0
+    folder: Path,
+    driver: Driver,
+    *,
+    name: str | None = None,
+    defaults: DefaultsSource = "model",
+    created: int = 0,
+    directory: Directory | None = None,
 ) -> ModelService:
     """The service of an opened model; call it inside the running event loop. Raises `ModelError`."""
     manifest = driver.manifest
@@ -255,6 +269,7 @@ def open_service(
         name=name or manifest.name,
         defaults=sampling_defaults(manifest, defaults),
         created=created,
+        directory=directory,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ortserve.gateway.contract.admin import CLEAR, WARM
 from ortserve.gateway.contract.chat import CHAT
 from ortserve.gateway.contract.completions import COMPLETIONS
+from ortserve.gateway.contract.encoders import EMBEDDINGS, RERANK, SCORE
 from ortserve.gateway.contract.messages import MESSAGES
 from ortserve.gateway.contract.responses import RESPONSES
 from ortserve.gateway.contract.table import FieldTable
@@ -27,6 +28,9 @@ BODIES = (
     BodyContract("/v1/messages/count_tokens", MESSAGES),
     BodyContract("/v1/responses", RESPONSES),
     BodyContract("/v1/responses/input_tokens", RESPONSES),
+    BodyContract("/v1/embeddings", EMBEDDINGS),
+    BodyContract("/v1/rerank", RERANK),
+    BodyContract("/v1/score", SCORE),
     BodyContract("/admin/cache/warm", WARM),
     BodyContract("/admin/cache/clear", CLEAR),
 )

@@ -8,29 +8,28 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ortserve.gateway.service import ModelService
+from ortserve.gateway.catalog import Catalog
 
 
 @dataclass(frozen=True, slots=True)
 class HealthRoute:
     """Whether this server can take requests."""
 
-    service: ModelService
+    catalog: Catalog
 
     async def get(self, _: Request) -> Response:
-        """200 while the engine runs; 503 when it drains or has failed."""
-        driver = self.service.driver
-        if not driver.healthy:
-            body = msgspec.json.encode({"status": "unavailable", "model": self.service.name})
+        """200 while all models run; 503 when one drains or has failed."""
+        catalog = self.catalog
+        model = catalog.services[0].name
+        if not catalog.healthy:
+            body = msgspec.json.encode({"status": "unavailable", "model": model})
             return Response(body, 503, {"retry-after": "5"}, "application/json")
-        stats = driver.stats()
-        body = msgspec.json.encode(
-            {
-                "status": "ok",
-                "model": self.service.name,
-                "running": stats.num_running,
-                "waiting": stats.num_waiting,
-                "swapped": stats.num_swapped,
-            }
-        )
-        return Response(body, media_type="application/json")
+        state: dict[str, object] = {"status": "ok", "model": model}
+        if catalog.decoder is not None:
+            stats = catalog.decoder.driver.stats()
+            state |= {"running": stats.num_running, "waiting": stats.num_waiting, "swapped": stats.num_swapped}
+        if catalog.encoders:
+            state["encoders"] = [
+                {"model": service.name, "waiting": service.driver.stats().num_waiting} for service in catalog.encoders
+            ]
+        return Response(msgspec.json.encode(state), media_type="application/json")

@@ -7,36 +7,49 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ortserve.gateway.catalog import Catalog
+from ortserve.gateway.encoder_service import EncoderService
 from ortserve.gateway.routes.bodies import json_response
-from ortserve.gateway.schema.replies import GenerationValues, ModelList, ModelReply
+from ortserve.gateway.schema.replies import EncoderReply, GenerationValues, ModelList, ModelReply
 from ortserve.gateway.service import ModelService
 
 
 @dataclass(frozen=True, slots=True)
 class ModelsRoute:
-    """The endpoints of one model."""
+    """The endpoints of all models."""
 
-    service: ModelService
+    catalog: Catalog
 
     async def index(self, _: Request) -> Response:
         """All models: clients discover names here."""
-        return json_response(ModelList([self._reply()]))
+        return json_response(ModelList([_reply(service) for service in self.catalog.services]))
 
     async def one(self, request: Request) -> Response:
         """One model by id, which may contain slashes."""
-        self.service.check_model(request.path_params["id"])
-        return json_response(self._reply())
+        return json_response(_reply(self.catalog.service(request.path_params["id"])))
 
-    def _reply(self) -> ModelReply:
-        service = self.service
-        defaults = service.defaults
-        return ModelReply(
+
+def _reply(service: ModelService | EncoderService) -> ModelReply | EncoderReply:
+    if isinstance(service, EncoderService):
+        manifest = service.manifest
+        return EncoderReply(
             id=service.name,
             created=service.created,
             owned_by="ortserve",
-            max_model_len=service.max_context,
-            context_length=service.max_context,
-            generation_defaults=GenerationValues(
-                defaults.temperature, defaults.top_p, defaults.top_k, defaults.repetition_penalty
-            ),
+            max_model_len=service.max_length,
+            context_length=service.max_length,
+            task=manifest.task,
+            dimensions=sorted({*manifest.dimensions, manifest.num_outputs}) if manifest.task == "embeddings" else [],
+            prompt_names=sorted(manifest.prompts),
         )
+    defaults = service.defaults
+    return ModelReply(
+        id=service.name,
+        created=service.created,
+        owned_by="ortserve",
+        max_model_len=service.max_context,
+        context_length=service.max_context,
+        generation_defaults=GenerationValues(
+            defaults.temperature, defaults.top_p, defaults.top_k, defaults.repetition_penalty
+        ),
+    )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
+from typing import TypeVar
+
 from starlette.requests import Request
 
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.generation import Generation, WholeChoice, collect
 from ortserve.gateway.watch import Patience, Watch
+
+Result = TypeVar("Result")
 
 CLIENT_CLOSED = 499  # nginx's word for it; only the access log sees it
 
@@ -25,3 +30,16 @@ async def wait_for_choices(request: Request, generation: Generation, patience: P
         exchange.outcome = watch.reason
         return None
     return choices
+
+
+async def wait_while_connected(
+    request: Request, work: Coroutine[object, object, Result], patience: Patience
+) -> Result | None:
+    """The result of `work`; None when the client has left, which cancels it."""
+    result = None
+    async with Watch(request.receive, patience=patience) as watch:
+        result = await work
+    if watch.reason is not None:
+        exchange_of(request.scope).outcome = watch.reason
+        return None
+    return result

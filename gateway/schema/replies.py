@@ -143,10 +143,24 @@ class ModelReply(msgspec.Struct, frozen=True):
     object: Literal["model"] = "model"
 
 
+class EncoderReply(msgspec.Struct, frozen=True):
+    """An encoder in GET /v1/models. All fields after the third are extensions."""
+
+    id: str
+    created: int
+    owned_by: str
+    max_model_len: int
+    context_length: int
+    task: str
+    dimensions: list[int]
+    prompt_names: list[str]
+    object: Literal["model"] = "model"
+
+
 class ModelList(msgspec.Struct, frozen=True):
     """The answer to GET /v1/models."""
 
-    data: list[ModelReply]
+    data: list[ModelReply | EncoderReply]
     object: Literal["list"] = "list"
 
 

@@ -9,9 +9,11 @@ from ortserve.gateway.routes.admin import read_clear
 from ortserve.gateway.schema.anthropic import read_counted_call, read_message_call
 from ortserve.gateway.schema.chat import read_chat
 from ortserve.gateway.schema.completions import read_completion
+from ortserve.gateway.schema.embeddings import read_embedding
 from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.schema.responses import read_response_call
 from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
+from ortserve.gateway.schema.scoring import read_rerank, read_score
 from ortserve.gateway.warming import read_warm
 
 Body: TypeAlias = dict[str, Any]
@@ -23,6 +25,9 @@ READERS: Mapping[str, Callable[[Fields], object]] = {
     "/v1/messages": lambda fields: read_message_call(fields, DEFAULTS, VOCABULARY),
     "/v1/messages/count_tokens": lambda fields: read_counted_call(fields, DEFAULTS, VOCABULARY),
     "/v1/responses": lambda fields: read_response_call(fields, DEFAULTS, VOCABULARY),
+    "/v1/embeddings": read_embedding,
+    "/v1/rerank": read_rerank,
+    "/v1/score": read_score,
     "/admin/cache/warm": lambda fields: read_warm(fields, VOCABULARY, tenant=b"me"),
     "/admin/cache/clear": read_clear,
 }
@@ -60,7 +65,22 @@ CONVERSATION: list[Body] = [
 ]
 BLOCKS: list[Body] = [{"type": "text", "text": "hi", **CONTROL}]
 
+RERANK: Body = {"model": "m", "query": "a", "documents": ["b"]}
+
 HONOURED: Mapping[str, tuple[Body, ...]] = {
+    "/v1/embeddings": (
+        {
+            "model": "m", "input": ["a"], "encoding_format": "base64", "dimensions": 2, "truncate_prompt_tokens": 9,
+            "prompt_name": "query",
+        },
+    ),
+    "/v1/rerank": (
+        {
+            **RERANK, "documents": ["b", {"text": "c"}], "top_n": 1, "return_documents": True,
+            "max_tokens_per_doc": 9, "truncate_prompt_tokens": 9,
+        },
+    ),
+    "/v1/score": ({"model": "m", "text_1": "a", "text_2": ["b"], "truncate_prompt_tokens": 9},),
     "/v1/chat/completions": (
         {
             **CHAT, **CHOOSING, **EXTENSIONS, **CACHING,
@@ -124,6 +144,12 @@ CONSTRAINTS = {
     )
 }  # fmt: skip
 REFUSED: Mapping[str, Mapping[str, Body]] = {
+    "/v1/embeddings": {},
+    "/v1/rerank": {
+        "rank_fields": {**RERANK, "rank_fields": ["title"]},
+        "max_chunks_per_doc": {**RERANK, "max_chunks_per_doc": 3},
+    },
+    "/v1/score": {},
     "/v1/chat/completions": {
         "messages[].content[].image_url": _part(type="image_url", image_url={"url": "x"}),
         "messages[].content[].input_audio": _part(type="input_audio", input_audio={"data": "x"}),

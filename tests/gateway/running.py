@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from ortserve.gateway.app import build_app
+from ortserve.gateway.catalog import Catalog
 from ortserve.gateway.server import Limits, listen, run_server
 from ortserve.gateway.service import ModelService
 from tests.gateway.scripted import ScriptedDriver, make_service
@@ -43,9 +44,9 @@ def running(driver: ScriptedDriver, *, limits: Limits | None = None, **options: 
 
 @contextmanager
 def serving(
-    make: Callable[[], ModelService], close: Callable[..., None], limits: Limits, **options: Any
+    make: Callable[[], ModelService | Catalog], close: Callable[..., None], limits: Limits, **options: Any
 ) -> Iterator[tuple[int, Callable[[], None]]]:
-    """Serve any model until the block ends; fails if the server does not end by itself. Yields port and stop."""
+    """Serve one model or several until the block ends; fails if the server does not end. Yields port and stop."""
     listener = listen("127.0.0.1", 0, limits)
     port = listener.getsockname()[1]
     started = threading.Event()
@@ -58,8 +59,9 @@ def serving(
         handles.append((asyncio.get_running_loop(), stop))
         started.set()
         drain = partial(close, drain_s=limits.drain_s)
-        await run_server(build_app(service, **options), listener, limits=limits, stop=stop, drain=drain)
-        service.pool.close()
+        catalog = service if isinstance(service, Catalog) else Catalog(service)
+        await run_server(build_app(catalog, **options), listener, limits=limits, stop=stop, drain=drain)
+        catalog.close()
 
     def run() -> None:
         try:

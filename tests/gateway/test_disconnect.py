@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from ortserve.gateway.app import build_app
+from ortserve.gateway.catalog import Catalog
 from ortserve.gateway.server import Limits
 from ortserve.gateway.watch import Patience
 from ortserve.runtime.request import Request
@@ -209,7 +210,7 @@ def drive(driver: ScriptedDriver, client_body: dict[str, Any], act: Callable[[Cl
     """Run one exchange; `act` is called once the first byte has been sent, or the request submitted."""
 
     async def main() -> Client:
-        app = build_app(make_service(driver), **options)
+        app = build_app(Catalog(make_service(driver)), **options)
         client = Client(client_body)
         task = asyncio.create_task(app(client.scope(), client.receive, client.send))
         async with asyncio.timeout(5):

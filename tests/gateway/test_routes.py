@@ -36,7 +36,7 @@ def test_canonical_paths_are_fixed_points() -> None:
         assert canonical_path(path + "/") == path
 
 
-@pytest.mark.parametrize("path", ["/v1/foo", "/v1", "/v1/embeddings", "/v1/threads", "/v1/chat", "/nope"])
+@pytest.mark.parametrize("path", ["/v1/foo", "/v1", "/v1/moderations", "/v1/threads", "/v1/chat", "/nope"])
 def test_unknown_paths(http: httpx.Client, path: str) -> None:
     response = http.post(path, json={})
     assert response.status_code == 404

@@ -121,8 +121,10 @@ def test_errors_become_the_sdk_s_exceptions(client: OpenAI) -> None:
     assert bad.value.request_id
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         client.chat.completions.create(model="gpt-9", messages=MESSAGES)
-    with pytest.raises(openai.NotFoundError, match="Invalid URL"):
+    with pytest.raises(openai.BadRequestError, match="It generates text"):
         client.embeddings.create(model="scripted", input="x", encoding_format="float")
+    with pytest.raises(openai.NotFoundError, match="Invalid URL"):
+        client.moderations.create(input="x")
 
 
 def test_the_async_client(server: Running) -> None:

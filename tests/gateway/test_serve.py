@@ -162,12 +162,12 @@ def test_a_model_without_tokenizer_is_one_line(tmp_path: Path) -> None:
 def test_the_environment_supplies_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOST", "0.0.0.0")
     monkeypatch.setenv("PORT", "81")
-    monkeypatch.setenv("MODEL", "m")
+    monkeypatch.setenv("MODEL", "m 'n o'")
     monkeypatch.setenv("ORTSERVE_PORT", "82")
     monkeypatch.setenv("ORTSERVE_KV_MEMORY", "1.5GiB")
     monkeypatch.setenv("ORTSERVE_DETERMINISTIC", "1")
     arguments = arguments_of("serve")
-    assert (arguments.host, arguments.port, arguments.model) == ("0.0.0.0", 82, "m")
+    assert (arguments.host, arguments.port, arguments.model) == ("0.0.0.0", 82, ["m", "n o"])
     assert arguments.kv_memory == 3 * 2**29
     assert arguments.deterministic
     assert arguments_of("serve", "other", "--port", "9").port == 9

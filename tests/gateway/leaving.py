@@ -1,0 +1,58 @@
+"""A client that leaves while its texts are being encoded. Knows no test."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from ortserve.gateway.catalog import Catalog
+from ortserve.gateway.encoder_service import open_encoder_service
+from ortserve.gateway.server import Limits
+from ortserve.runtime.encoder import Encoder, Rows
+from ortserve.runtime.encoder_driver import EncoderDriver, EncoderLimits
+from ortserve.runtime.encoder_manifest import read_encoder_manifest
+from ortserve.runtime.encoder_queue import EncoderInput
+from tests.gateway.running import serving
+
+
+class Slow:
+    """An encoder whose first batch waits for the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self._encoder = Encoder(folder, read_encoder_manifest(folder), num_threads=1)
+        self.manifest = self._encoder.manifest
+        self.entered = threading.Event()
+        self.gate = threading.Event()
+        self.num_batches = 0
+
+    def encode(self, inputs: Sequence[EncoderInput]) -> Rows:
+        self.num_batches += 1
+        self.entered.set()
+        assert self.gate.wait(20)
+        return self._encoder.encode(inputs)
+
+
+def leave_while_encoding(folder: Path) -> tuple[int, int]:
+    """Send 50 texts, leave during the first batch; inputs still waiting then, and batches that were run."""
+    encoder = Slow(folder)
+    driver = EncoderDriver(encoder, EncoderLimits(batch_tokens=16))
+    body = msgspec.json.encode({"model": "averages", "input": ["one two three"] * 50})
+    head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    with serving(lambda: Catalog(None, [open_encoder_service(folder, driver)]), driver.close, Limits(drain_s=1.0)) as (
+        port,
+        _,
+    ):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(head + body)
+            assert encoder.entered.wait(20)
+        deadline = time.monotonic() + 10
+        while driver.stats().num_waiting and time.monotonic() < deadline:
+            encoder.gate.wait(0.05)
+            if time.monotonic() > deadline - 9:  # the server has had a second to notice
+                encoder.gate.set()
+        return driver.stats().num_waiting, encoder.num_batches

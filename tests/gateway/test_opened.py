@@ -1,0 +1,98 @@
+"""`ortserve serve` with several models: cores divided, names unique, one process for chat and embeddings."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from ortserve.gateway.opened import open_models
+from ortserve.runtime.errors import ConfigurationError
+from tests.gateway.encoders import vector_of, write_encoder
+from tests.gateway.synthetic import expected, write_synthetic_text_model
+from tests.gateway.test_serve import arguments_of, process, read_greeting
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_synthetic_text_model(tmp_path_factory.mktemp("synthetic"))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+def test_one_server_for_chat_and_embeddings(chat_model: Path, encoder: Path) -> None:
+    with process("serve", str(encoder), str(chat_model), "--port", "0", "--served-name", "syn") as child:
+        greeting = read_greeting(child)
+        match = re.search(r"served on (http://\S+)", greeting)
+        assert match is not None
+        assert greeting.startswith("syn (")
+        assert " and averages (fp32, embeddings, inputs of 64)" in greeting
+        url = match[1]
+        names = [one["id"] for one in httpx.get(f"{url}/models", timeout=20).json()["data"]]
+        assert names == ["syn", "averages"]
+        chat = {"model": "syn", "messages": [{"role": "user", "content": "abc"}], "temperature": 0, "max_tokens": 12}
+        reply = httpx.post(f"{url}/chat/completions", json=chat, timeout=20).json()
+        assert reply["choices"][0]["message"]["content"] == expected(b"abc", 12)
+        vectors = httpx.post(f"{url}/embeddings", json={"model": "averages", "input": "one two"}, timeout=20).json()
+        np.testing.assert_allclose(vectors["data"][0]["embedding"], vector_of("one two"), atol=1e-6)
+        child.send_signal(signal.SIGTERM)
+        _, stderr = child.communicate(timeout=20)
+    assert child.returncode == 0, stderr
+    lines = [json.loads(line) for line in stderr.splitlines()]
+    access = next(line for line in lines if line.get("path") == "/v1/embeddings")
+    assert access["prompt_tokens"] == 4
+    assert "one two" not in stderr
+
+
+@pytest.mark.parametrize("changes", [{}, {"task": "rerank", "num_outputs": 1, "output_name": "scores"}])
+def test_an_encoder_s_snippet_runs(tmp_path: Path, changes: dict[str, object]) -> None:
+    with process("serve", str(write_encoder(tmp_path, **changes)), "--port", "0", "--threads", "1") as child:
+        greeting = read_greeting(child)
+        assert child.stdout is not None
+        lines = []
+        while not (line := child.stdout.readline()).startswith("curl"):
+            lines.append(line)
+        done = subprocess.run([sys.executable, "-c", "".join(lines)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, greeting + done.stderr
+        assert done.stdout
+
+
+def test_two_models_that_generate_are_refused(chat_model: Path) -> None:
+    with pytest.raises(ConfigurationError, match="both generate text"):
+        open_models([chat_model, chat_model], arguments_of("serve"))
+
+
+def test_two_models_of_one_name_are_refused(encoder: Path) -> None:
+    with pytest.raises(ConfigurationError, match="two models are called averages"):
+        open_models([encoder, encoder], arguments_of("serve"))
+
+
+def test_more_threads_than_cores_are_refused(chat_model: Path, encoder: Path) -> None:
+    arguments = arguments_of("serve", "--threads", "500", "--encoder-threads", "500")
+    with pytest.raises(ConfigurationError, match="exceed"):
+        open_models([chat_model, encoder], arguments)
+
+
+def test_a_served_name_that_another_model_has_is_refused(chat_model: Path, encoder: Path) -> None:
+    with process(
+        "serve", str(chat_model), str(encoder), "--port", "0", "--served-name", "averages", "--log-level", "error"
+    ) as child:
+        _, stderr = child.communicate(timeout=30)
+    assert child.returncode != 0
+    assert "is the name of another model" in stderr
+
+
+def test_a_client_that_leaves_ends_the_work(tmp_path: Path) -> None:
+    from tests.gateway.leaving import leave_while_encoding
+
+    assert leave_while_encoding(write_encoder(tmp_path)) == (0, 1)

@@ -1,0 +1,31 @@
+"""Cores are divided: together never more threads than cores, and nobody gets none."""
+
+from __future__ import annotations
+
+import pytest
+
+from ortserve.runtime.errors import ConfigurationError
+from ortserve.runtime.threads import Threads, divide_threads
+
+
+@pytest.mark.parametrize("cores", range(2, 40))
+@pytest.mark.parametrize("wishes", [(None, None), (1, None), (None, 1), (3, None), (None, 2)])
+def test_together_never_more_than_the_cores(cores: int, wishes: tuple[int | None, int | None]) -> None:
+    threads = divide_threads(cores, has_engine=True, has_encoders=True, engine=wishes[0], encoders=wishes[1])
+    assert min(threads.engine, threads.encoders) >= 1
+    assert threads.engine + threads.encoders <= max(cores, (wishes[0] or 1) + (wishes[1] or 1))
+
+
+def test_alone_each_has_all_cores() -> None:
+    assert divide_threads(8, has_engine=True, has_encoders=False).engine == 8
+    assert divide_threads(8, has_engine=False, has_encoders=True).encoders == 8
+
+
+def test_a_quarter_is_the_encoders() -> None:
+    assert divide_threads(8, has_engine=True, has_encoders=True) == Threads(6, 2)
+    assert divide_threads(1, has_engine=True, has_encoders=True) == Threads(1, 1)
+
+
+def test_wishes_beyond_the_cores_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="--threads 6 and --encoder-threads 3 exceed the 8 cores"):
+        divide_threads(8, has_engine=True, has_encoders=True, engine=6, encoders=3)
