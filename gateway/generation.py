@@ -10,23 +10,24 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, Self
 
 from ortserve.gateway.errors import ApiError, internal_error, unavailable
 from ortserve.gateway.pieces import Piece, ShownToken, TextAssembler
+from ortserve.gateway.reply import CallDelta, ReplyPart, ReplyReader, WholeCall, join_calls
 from ortserve.gateway.tally import TOKEN_SECONDS, Tally
 from ortserve.runtime.request import Delta, FinishReason, Usage
 
-FinishWord = Literal["stop", "length"]
+FinishWord = Literal["stop", "length", "tool_calls"]
 SETTLE_S = 2.0  # an engine that takes longer to end a request owes nobody its counts
 
 
 @dataclass(frozen=True, slots=True)
 class ChoicePiece:
-    """What one engine step added to one choice. The last piece of a choice carries `finish`.
+    """What one engine step added to one choice: reasoning, then text, then calls. The last piece carries `finish`.
 
-    `stop` is the stop string that ended it, None when the model itself or a limit did.
+    `stop` is the stop string that ended it, None when the model itself or a limit did. `tokens` are those of the text.
     """
 
     index: int
@@ -34,6 +35,8 @@ class ChoicePiece:
     tokens: tuple[ShownToken, ...]
     finish: FinishWord | None
     stop: str | None = None
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class TokenUsage:
     num_output_tokens: int
     num_accepted_tokens: int  # of drafts, part of the output
     num_rejected_tokens: int  # of drafts, computed for nothing
+    num_reasoning_tokens: int = 0  # part of the output, up to the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,8 @@ class WholeChoice:
     tokens: tuple[ShownToken, ...]
     finish: FinishWord
     stop: str | None = None
+    reasoning: str = ""
+    calls: tuple[WholeCall, ...] = ()
 
 
 class TokenStream(Protocol):
@@ -98,15 +104,21 @@ class NothingToGenerate:
 
 
 class Choice:
-    """One sequence being generated and its text so far."""
+    """One sequence being generated and its reply so far. Without a `reader` the reply is text and nothing else."""
 
-    __slots__ = ("_assembler", "_is_cut", "finish", "index", "last_token_at", "stream", "usage")
+    __slots__ = (
+        "_assembler", "_is_cut", "_num_reasoning", "_reader", "finish", "index", "last_token_at", "stream", "usage",
+    )  # fmt: skip
 
-    def __init__(self, index: int, stream: TokenStream, assembler: TextAssembler) -> None:
+    def __init__(
+        self, index: int, stream: TokenStream, assembler: TextAssembler, reader: ReplyReader | None = None
+    ) -> None:
         self.index = index
         self.stream = stream
         self._assembler = assembler
-        self._is_cut = False  # by a stop string: the engine may have drawn more
+        self._reader = reader
+        self._num_reasoning: int | None = None  # once the channel is closed
+        self._is_cut = False  # here, by a stop string or after the only call: the engine may have drawn more
         self.usage: Usage | None = None  # the engine's counts, once it has ended the sequence
         self.finish: FinishWord | None = None
         self.last_token_at = 0.0  # monotonic clock, seconds; 0: none yet
@@ -118,17 +130,22 @@ class Choice:
             return self._assembler.num_tokens
         return self.usage.num_output_tokens  # includes the ending token
 
-    def read(self, delta: Delta) -> ChoicePiece | None:
-        """The piece of one delta, None when nothing can be shown yet. Raises `ApiError` when the engine gave up."""
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Those before the answer, the channel's markers among them."""
+        if self._num_reasoning is not None:
+            return self._num_reasoning
+        return self._assembler.num_tokens if self._reader is not None and self._reader.is_thinking else 0
+
+    def read(self, delta: Delta) -> Sequence[ChoicePiece]:
+        """The pieces of one delta, none when nothing can be shown yet. Raises `ApiError` when the engine gave up."""
         assembler = self._assembler
         piece = assembler.feed(delta.token_ids, delta.logprobs) if delta.token_ids else Piece("")
         if piece.stopped:
-            self._is_cut = True
-            self.usage = delta.usage
-            self.stream.close()
+            self._cut(delta)
             return self._ended(piece, "stop")
         if delta.finish is None:
-            return ChoicePiece(self.index, piece.text, piece.tokens, None) if piece.text or piece.tokens else None
+            return self._shown(piece, delta)
         if delta.finish is FinishReason.ERROR:
             raise ApiError(internal_error(f"The engine failed while running this request: {delta.error}."))
         if delta.finish is FinishReason.CANCELLED:
@@ -146,9 +163,50 @@ class Choice:
                     async for delta in self.stream:
                         self.usage = delta.usage
 
-    def _ended(self, piece: Piece, finish: FinishWord) -> ChoicePiece:
+    def _cut(self, delta: Delta) -> None:
+        self._is_cut = True
+        self.usage = delta.usage
+        self.stream.close()
+
+    def _shown(self, piece: Piece, delta: Delta) -> Sequence[ChoicePiece]:
+        if self._reader is None:
+            if piece.text or piece.tokens:
+                return (ChoicePiece(self.index, piece.text, piece.tokens, None),)
+            return ()
+        parts = self._reader.feed(piece.text, piece.tokens)
+        self._count_reasoning(self._reader)
+        if self._reader.is_done:
+            self._cut(delta)
+            self.finish = "tool_calls"
+            return self._pieces(parts, "tool_calls", None)
+        return self._pieces(parts, None, None)
+
+    def _ended(self, piece: Piece, finish: FinishWord) -> Sequence[ChoicePiece]:
+        reader = self._reader
+        if reader is None:
+            self.finish = finish
+            return (ChoicePiece(self.index, piece.text, piece.tokens, finish, piece.stop),)
+        parts = reader.feed(piece.text, piece.tokens)
+        is_whole = not (reader.is_in_call and piece.stopped)
+        parts += reader.finish()
+        self._count_reasoning(reader)
+        if finish == "stop" and reader.num_calls and is_whole:
+            finish = "tool_calls"
         self.finish = finish
-        return ChoicePiece(self.index, piece.text, piece.tokens, finish, piece.stop)
+        return self._pieces(parts, finish, piece.stop)
+
+    def _count_reasoning(self, reader: ReplyReader) -> None:
+        if self._num_reasoning is None and reader.thought_end is not None:
+            self._num_reasoning = self._assembler.num_tokens_before(reader.thought_end)
+
+    def _pieces(self, parts: Sequence[ReplyPart], finish: FinishWord | None, stop: str | None) -> Sequence[ChoicePiece]:
+        pieces = [
+            ChoicePiece(self.index, part.text, part.tokens, None, None, part.reasoning, part.calls) for part in parts
+        ]
+        if finish is not None:
+            last = pieces.pop() if pieces else ChoicePiece(self.index, "", (), None)
+            pieces.append(replace(last, finish=finish, stop=stop))
+        return pieces
 
 
 class Generation:
@@ -168,8 +226,8 @@ class Generation:
     async def batches(self) -> AsyncGenerator[Sequence[ChoicePiece], None]:
         """Pieces as they come, those of one engine step together. Ends when every choice has finished."""
         if len(self._choices) == 1:
-            async for piece in self._pieces(self._choices[0]):
-                yield (piece,)
+            async for pieces in self._pieces(self._choices[0]):
+                yield pieces
             return
         async for batch in self._merged():
             yield batch
@@ -198,6 +256,7 @@ class Generation:
             num_output_tokens=sum(choice.num_output_tokens for choice in self._choices),
             num_accepted_tokens=sum(choice.usage.num_accepted_tokens for choice in self._choices if choice.usage),
             num_rejected_tokens=sum(choice.usage.num_rejected_tokens for choice in self._choices if choice.usage),
+            num_reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self._choices),
         )
 
     def timings(self) -> Timings:
@@ -210,13 +269,13 @@ class Generation:
         for choice in self._choices:
             choice.stream.close()
 
-    async def _pieces(self, choice: Choice) -> AsyncGenerator[ChoicePiece, None]:
+    async def _pieces(self, choice: Choice) -> AsyncGenerator[Sequence[ChoicePiece], None]:
         async for delta in choice.stream:
             self._note_time(choice, len(delta.token_ids))
-            piece = choice.read(delta)
-            if piece is not None:
-                yield piece
-                if piece.finish is not None:
+            pieces = choice.read(delta)
+            if pieces:
+                yield pieces
+                if choice.finish is not None:
                     return
         raise ApiError(internal_error("The engine ended the request without a reason."))
 
@@ -237,8 +296,8 @@ class Generation:
 
         async def pump(choice: Choice) -> None:
             try:
-                async for piece in self._pieces(choice):
-                    ready.append(piece)
+                async for pieces in self._pieces(choice):
+                    ready.extend(pieces)
                     wake.set()
             except Exception as error:
                 failures.append(error)
@@ -263,19 +322,24 @@ class Generation:
 
 async def collect(generation: Generation) -> list[WholeChoice]:
     """Wait for every choice and its counts. Raises `ApiError` as soon as one fails."""
-    texts: list[list[str]] = [[] for _ in range(generation.num_choices)]
-    tokens: list[list[ShownToken]] = [[] for _ in texts]
-    finishes: list[FinishWord] = ["length" for _ in texts]
-    stops: list[str | None] = [None for _ in texts]
+    pieces: list[list[ChoicePiece]] = [[] for _ in range(generation.num_choices)]
     async with aclosing(generation.batches()) as batches:
         async for batch in batches:
             for piece in batch:
-                texts[piece.index].append(piece.text)
-                tokens[piece.index].extend(piece.tokens)
-                if piece.finish is not None:
-                    finishes[piece.index], stops[piece.index] = piece.finish, piece.stop
+                pieces[piece.index].append(piece)
     await generation.settle()
-    return [
-        WholeChoice(index, "".join(texts[index]), tuple(tokens[index]), finishes[index], stops[index])
-        for index in range(generation.num_choices)
-    ]
+    return [_joined(index, own) for index, own in enumerate(pieces)]
+
+
+def _joined(index: int, pieces: Sequence[ChoicePiece]) -> WholeChoice:
+    last = pieces[-1]
+    assert last.finish is not None
+    return WholeChoice(
+        index,
+        "".join(piece.text for piece in pieces),
+        tuple(token for piece in pieces for token in piece.tokens),
+        last.finish,
+        last.stop,
+        "".join(piece.reasoning for piece in pieces),
+        join_calls([delta for piece in pieces for delta in piece.calls]),
+    )

@@ -6,14 +6,17 @@ string, or of a character whose last bytes have not come.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from ortserve.gateway.text import StopScanner, Utf8Decoder
 from ortserve.gateway.tokenizer import TextTokenizer
 from ortserve.runtime.request import TokenLogprobs
 
+NO_MARKERS: Mapping[int, bytes] = MappingProxyType({})
 LOWEST_LOGPROB = -9999.0  # the API's word for "impossible"; JSON has no infinities
 
 
@@ -54,14 +57,24 @@ class TextAssembler:
     """The text of one choice so far. Feed tokens in order, then finish once."""
 
     __slots__ = (
-        "_decoder", "_num_decoded", "_num_shown", "_scanner", "_stops", "_strip", "_tokenizer", "_waiting",
-        "_with_logprobs", "num_tokens", "stop",
+        "_decoder", "_markers", "_num_decoded", "_num_shown", "_scanner", "_starts", "_stops", "_strip", "_tokenizer",
+        "_waiting", "_with_logprobs", "num_tokens", "stop",
     )  # fmt: skip
 
     def __init__(
-        self, tokenizer: TextTokenizer, stops: Sequence[str], *, strip_first_space: bool, with_logprobs: bool
+        self,
+        tokenizer: TextTokenizer,
+        stops: Sequence[str],
+        *,
+        strip_first_space: bool,
+        with_logprobs: bool,
+        markers: Mapping[int, bytes] = NO_MARKERS,
+        counts_tokens: bool = False,
     ) -> None:
+        """`markers` are special tokens that are text all the same; `counts_tokens` allows `num_tokens_before`."""
         self._tokenizer = tokenizer
+        self._markers = markers
+        self._starts: list[int] | None = [] if counts_tokens else None  # characters before each token
         self._decoder = Utf8Decoder()
         self._scanner = StopScanner(stops)
         self._stops = bool(stops)
@@ -75,10 +88,10 @@ class TextAssembler:
 
     def feed(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> Piece:
         """The text that these tokens make final. Not to be called again once stopped."""
-        if self._stops or self._with_logprobs:
+        if self._stops or self._with_logprobs or self._starts is not None:
             return self._feed_one_by_one(token_ids, logprobs)
         self.num_tokens += len(token_ids)
-        token_bytes = self._tokenizer.token_bytes
+        token_bytes = self._marked_bytes if self._markers else self._tokenizer.token_bytes
         data = token_bytes(token_ids[0]) if len(token_ids) == 1 else b"".join(map(token_bytes, token_ids))
         return Piece(self._decoder.feed(self._stripped(data) if self._strip else data))
 
@@ -92,9 +105,11 @@ class TextAssembler:
         texts: list[str] = []
         for place, token_id in enumerate(token_ids):
             num_leading = self._decoder.num_pending
-            data = self._tokenizer.token_bytes(token_id)
+            data = self._marked_bytes(token_id)
             if self._strip:
                 data = self._stripped(data)
+            if self._starts is not None:
+                self._starts.append(self._num_decoded)
             piece = self._decoder.feed(data)
             if self._with_logprobs:
                 self._wait(self._shown(logprobs[place], data), piece, num_leading)
@@ -110,6 +125,16 @@ class TextAssembler:
         if self.stop is not None:
             tokens = (*tokens, *self._cut())
         return Piece("".join(texts), tokens, self.stop)
+
+    def num_tokens_before(self, position: int) -> int:
+        """Tokens that begin before a character of the text; the count ends here, so that it takes no more memory."""
+        assert self._starts is not None
+        count = bisect_left(self._starts, position)
+        self._starts = None
+        return count
+
+    def _marked_bytes(self, token_id: int) -> bytes:
+        return self._markers.get(token_id) or self._tokenizer.token_bytes(token_id)
 
     def _stripped(self, data: bytes) -> bytes:
         if data:

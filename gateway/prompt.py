@@ -12,6 +12,7 @@ from typing import TypeVar
 from ortserve.gateway.breakpoints import STRANGERS, find_breakpoints, marked_places
 from ortserve.gateway.errors import ApiError, bad_request, context_overflow
 from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.reasoning import ReasoningFormat
 from ortserve.gateway.schema.chat import ChatRequest
 from ortserve.gateway.schema.drafting import DraftWish
 from ortserve.gateway.schema.messages import Message, num_characters
@@ -29,10 +30,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A conversation as ids, and how much of it the request wants kept."""
+    """A conversation as ids, how much of it the request wants kept, and whether replies begin with reasoning."""
 
     ids: tuple[int, ...]
     breakpoints: tuple[Breakpoint, ...] = ()
+    is_reasoning_open: bool = False
 
 
 class PromptEncoder:
@@ -46,8 +48,10 @@ class PromptEncoder:
         *,
         max_context: int,
         empty_prompt: int | None,
+        reasoning: ReasoningFormat | None = None,
     ) -> None:
         """`empty_prompt` is the id that begins a document when the prompt has no tokens at all."""
+        self._reasoning = reasoning
         self._tokenizer = tokenizer
         self._template = template
         self._pool = pool
@@ -63,20 +67,24 @@ class PromptEncoder:
         template = self._needed_template()
         self._refuse_too_long(num_characters(request.messages), param)
         places = marked_places(request.messages)
+        tools = [tool.template_value() for tool in request.tools.offered]
 
         def render(messages: Sequence[Message]) -> str:
             if request.continue_final_message:
-                return _render_unfinished(template, messages, request.template_options)
+                return _render_unfinished(template, messages, request.template_options, tools)
             return template.render(
                 [message.template_value() for message in messages],
                 add_generation_prompt=request.add_generation_prompt,
                 options=request.template_options,
+                tools=tools,
             )
 
         def prepare() -> ChatPrompt:
             text = render(request.messages)
+            is_open = self._is_reasoning_open(request, text)
             if not places:
-                return ChatPrompt(self._encode(text, param, add_special_tokens=False))
+                ids = self._encode(text, param, add_special_tokens=False)
+                return ChatPrompt(ids, is_reasoning_open=is_open)
             self._refuse_too_long(len(text.encode()), param)
             tokens = self._tokenizer.encode_measured(text)
             points = find_breakpoints(
@@ -88,7 +96,7 @@ class PromptEncoder:
                 tokenizer=self._tokenizer,
                 ttl_s=request.cache.ttl_s,
             )
-            return ChatPrompt(self._checked(tokens.ids, param), points)
+            return ChatPrompt(self._checked(tokens.ids, param), points, is_open)
 
         # Breakpoints render again, and tokens with places take longer.
         return await self._run(prepare, num_body_bytes * (2 if places else 1))
@@ -140,6 +148,10 @@ class PromptEncoder:
         if len(ids) >= self._max_context:
             raise ApiError(context_overflow(len(ids), self._max_context, param=param))
 
+    def _is_reasoning_open(self, request: ChatRequest, text: str) -> bool:
+        unfinished = request.messages[-1].content if request.continue_final_message else ""
+        return self._reasoning is not None and self._reasoning.is_open_after(text, unfinished)
+
     def _needed_template(self) -> ChatTemplate:
         if self._template is None:
             message = "This model has no chat template and cannot answer chat requests: use /v1/completions."
@@ -168,15 +180,22 @@ class PromptEncoder:
             raise ApiError(context_overflow(num_tokens, self._max_context, param=param, exact=False))
 
 
-def _render_unfinished(template: ChatTemplate, messages: Sequence[Message], options: Mapping[str, object]) -> str:
+def _render_unfinished(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    options: Mapping[str, object],
+    tools: Sequence[Mapping[str, object]],
+) -> str:
     """The conversation up to the end of the last message's text, as transformers' `continue_final_message` has it.
 
-    Raises `ApiError` (400) when the template does not show that text as it was written: there is no place to go on.
+    Blanks at that end are kept if the template keeps blanks at the ends of messages. Raises `ApiError` (400) when the
+    template does not show the text as it was written: there is no place to go on.
     """
-    last = replace(messages[-1], content=messages[-1].content + CUT)
+    last = replace(messages[-1], content=f"{messages[-1].content}{CUT} ")
     values = [message.template_value() for message in (*messages[:-1], last)]
-    text, found, _ = template.render(values, add_generation_prompt=False, options=options).rpartition(CUT)
-    if not found or not text.endswith(last.content[:-1].lstrip()):
+    rendered = template.render(values, add_generation_prompt=False, options=options, tools=tools)
+    text, found, after = rendered.rpartition(CUT)
+    if not found or not text.endswith(messages[-1].content.lstrip()):
         message = "Invalid 'messages': the chat template of this model does not let a reply go on from the last one."
         raise bad_request(message, param="messages", code="unsupported_value")
-    return text
+    return text if after.startswith(" ") else text.rstrip()

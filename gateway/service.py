@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ortserve.gateway.directory import Directory, ServedModel
-from ortserve.gateway.errors import ApiError, from_runtime, internal_error
+from ortserve.gateway.errors import ApiError, from_runtime, internal_error, unsupported_parameter
 from ortserve.gateway.generation import Choice, Generation, NothingToGenerate
 from ortserve.gateway.hints import cache_hints
 from ortserve.gateway.pieces import TextAssembler
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.prompt import PromptEncoder
+from ortserve.gateway.reply import PLAIN_TEXT, ReplyPlan
+from ortserve.gateway.reply_style import reply_style
 from ortserve.gateway.schema.chat import ChatRequest
 from ortserve.gateway.schema.completions import CompletionRequest
 from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
-from ortserve.gateway.template import ChatTemplate, load_chat_template
+from ortserve.gateway.schema.tools import ToolMode
+from ortserve.gateway.template import ChatTemplate
+from ortserve.gateway.template_files import load_chat_template
 from ortserve.gateway.tokenizer import TextTokenizer, load_tokenizer
 from ortserve.runtime.driver import AsyncEngine
 from ortserve.runtime.errors import OrtserveError
@@ -57,10 +61,10 @@ class _Job:
     draft: DraftHints
 
 
-def load_model_text(folder: Path, manifest: Manifest) -> ModelText:
+def load_model_text(folder: Path, manifest: Manifest, chat_template: Path | None = None) -> ModelText:
     """Read tokenizer and chat template; raises `ModelError` when they are missing or unusable."""
     tokenizer = load_tokenizer(folder, bos_token_id=manifest.bos_token_id, add_bos=manifest.add_bos)
-    return ModelText(tokenizer, load_chat_template(folder))
+    return ModelText(tokenizer, load_chat_template(folder, chat_template))
 
 
 def sampling_defaults(manifest: Manifest, source: DefaultsSource) -> SamplingDefaults:
@@ -104,12 +108,14 @@ class ModelService:
         self.fingerprint = _fingerprint(manifest, defaults)
         self.tokenizer = text.tokenizer
         self._engine = engine
+        self._style = reply_style(text.template)
         self.prompts = PromptEncoder(
             text.tokenizer,
             text.template,
             pool,
             max_context=driver.max_context,
             empty_prompt=_first_id(manifest),
+            reasoning=self._style.reasoning,
         )
 
     @property
@@ -129,6 +135,9 @@ class ModelService:
         `param` is the field that carried the conversation, as errors name it.
         """
         self.check_model(request.model)
+        if request.tools.mode is ToolMode.REQUIRED:
+            key = "function_call" if request.tools.is_legacy else "tool_choice"
+            raise unsupported_parameter(key, "cannot demand a call: replies cannot be constrained yet.")
         prompt = await self.prompts.encode_chat(request, num_body_bytes=num_body_bytes, param=param)
         hints = cache_hints(request.cache, tenant, num_prompt_tokens=len(prompt.ids), breakpoints=prompt.breakpoints)
         return self._submit(
@@ -138,6 +147,7 @@ class ModelService:
             request.stops,
             param=param,
             strip_first_space=not request.continue_final_message,  # there, it separates two words
+            plan=self._style.plan(request.tools, is_reasoning_open=prompt.is_reasoning_open),
         )
 
     async def count_tokens(self, request: ChatRequest, *, num_body_bytes: int, param: str = "messages") -> int:
@@ -199,6 +209,7 @@ class ModelService:
         *,
         param: str,
         strip_first_space: bool,
+        plan: ReplyPlan = PLAIN_TEXT,
     ) -> Generation:
         call = secrets.token_hex(8)
         strip = strip_first_space and self.tokenizer.strips_first_space
@@ -216,8 +227,8 @@ class ModelService:
                         cache=job.cache,
                         draft=job.draft,
                     )
-                    assembler = self._assembler(sampling, stops, strip=strip)
-                    choices.append(Choice(index, self._engine.submit(request), assembler))
+                    assembler = self._assembler(sampling, stops, strip=strip, plan=plan)
+                    choices.append(Choice(index, self._engine.submit(request), assembler, plan.reader()))
         except BaseException as error:
             for choice in choices:
                 choice.stream.close()
@@ -226,9 +237,17 @@ class ModelService:
             raise
         return Generation(choices, [len(job.ids) for job in jobs])
 
-    def _assembler(self, sampling: SamplingParams, stops: Sequence[str], *, strip: bool) -> TextAssembler:
-        with_logprobs = sampling.num_logprobs is not None
-        return TextAssembler(self.tokenizer, stops, strip_first_space=strip, with_logprobs=with_logprobs)
+    def _assembler(
+        self, sampling: SamplingParams, stops: Sequence[str], *, strip: bool, plan: ReplyPlan = PLAIN_TEXT
+    ) -> TextAssembler:
+        return TextAssembler(
+            self.tokenizer,
+            stops,
+            strip_first_space=strip,
+            with_logprobs=sampling.num_logprobs is not None,
+            markers=self.tokenizer.hidden_bytes(plan.markers),
+            counts_tokens=plan.reasoning is not None,
+        )
 
     def _clamped(self, sampling: SamplingParams, num_prompt_tokens: int) -> SamplingParams:
         """OpenAI clamps to the context and finishes with `length` instead of refusing."""
@@ -257,10 +276,11 @@ def open_service(
     defaults: DefaultsSource = "model",
     created: int = 0,
     directory: Directory | None = None,
+    chat_template: Path | None = None,
 ) -> ModelService:
     """The service of an opened model; call it inside the running event loop. Raises `ModelError`."""
     manifest = driver.manifest
-    text = load_model_text(folder, manifest)
+    text = load_model_text(folder, manifest, chat_template)
     return ModelService(
         driver,
         AsyncEngine(driver),

@@ -5,13 +5,16 @@ The constant parts of a chunk are encoded once per stream: a chunk costs the JSO
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import msgspec
 
 from ortserve.gateway.errors import Problem
 from ortserve.gateway.generation import ChoicePiece, FinishWord, TokenUsage
-from ortserve.gateway.schema.replies import chat_logprobs, completion_logprobs, usage_reply
+from ortserve.gateway.schema.chat_deltas import ChatDeltas
+from ortserve.gateway.schema.replies import chat_finish, chat_logprobs, completion_logprobs, usage_reply
+from ortserve.gateway.schema.tools import NO_TOOLS, ToolUse
 
 DONE = b"data: [DONE]\n\n"
 # One comment line and no blank line: clients that treat a blank line as an event would fail on an empty one.
@@ -90,11 +93,21 @@ class _Envelope:
 
 
 class ChatChunks(_Envelope):
-    """chat.completion.chunk frames: role once per choice, then content, then finish."""
+    """chat.completion.chunk frames: role once per choice, then reasoning, content and calls, then finish."""
 
-    __slots__ = ("_content_after", "_content_before")
+    __slots__ = ("_content_after", "_content_before", "_deltas", "_tools")
 
-    def __init__(self, *, reply_id: str, created: int, model: str, fingerprint: str, include_usage: bool) -> None:
+    def __init__(
+        self,
+        *,
+        reply_id: str,
+        created: int,
+        model: str,
+        fingerprint: str,
+        include_usage: bool,
+        tools: ToolUse = NO_TOOLS,
+        includes_reasoning: bool = True,
+    ) -> None:
         super().__init__(
             "chat.completion.chunk",
             reply_id=reply_id,
@@ -104,6 +117,8 @@ class ChatChunks(_Envelope):
             include_usage=include_usage,
             service_tier="default",
         )
+        self._tools = tools
+        self._deltas = ChatDeltas(is_legacy=tools.is_legacy, includes_reasoning=includes_reasoning)
         self._content_before: list[bytes] = []
         self._content_after = b"}" + NO_DELTA[1:] + self._after
 
@@ -117,18 +132,27 @@ class ChatChunks(_Envelope):
         return b"".join(frames)
 
     def piece(self, piece: ChoicePiece) -> bytes:
-        """Content without role; the finish in a chunk of its own."""
+        """Deltas without role; the finish in a chunk of its own."""
         frames = b""
+        if piece.reasoning:
+            frames += self._delta_frames(piece.index, self._deltas.of_reasoning(piece.reasoning))
         if piece.tokens:
-            frames = self._content_before[piece.index] + self._encode(piece.text)
+            frames += self._content_before[piece.index] + self._encode(piece.text)
             frames += b'},"logprobs":' + self._encode(chat_logprobs(piece.tokens)) + b',"finish_reason":null}]'
             frames += self._after
         elif piece.text:
-            frames = self._content_before[piece.index] + self._encode(piece.text) + self._content_after
+            frames += self._content_before[piece.index] + self._encode(piece.text) + self._content_after
+        if piece.calls:
+            frames += self._delta_frames(piece.index, self._deltas.of_calls(piece.calls))
         return frames if piece.finish is None else frames + self._finish(piece.index, piece.finish)
 
+    def _delta_frames(self, index: int, deltas: Iterable[dict[str, object]]) -> bytes:
+        return b"".join(
+            self.frame(b'[{"index":%d,"delta":' % index + self._encode(delta)[:-1] + NO_DELTA) for delta in deltas
+        )
+
     def _finish(self, index: int, finish: FinishWord) -> bytes:
-        reason = finish.encode()
+        reason = chat_finish(finish, self._tools).encode()
         return self.frame(b'[{"index":%d,"delta":{},"logprobs":null,"finish_reason":"%b"}]' % (index, reason))
 
 

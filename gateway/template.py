@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
+import jinja2.utils
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ortserve.gateway.errors import bad_request
+from ortserve.gateway import offering
+from ortserve.gateway.errors import ApiError, bad_request
 from ortserve.runtime.errors import ModelError
 
 if TYPE_CHECKING:
     from jinja2.parser import Parser
 
-CONFIG_NAME = "tokenizer_config.json"
-TEMPLATE_NAME = "chat_template.jinja"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 RESERVED_VARIABLES = frozenset(("messages", "tools", "documents", "add_generation_prompt", *SPECIAL_TOKENS))
 
@@ -46,22 +46,36 @@ class GenerationTag(jinja2.ext.Extension):
         return caller()
 
 
-class ChatTemplate:
-    """One compiled template with the special tokens it may name. Rendering is thread-safe."""
+class TemplateDict:
+    """`dict` in templates: makes dictionaries, and has no attributes that lead elsewhere."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        """Raise `ModelError` when the source does not compile."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
-        )
-        environment.filters["tojson"] = to_json
-        environment.globals["raise_exception"] = raise_exception
-        environment.globals["strftime_now"] = strftime_now
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise ModelError(f"the chat template cannot be compiled ({error}): correct it and export again") from None
-        self._special_tokens = dict(special_tokens)
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        """A dictionary."""
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        """Part of `dict`."""
+        return dict.fromkeys(*args)
+
+
+class ChatTemplate:
+    """A model's template, and another for conversations with tools if it has one. Rendering is thread-safe."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str], *, tool_source: str | None = None) -> None:
+        """Raise `ModelError` when a source does not compile."""
+        self._plain = CompiledTemplate(source, special_tokens)
+        self._tool_use = None if tool_source is None else CompiledTemplate(tool_source, special_tokens)
+
+    @property
+    def source(self) -> str:
+        """The text of the template that is used with tools: it shows how the model calls them."""
+        return (self._tool_use or self._plain).source
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether tools are written as the template's author has it; otherwise the system message explains them."""
+        template = self._tool_use or self._plain
+        return template.reads_tools or template.reads_system_tools
 
     def render(
         self,
@@ -69,34 +83,93 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool,
         options: Mapping[str, object],
+        tools: Sequence[Mapping[str, object]] = (),
     ) -> str:
         """The prompt's text. Raises `ApiError` (400) with the template's own message.
 
-        A template that insists on one leading system message gets all system messages merged into one.
+        A template that insists on one leading system message gets all system messages merged into one; one that joins
+        arguments of calls to strings gets them as text.
         """
         for name in options:
             if name in RESERVED_VARIABLES:
                 message = f"Invalid 'chat_template_kwargs': '{name}' is set by the server."
                 raise bad_request(message, param="chat_template_kwargs", code="invalid_value")
-        variables = {
-            **self._special_tokens,
-            **options,
-            "tools": None,
-            "documents": None,
-            "add_generation_prompt": add_generation_prompt,
-        }
+        template = self._tool_use if tools and self._tool_use is not None else self._plain
+        variables = {**options, "add_generation_prompt": add_generation_prompt}
+        conversation = [with_reasoning_aliases(message) for message in messages]
         try:
             try:
-                return self._template.render({**variables, "messages": list(messages)})
+                return template.render(conversation, tools, variables)
             except jinja2.TemplateError:
-                merged = merge_system(messages)
-                if merged == list(messages):
+                changed = merge_system(conversation)
+                if changed == conversation:
                     raise
-                return self._template.render({**variables, "messages": merged})
+            except TypeError:
+                changed = offering.with_arguments_as_text(conversation)
+                if changed == conversation:
+                    raise
+            return template.render(changed, tools, variables)
         except TEMPLATE_FAILURES as error:
-            reason = str(error) or type(error).__name__
-            message = f"The chat template of this model refused the messages: {reason}"
-            raise bad_request(message, param="messages", code="invalid_value") from None
+            raise _refused(error) from None
+
+
+class CompiledTemplate:
+    """One template with the special tokens it may name, and what its text says that it reads."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = to_json
+        environment.globals["raise_exception"] = raise_exception
+        environment.globals["strftime_now"] = strftime_now
+        environment.globals["dict"] = TemplateDict()
+        try:
+            self._template = environment.from_string(source)
+            variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
+        except jinja2.TemplateError as error:
+            raise ModelError(f"the chat template cannot be compiled ({error}): correct it and export again") from None
+        self.source = source
+        self.reads_tools = "tools" in variables
+        self.reads_system_tools = not self.reads_tools and ("['tools']" in source or ".tools" in source)
+        self._is_tool_aware = "tool" in source
+        self._wants_short_ids = "length 9" in source  # of its complaint about others
+        self._special_tokens = dict(special_tokens)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        tools: Sequence[Mapping[str, object]],
+        variables: Mapping[str, object],
+    ) -> str:
+        """Raises whatever the template does."""
+        if self._wants_short_ids:
+            messages = offering.with_short_ids(messages)
+        if tools and self.reads_system_tools:
+            messages = offering.with_tools_in_system(messages, tools)
+        elif not self._is_tool_aware or (tools and not self.reads_tools):
+            messages = offering.with_instructions(messages, tools)
+        return self._template.render(
+            {
+                **self._special_tokens,
+                **variables,
+                "tools": list(tools) if tools and self.reads_tools else None,
+                "documents": None,
+                "messages": list(messages),
+            }
+        )
+
+
+def _refused(error: Exception) -> ApiError:
+    reason = str(error) or type(error).__name__
+    message = f"The chat template of this model refused the messages: {reason}"
+    return bad_request(message, param="messages", code="invalid_value")
+
+
+def with_reasoning_aliases(message: Mapping[str, object]) -> Mapping[str, object]:
+    """An assistant's reasoning under the other name that templates read, as in transformers."""
+    reasoning = message.get("reasoning_content")
+    return message if reasoning is None else {"thinking": reasoning, **message}
 
 
 def merge_system(messages: Sequence[Mapping[str, object]]) -> list[Mapping[str, object]]:
@@ -104,65 +177,6 @@ def merge_system(messages: Sequence[Mapping[str, object]]) -> list[Mapping[str, 
     system = [str(message["content"]) for message in messages if message["role"] == "system"]
     others = [message for message in messages if message["role"] != "system"]
     return [{"role": "system", "content": "\n\n".join(system)}, *others] if system else others
-
-
-def load_chat_template(folder: Path) -> ChatTemplate | None:
-    """The template beside the model: `chat_template.jinja`, else `tokenizer_config.json`; None when it has none.
-
-    Raises `ModelError` when a file is damaged or the template does not compile.
-    """
-    config = _read_config(folder / CONFIG_NAME)
-    path = folder / TEMPLATE_NAME
-    source: str | None
-    try:
-        source = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        source = _configured_template(config.get("chat_template"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} cannot be read ({error}): export the model again") from None
-    if source is None:
-        return None
-    return ChatTemplate(source, _special_tokens(config))
-
-
-def _read_config(path: Path) -> Mapping[str, object]:
-    try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read ({error}): export the model again") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} is not a JSON object: export the model again")
-    return config
-
-
-def _configured_template(value: object) -> str | None:
-    """A template, or the one named "default" in a list of named ones."""
-    if value is None or isinstance(value, str):
-        return value
-    named = {
-        item.get("name"): item.get("template")
-        for item in (value if isinstance(value, list) else ())
-        if isinstance(item, dict)
-    }
-    template = named.get("default")
-    if not isinstance(template, str):
-        raise ModelError(
-            f"{CONFIG_NAME} has several chat templates and none is named 'default': add it and export again"
-        )
-    return template
-
-
-def _special_tokens(config: Mapping[str, object]) -> dict[str, str]:
-    tokens = {}
-    for name in SPECIAL_TOKENS:
-        value = config.get(name)
-        if isinstance(value, dict):  # an AddedToken written as an object
-            value = value.get("content")
-        if isinstance(value, str):
-            tokens[name] = value
-    return tokens
 
 
 def to_json(

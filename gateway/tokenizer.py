@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import tokenizers
@@ -66,6 +66,11 @@ class TextTokenizer:
         if data is None:
             data = self._bytes[token_id] = self._compute_bytes(token_id)
         return data
+
+    def hidden_bytes(self, texts: Iterable[str]) -> dict[int, bytes]:
+        """Those of `texts` that are special tokens, by id: `token_bytes` leaves them out of the text."""
+        special = {token.content: token_id for token_id, token in self._added.items() if token.special}
+        return {special[text]: text.encode() for text in texts if text in special}
 
     def token_name(self, token_id: int) -> str:
         """How a token is shown in log-probabilities: its text, or its name when it is special."""

@@ -9,6 +9,7 @@ from ortserve.gateway.contract.table import FieldTable
 from ortserve.gateway.schema.chat import MAX_TOP_LOGPROBS, REASONING_EFFORTS, SERVICE_TIERS, VERBOSITIES
 from ortserve.gateway.schema.messages import ROLES
 from ortserve.gateway.schema.metadata import MAX_PAIRS
+from ortserve.gateway.schema.tools import SYNTAXES
 
 TEXT_OR_PARTS = one_of(STRING, array(OBJECT))
 
@@ -44,12 +45,46 @@ MESSAGES: tuple[Rule, ...] = (
     extension("messages[].reasoning_content", STRING, "if the template shows it"),
     extension("messages[].reasoning", STRING, "the same under its other name"),
 )  # fmt: skip
+FUNCTION: tuple[Rule, ...] = (
+    required("name", STRING, "at most 128 letters, digits and `_-.:/`"),
+    honoured("description", STRING),
+    honoured("parameters", OBJECT, "a JSON schema of an object; absent: without properties"),
+    honoured("strict", BOOLEAN, "arguments match the schema"),
+)
 TOOLS: tuple[Rule, ...] = (
-    refused("tools", array(OBJECT), "not called yet"),
-    refused("tool_choice", one_of(STRING, OBJECT), "only with tools", neutral=("none", "auto")),
-    refused("functions", array(OBJECT), "not called yet"),
-    refused("function_call", one_of(STRING, OBJECT), "only with functions", neutral=("none", "auto")),
-    ignored("parallel_tool_calls", BOOLEAN, "without tools there are no calls"),
+    honoured("tools", array(OBJECT)),
+    required("tools[].type", words("function", "custom")),
+    honoured("tools[].function", OBJECT),
+    *(rule.below("tools[].function") for rule in FUNCTION),
+    honoured("tools[].custom", OBJECT, "called with one text"),
+    required("tools[].custom.name", STRING),
+    honoured("tools[].custom.description", STRING),
+    honoured("tools[].custom.format", OBJECT, "absent: any text"),
+    required("tools[].custom.format.type", words("text", "grammar")),
+    honoured("tools[].custom.format.grammar", OBJECT),
+    required("tools[].custom.format.grammar.syntax", words(*SYNTAXES)),
+    required("tools[].custom.format.grammar.definition", STRING),
+    honoured("tool_choice", one_of(STRING, OBJECT), "`none` hides the tools from the model; any other only with tools"),
+    required("tool_choice.type", words("function", "custom", "allowed_tools"), "where it is an object"),
+    *(
+        rule
+        for path in ("tool_choice", "tool_choice.allowed_tools.tools[]")
+        for rule in (
+            honoured(f"{path}.function", OBJECT),
+            required(f"{path}.function.name", STRING),
+            honoured(f"{path}.custom", OBJECT),
+            required(f"{path}.custom.name", STRING),
+        )
+    ),
+    honoured("tool_choice.allowed_tools", OBJECT, "the prompt names all tools, so that its prefix stays cached"),
+    required("tool_choice.allowed_tools.mode", words("auto", "required")),
+    required("tool_choice.allowed_tools.tools", array(OBJECT)),
+    required("tool_choice.allowed_tools.tools[].type", words("function", "custom")),
+    honoured("parallel_tool_calls", BOOLEAN, "false: the reply ends after its first call"),
+    honoured("functions", array(OBJECT), "the older form of `tools`; not together with them"),
+    *(rule.below("functions[]") for rule in FUNCTION[:3]),
+    honoured("function_call", one_of(STRING, OBJECT), "the older form of `tool_choice`"),
+    required("function_call.name", STRING, "where it is an object"),
 )
 FORMATS: tuple[Rule, ...] = (
     refused("response_format", OBJECT, "only text", neutral=({"type": "text"},)),
@@ -57,7 +92,7 @@ FORMATS: tuple[Rule, ...] = (
 )
 REASONING: tuple[Rule, ...] = (
     honoured("reasoning_effort", words(*REASONING_EFFORTS), "given to the template; `none` switches thinking off"),
-    ignored("include_reasoning", BOOLEAN, "thoughts are part of the text"),
+    extension("include_reasoning", BOOLEAN, "false: thoughts are counted and not shown"),
     ignored("verbosity", words(*VERBOSITIES), "no model here has been trained for it", neutral=("medium",)),
 )
 PREDICTION: tuple[Rule, ...] = (

@@ -13,7 +13,7 @@ from ortserve.gateway.generation import Generation
 from ortserve.gateway.routes.bodies import json_response, now, read_request, reply_id
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
 from ortserve.gateway.schema.chat import ChatRequest, read_chat
-from ortserve.gateway.schema.replies import ChatChoice, ChatMessage, ChatReply, chat_logprobs, usage_reply
+from ortserve.gateway.schema.replies import ChatChoice, ChatReply, chat_finish, chat_logprobs, chat_message, usage_reply
 from ortserve.gateway.service import ModelService
 from ortserve.gateway.sse import ChatChunks
 from ortserve.gateway.stream import EventStream
@@ -43,6 +43,8 @@ class ChatRoute:
             model=service.name,
             fingerprint=service.fingerprint,
             include_usage=chat.include_usage,
+            tools=chat.tools,
+            includes_reasoning=chat.includes_reasoning,
         )
         return EventStream(generation, chunks, self.patience)
 
@@ -59,9 +61,11 @@ class ChatRoute:
             choices=[
                 ChatChoice(
                     index=choice.index,
-                    message=ChatMessage(choice.text),
+                    message=chat_message(
+                        choice, is_legacy=chat.tools.is_legacy, includes_reasoning=chat.includes_reasoning
+                    ),
                     logprobs=chat_logprobs(choice.tokens) if with_logprobs else None,
-                    finish_reason=choice.finish,
+                    finish_reason=chat_finish(choice.finish, chat.tools),
                 )
                 for choice in choices
             ],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ortserve.gateway.errors import bad_request, unsupported_parameter
 from ortserve.gateway.schema.caching import CacheWish, read_cache_wish
 from ortserve.gateway.schema.drafting import DraftWish, read_draft_wish
-from ortserve.gateway.schema.fields import Fields, invalid_type, invalid_value
+from ortserve.gateway.schema.fields import Fields, invalid_value
 from ortserve.gateway.schema.messages import Message, read_messages
 from ortserve.gateway.schema.metadata import read_metadata
 from ortserve.gateway.schema.sampling import (
@@ -20,6 +20,7 @@ from ortserve.gateway.schema.sampling import (
     read_stops,
     refuse_constraints,
 )
+from ortserve.gateway.schema.tools import NO_TOOLS, ToolUse, read_tool_use
 from ortserve.runtime.request import SamplingParams
 
 MAX_TOP_LOGPROBS = 20
@@ -47,6 +48,8 @@ class ChatRequest:
     cache: CacheWish
     draft: DraftWish
     continue_final_message: bool = False
+    tools: ToolUse = NO_TOOLS
+    includes_reasoning: bool = True
 
 
 def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary) -> ChatRequest:
@@ -79,14 +82,16 @@ def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary
         cache=read_cache_wish(fields),
         draft=read_draft_wish(fields),
         continue_final_message=continues,
+        tools=read_tool_use(fields),
+        includes_reasoning=fields.boolean("include_reasoning", default=True),
     )
 
 
 def _read_continuation(fields: Fields, messages: tuple[Message, ...]) -> bool:
     if not fields.boolean("continue_final_message"):
         return False
-    if messages[-1].role != "assistant":
-        message = "Invalid value for 'continue_final_message': the last message is not the assistant's."
+    if messages[-1].role != "assistant" or messages[-1].tool_calls:
+        message = "Invalid value for 'continue_final_message': the last message is not a text of the assistant's."
         raise bad_request(message, param="continue_final_message", code="invalid_value")
     if fields.boolean("add_generation_prompt"):
         message = "Invalid value for 'add_generation_prompt': it would end the message that is to be continued."
@@ -108,16 +113,6 @@ def _refuse_unsupported(fields: Fields) -> None:
     response_format = fields.object("response_format")
     if response_format is not None and response_format.required_string("type") != "text":
         raise unsupported_parameter("response_format", "only supports {'type': 'text'} in this version.")
-    for key in ("tools", "functions"):
-        if fields.array(key, "an array of objects"):
-            raise unsupported_parameter(key, "is not supported: this version does not call tools yet.")
-    for key in ("tool_choice", "function_call"):
-        value = fields.get(key)
-        if value is not None and not isinstance(value, str | dict):
-            raise invalid_type(key, "one of a string or object", value)
-        if value not in (None, "none", "auto"):
-            message = f"Invalid value for '{key}': '{key}' is only allowed when tools are specified."
-            raise bad_request(message, param=key, code="invalid_value")
     for key in ("moderation", "web_search_options"):
         if fields.has(key):
             raise unsupported_parameter(key, "is not supported with this model.")
@@ -139,7 +134,6 @@ def _check_accepted(fields: Fields) -> None:
     fields.choice("verbosity", VERBOSITIES)
     fields.choice("service_tier", SERVICE_TIERS)
     fields.boolean("store")
-    fields.boolean("parallel_tool_calls")
     fields.string("user")
     read_metadata(fields)
 

@@ -6,8 +6,12 @@ from typing import Literal
 
 import msgspec
 
-from ortserve.gateway.generation import FinishWord, TokenUsage
+from ortserve.gateway.generation import FinishWord, TokenUsage, WholeChoice
 from ortserve.gateway.pieces import ShownToken
+from ortserve.gateway.reply import WholeCall
+from ortserve.gateway.schema.tools import ToolUse
+
+ChatFinish = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class PromptDetails(msgspec.Struct, frozen=True):
@@ -61,13 +65,47 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
-class ChatMessage(msgspec.Struct, frozen=True):
-    """The assistant's turn."""
+class FunctionReply(msgspec.Struct, frozen=True):
+    """The function to call; `arguments` is JSON text."""
 
-    content: str
+    name: str
+    arguments: str
+
+
+class CustomReply(msgspec.Struct, frozen=True):
+    """The custom tool to call and its input, which is any text."""
+
+    name: str
+    input: str
+
+
+class ToolCallReply(msgspec.Struct, frozen=True):
+    """A call of a function."""
+
+    id: str
+    function: FunctionReply
+    type: Literal["function"] = "function"
+
+
+class CustomCallReply(msgspec.Struct, frozen=True):
+    """A call of a custom tool."""
+
+    id: str
+    custom: CustomReply
+    type: Literal["custom"] = "custom"
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    """The assistant's turn. What it has none of is left out: clients take an empty list of calls for calls."""
+
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
     annotations: list[str] = []
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET  # the same under the name that other clients read
+    tool_calls: list[ToolCallReply | CustomCallReply] | msgspec.UnsetType = msgspec.UNSET
+    function_call: FunctionReply | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
@@ -76,7 +114,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishWord
+    finish_reason: ChatFinish
 
 
 class ChatReply(msgspec.Struct, frozen=True):
@@ -172,10 +210,41 @@ def usage_reply(usage: TokenUsage) -> UsageReply:
         total_tokens=usage.num_prompt_tokens + usage.num_output_tokens,
         prompt_tokens_details=PromptDetails(usage.num_cached_tokens, usage.num_cache_write_tokens),
         completion_tokens_details=CompletionDetails(
+            reasoning_tokens=usage.num_reasoning_tokens,
             accepted_prediction_tokens=usage.num_accepted_tokens,
             rejected_prediction_tokens=usage.num_rejected_tokens,
         ),
     )
+
+
+def chat_message(choice: WholeChoice, *, is_legacy: bool, includes_reasoning: bool) -> ChatMessage:
+    """Content null when there are calls and nothing was said."""
+    reasoning = choice.reasoning if choice.reasoning and includes_reasoning else msgspec.UNSET
+    if not choice.calls:
+        return ChatMessage(choice.text, reasoning_content=reasoning, reasoning=reasoning)
+    function = FunctionReply(choice.calls[0].name, choice.calls[0].arguments)
+    return ChatMessage(
+        choice.text or None,
+        reasoning_content=reasoning,
+        reasoning=reasoning,
+        tool_calls=msgspec.UNSET if is_legacy else [_call_reply(call) for call in choice.calls],
+        function_call=function if is_legacy else msgspec.UNSET,
+    )
+
+
+def _call_reply(call: WholeCall) -> ToolCallReply | CustomCallReply:
+    if call.is_custom:
+        return CustomCallReply(call.id, CustomReply(call.name, call.arguments))
+    return ToolCallReply(call.id, FunctionReply(call.name, call.arguments))
+
+
+def chat_finish(finish: FinishWord, tools: ToolUse) -> ChatFinish:
+    """As at OpenAI, a call that the request has named ends with `stop`."""
+    if finish != "tool_calls":
+        return finish
+    if tools.is_named:
+        return "stop"
+    return "function_call" if tools.is_legacy else "tool_calls"
 
 
 def chat_logprobs(tokens: tuple[ShownToken, ...]) -> ChatLogprobs:

@@ -63,6 +63,16 @@ CONVERSATION: list[Body] = [
     {"role": "assistant", "refusal": "no", "reasoning": "hm", "function_call": {"name": "f", "arguments": "{}"}},
     {"role": "tool", "tool_call_id": "1", "content": "42"},
 ]
+GRAMMAR: Body = {"type": "grammar", "grammar": {"syntax": "regex", "definition": "a+"}}
+FUNCTION: Body = {"name": "f", "description": "d", "parameters": {"type": "object"}}
+TOOLS: list[Body] = [
+    {"type": "function", "function": {**FUNCTION, "strict": True}},
+    {"type": "custom", "custom": {"name": "c", "description": "d", "format": GRAMMAR}},
+]
+CHOSEN: list[Body] = [
+    {"type": "function", "function": {"name": "f"}},
+    {"type": "custom", "custom": {"name": "c"}},
+]
 BLOCKS: list[Body] = [{"type": "text", "text": "hi", **CONTROL}]
 
 RERANK: Body = {"model": "m", "query": "a", "documents": ["b"]}
@@ -88,8 +98,12 @@ HONOURED: Mapping[str, tuple[Body, ...]] = {
             "max_completion_tokens": 9, "max_tokens": 8, "logprobs": True, "top_logprobs": 2,
             "reasoning_effort": "low",
             "prediction": {"type": "content", "content": [{"type": "text", "text": "hello"}]},
-            "chat_template_kwargs": {"a": 1}, "add_generation_prompt": True,
+            "chat_template_kwargs": {"a": 1}, "add_generation_prompt": True, "include_reasoning": False,
+            "tools": TOOLS, "parallel_tool_calls": False,
+            "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": CHOSEN}},
         },
+        *({**CHAT, "tools": TOOLS, "tool_choice": chosen} for chosen in CHOSEN),
+        {**CHAT, "functions": [FUNCTION], "function_call": {"name": "f"}},
         {**CHAT, "messages": [USER, {"role": "assistant", "content": "Well"}], "continue_final_message": True},
     ),
     "/v1/completions": (
@@ -155,10 +169,6 @@ REFUSED: Mapping[str, Mapping[str, Body]] = {
         "messages[].content[].input_audio": _part(type="input_audio", input_audio={"data": "x"}),
         "messages[].content[].file": _part(type="file", file={"file_id": "x"}),
         "response_format": {**CHAT, "response_format": {"type": "json_object"}},
-        "tools": {**CHAT, "tools": [{"type": "function", "function": {"name": "f"}}]},
-        "tool_choice": {**CHAT, "tool_choice": "required"},
-        "functions": {**CHAT, "functions": [{"name": "f"}]},
-        "function_call": {**CHAT, "function_call": {"name": "f"}},
         "modalities": {**CHAT, "modalities": ["text", "audio"]},
         "audio": {**CHAT, "audio": {"voice": "x", "format": "wav"}},
         "moderation": {**CHAT, "moderation": {"model": "x"}},

@@ -14,7 +14,7 @@ from ortserve.gateway.app import build_app
 from ortserve.gateway.catalog import Catalog
 from ortserve.gateway.server import Limits, listen, run_server
 from ortserve.gateway.service import ModelService
-from tests.gateway.scripted import ScriptedDriver, make_service
+from tests.gateway.scripted import CHATML, ScriptedDriver, make_service
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,12 @@ class Running:
 
 
 @contextmanager
-def running(driver: ScriptedDriver, *, limits: Limits | None = None, **options: Any) -> Iterator[Running]:
+def running(
+    driver: ScriptedDriver, *, limits: Limits | None = None, template: str = CHATML, **options: Any
+) -> Iterator[Running]:
     """Serve a scripted driver until the block ends."""
     bounds = limits or Limits(drain_s=1.0, stall_s=5.0)
-    with serving(lambda: make_service(driver), driver.close, bounds, **options) as (port, stop):
+    with serving(lambda: make_service(driver, template), driver.close, bounds, **options) as (port, stop):
         yield Running(port, driver, stop)
 
 

@@ -26,6 +26,7 @@ from ortserve.runtime.request import Delta, FinishReason, Request, TokenLogprobs
 
 MAX_CONTEXT = 512
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+TOOL_CALLS = "[TOOL_CALLS]"  # special too, as in Mistral's tokenizers
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -40,13 +41,13 @@ Script = Callable[[Request], Sequence[Sequence[int]]]
 
 
 def tokenizer_json() -> bytes:
-    """256 byte tokens, a few words, two halves of an emoji, two special tokens."""
+    """256 byte tokens, a few words, two halves of an emoji, three special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {piece: index for index, piece in enumerate([*alphabet, *WORDS, "orld"])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(MERGES)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(IM_START, special=True), AddedToken(IM_END, special=True)])
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in (IM_START, IM_END, TOOL_CALLS)])
     return tokenizer.to_str().encode()
 
 
@@ -191,11 +192,11 @@ def make_driver(script: Script, **options: Any) -> ScriptedDriver:
     return ScriptedDriver(make_manifest(tokenizer.num_tokens, eos=eos), script, **options)
 
 
-def make_service(driver: ScriptedDriver) -> ModelService:
+def make_service(driver: ScriptedDriver, template: str = CHATML) -> ModelService:
     """A service over a scripted driver; call it in the loop that reads it."""
     real: Any = driver
     return ModelService(
-        real, AsyncEngine(real), ModelText(make_tokenizer(), ChatTemplate(CHATML, {"eos_token": IM_END})), WorkPool(),
+        real, AsyncEngine(real), ModelText(make_tokenizer(), ChatTemplate(template, {"eos_token": IM_END})), WorkPool(),
         name="scripted", defaults=SamplingDefaults(), created=1_700_000_000,
     )  # fmt: skip
 

@@ -17,7 +17,8 @@ from ortserve.gateway.prompt import ChatPrompt, PromptEncoder
 from ortserve.gateway.schema.chat import read_chat
 from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
-from ortserve.gateway.template import ChatTemplate, load_chat_template
+from ortserve.gateway.template import ChatTemplate
+from ortserve.gateway.template_files import load_chat_template
 from ortserve.gateway.tokenizer import TextTokenizer, load_tokenizer
 from tests.gateway.scripted import make_tokenizer
 

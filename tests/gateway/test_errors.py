@@ -72,7 +72,6 @@ def check(response: httpx.Response, status: int, code: str | None, param: str | 
         (chat(logprobs=True, top_logprobs=21), "integer_above_max_value", "top_logprobs"),
         (chat(stream="yes"), "invalid_type", "stream"),
         (chat(stream_options={"include_usage": True}), "invalid_value", "stream_options"),
-        (chat(tools=[{"type": "function", "function": {"name": "f"}}]), "unsupported_parameter", "tools"),
         (chat(response_format={"type": "json_object"}), "unsupported_parameter", "response_format"),
         (chat(modalities=["audio"]), "unsupported_value", "modalities"),
         (chat(chat_template_kwargs={"messages": []}), "invalid_value", "chat_template_kwargs"),

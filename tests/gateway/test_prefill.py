@@ -62,7 +62,7 @@ def test_a_breakpoint_at_its_end_covers_it(source: str) -> None:
     [
         "{% for m in messages %}{{ m.role }}: {{ m.content | upper }}\n{% endfor %}",
         "{% for m in messages %}{% if m.role != 'assistant' %}{{ m.content }}{% endif %}{% endfor %}",
-        "{% for m in messages %}{{ m.content | trim('.\ue008') }}{% endfor %}",
+        "{% for m in messages %}{{ m.content | trim('. \ue008') }}{% endfor %}",
     ],
 )
 def test_a_template_that_shows_other_text_is_refused(source: str) -> None:

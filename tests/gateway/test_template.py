@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from ortserve.gateway.errors import ApiError
-from ortserve.gateway.template import ChatTemplate, load_chat_template
+from ortserve.gateway.template import ChatTemplate
+from ortserve.gateway.template_files import load_chat_template
 from ortserve.runtime.errors import ModelError
 from tests.gateway.scripted import CHATML
 

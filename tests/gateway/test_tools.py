@@ -1,0 +1,388 @@
+"""Tool calls through the chat route: whole and streamed, choices, stops, log-probabilities, every kind of tool."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from tests.gateway.running import Running, running
+from tests.gateway.scripted import CHATML, make_driver, make_tokenizer, saying
+
+PATH = "/v1/chat/completions"
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+TIME = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
+SAID = "Let me look."
+REPLY = f"{SAID}\n{CALL}\n{TIME}"
+HERMES = (
+    "{% if tools %}{{ tools | tojson }}<tool_call></tool_call>{% endif %}"
+    "{% for m in messages %}{{ m.role }}:{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.id }}={{ c.function.name }}({{ c.function.arguments | tojson }}){% endfor %}"
+    "{% if m.tool_call_id %}#{{ m.tool_call_id }}{% endif %};{% endfor %}"
+)  # fmt: skip
+MISTRAL = HERMES.replace("<tool_call></tool_call>", "[TOOL_CALLS]") + "{# length 9 #}"
+
+
+def function(name: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **fields}}
+
+
+TOOLS = [
+    function("get_weather", parameters={"type": "object", "properties": {"city": {"type": "string"}}}),
+    function("get_time"),
+]
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"model": "scripted", "messages": [{"role": "user", "content": "hi"}], "tools": TOOLS, **fields}
+
+
+@contextmanager
+def talking(text: str, *, template: str = HERMES, tokens_per_step: int = 1) -> Iterator[tuple[httpx.Client, Running]]:
+    driver = make_driver(saying(text, tokens_per_step=tokens_per_step), max_context=2048)
+    with running(driver, template=template) as server, httpx.Client(base_url=server.url, timeout=10) as http:
+        yield http, server
+
+
+@pytest.fixture(scope="module")
+def http() -> Iterator[httpx.Client]:
+    with talking(REPLY) as (client, _):
+        yield client
+
+
+def whole(http: httpx.Client, **fields: Any) -> dict[str, Any]:
+    response = http.post(PATH, json=body(**fields))
+    assert response.status_code == 200, response.text
+    reply: dict[str, Any] = response.json()
+    return reply
+
+
+def choice_of(http: httpx.Client, **fields: Any) -> dict[str, Any]:
+    (choice,) = whole(http, **fields)["choices"]
+    return dict(choice)
+
+
+def stream(http: httpx.Client, **fields: Any) -> list[Any]:
+    response = http.post(PATH, json=body(stream=True, **fields))
+    assert response.status_code == 200, response.text
+    lines = response.text.split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    return [json.loads(line[6:]) for line in lines[:-2]]
+
+
+def deltas(chunks: list[Any], index: int = 0) -> list[dict[str, Any]]:
+    choices = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
+    return [choice["delta"] for choice in choices]
+
+
+def joined(chunks: list[Any], index: int = 0) -> dict[str, Any]:
+    """A stream's message as a strict client puts it together."""
+    message: dict[str, Any] = {"content": "", "tool_calls": []}
+    calls = message["tool_calls"]
+    for delta in deltas(chunks, index):
+        message["content"] += delta.get("content") or ""
+        for call in delta.get("tool_calls", []):
+            if call["index"] == len(calls):
+                assert call["id"]
+                assert call["type"] == "function"
+                assert call["function"]["name"]
+                calls.append({"id": call["id"], "type": call["type"], "function": dict(call["function"])})
+            else:
+                assert set(call) == {"index", "function"}
+                assert set(call["function"]) == {"arguments"}
+                assert call["index"] == len(calls) - 1  # no call goes on once the next has begun
+                calls[-1]["function"]["arguments"] += call["function"]["arguments"]
+    message["content"] = message["content"] or None
+    return message
+
+
+def called(message: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(call["function"]["name"], call["function"]["arguments"]) for call in message["tool_calls"]]
+
+
+EXPECTED = [("get_weather", '{"city": "Paris"}'), ("get_time", "{}")]
+
+
+def test_a_whole_reply_with_calls(http: httpx.Client) -> None:
+    choice = choice_of(http)
+    assert choice["finish_reason"] == "tool_calls"
+    message = choice["message"]
+    assert message["content"] == SAID
+    assert called(message) == EXPECTED
+    ids = [call["id"] for call in message["tool_calls"]]
+    assert len(set(ids)) == 2
+    assert all(id_.startswith("call_") and len(id_) == 29 for id_ in ids)
+    assert {call["type"] for call in message["tool_calls"]} == {"function"}
+
+
+def test_content_is_null_when_nothing_is_said() -> None:
+    with talking(CALL) as (http, _):
+        message = choice_of(http)["message"]
+        assert message["content"] is None
+        assert len(message["tool_calls"]) == 1
+        chunks = stream(http)
+        assert all(not delta.get("content") for delta in deltas(chunks))
+
+
+def test_calls_are_left_out_when_there_are_none() -> None:
+    with talking("Just words.") as (http, _):
+        choice = choice_of(http)
+        assert choice["message"] == {
+            "content": "Just words.", "role": "assistant", "refusal": None, "annotations": [],
+        }  # fmt: skip
+        assert choice["finish_reason"] == "stop"
+        chunks = stream(http)
+        assert all("tool_calls" not in delta for delta in deltas(chunks))
+        assert joined(chunks)["content"] == "Just words."
+
+
+@pytest.mark.parametrize("tokens_per_step", [1, 3, 50])
+def test_a_stream_with_calls(tokens_per_step: int) -> None:
+    with talking(REPLY, tokens_per_step=tokens_per_step) as (http, _):
+        chunks = stream(http, stream_options={"include_usage": True})
+        message = joined(chunks)
+        assert message["content"] == SAID
+        assert called(message) == EXPECTED
+        first, last = chunks[0]["choices"][0], chunks[-2]["choices"][0]
+        assert first["delta"] == {"role": "assistant", "content": "", "refusal": None}
+        assert last == {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "tool_calls"}
+        for delta in deltas(chunks)[1:-1]:
+            assert set(delta) in ({"content"}, {"tool_calls"})
+            assert len(delta.get("tool_calls", [1])) == 1
+        starts = [call for delta in deltas(chunks) for call in delta.get("tool_calls", []) if "id" in call]
+        assert [(call["index"], call["function"]) for call in starts] == [
+            (0, {"name": "get_weather", "arguments": ""}),
+            (1, {"name": "get_time", "arguments": ""}),
+        ]
+        assert chunks[-1]["usage"] == whole(http)["usage"]
+
+
+def test_arguments_come_in_several_deltas(http: httpx.Client) -> None:
+    fragments = [
+        call["function"]["arguments"]
+        for delta in deltas(stream(http))
+        for call in delta.get("tool_calls", [])
+        if call["index"] == 0
+    ]
+    assert len(fragments) > 5
+    assert "".join(fragments) == '{"city": "Paris"}'
+
+
+def test_every_choice_has_its_own_calls(http: httpx.Client) -> None:
+    reply = whole(http, n=3)
+    assert [called(choice["message"]) for choice in reply["choices"]] == [EXPECTED] * 3
+    ids = {call["id"] for choice in reply["choices"] for call in choice["message"]["tool_calls"]}
+    assert len(ids) == 6
+    chunks = stream(http, n=3)
+    for index in range(3):
+        assert called(joined(chunks, index)) == EXPECTED
+
+
+def test_one_call_when_calls_are_not_parallel(http: httpx.Client) -> None:
+    choice = choice_of(http, parallel_tool_calls=False)
+    assert called(choice["message"]) == EXPECTED[:1]
+    assert choice["message"]["content"] == SAID
+    assert choice["finish_reason"] == "tool_calls"
+    chunks = stream(http, parallel_tool_calls=False)
+    assert called(joined(chunks)) == EXPECTED[:1]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_generation_ends_after_the_only_call() -> None:
+    with talking(CALL + " words" * 50) as (http, server):
+        reply = whole(http, parallel_tool_calls=False)
+        num_tokens = len(make_tokenizer().encode(CALL, add_special_tokens=False))
+        assert reply["usage"]["completion_tokens"] <= num_tokens
+        assert server.driver.submitted[-1].id in {*server.driver.cancelled, *server.driver.finished}
+
+
+def test_a_call_cut_by_the_limit_stays_as_it_is(http: httpx.Client) -> None:
+    limit = len(
+        make_tokenizer().encode(
+            f'{SAID}\n<tool_call>\n{{"name": "get_weather", "arguments": {{"ci', add_special_tokens=False
+        )
+    )
+    choice = choice_of(http, max_tokens=limit)
+    assert choice["finish_reason"] == "length"
+    assert called(choice["message"]) == [("get_weather", '{"ci')]
+    chunks = stream(http, max_tokens=limit)
+    assert called(joined(chunks)) == [("get_weather", '{"ci')]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_call_that_has_not_begun_when_cut_is_content(http: httpx.Client) -> None:
+    limit = len(make_tokenizer().encode(f'{SAID}\n<tool_call>\n{{"na', add_special_tokens=False))
+    choice = choice_of(http, max_tokens=limit)
+    assert choice["message"]["content"] == f'{SAID}\n<tool_call>\n{{"na'
+    assert "tool_calls" not in choice["message"]
+    assert choice["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("stop", "calls", "finish"),
+    [
+        ("look", [], "stop"),
+        ("Paris", [("get_weather", '{"city": "')], "stop"),  # inside of arguments too
+        ("\n<tool_call>\n{\"name\": \"get_time", [EXPECTED[0]], "tool_calls"),
+        ("nowhere", EXPECTED, "tool_calls"),
+    ],
+)  # fmt: skip
+def test_stop_strings_end_calls_too(http: httpx.Client, stop: str, calls: list[Any], finish: str) -> None:
+    choice = choice_of(http, stop=stop)
+    message = choice["message"]
+    assert (called(message) if "tool_calls" in message else []) == calls
+    assert choice["finish_reason"] == finish
+    chunks = stream(http, stop=stop)
+    assert called(joined(chunks)) == calls
+    assert joined(chunks)["content"] == message["content"]
+    assert chunks[-1]["choices"][0]["finish_reason"] == finish
+
+
+def test_logprobs_are_the_contents(http: httpx.Client) -> None:
+    choice = choice_of(http, logprobs=True, top_logprobs=1)
+    entries = choice["logprobs"]["content"]
+    assert bytes(byte for entry in entries for byte in entry["bytes"]).decode() == choice["message"]["content"] == SAID
+    streamed = [
+        entry
+        for chunk in stream(http, logprobs=True, top_logprobs=1)
+        for entry in (chunk["choices"][0]["logprobs"] or {}).get("content", [])
+    ]
+    assert streamed == entries
+
+
+def test_without_tools_the_text_is_content() -> None:
+    with talking(CALL) as (http, server):
+        without: list[dict[str, Any]] = [{"tools": None}, {"tools": []}, {"tool_choice": "none"}]
+        for fields in without:
+            choice = choice_of(http, **fields)
+            assert choice["message"]["content"] == CALL
+            assert choice["finish_reason"] == "stop"
+            prompt = server.driver.submitted[-1].prompt
+            assert b"get_weather" not in b"".join(map(make_tokenizer().token_bytes, prompt))
+
+
+def test_functions_as_before_there_were_tools(http: httpx.Client) -> None:
+    functions = [tool["function"] for tool in TOOLS]
+    choice = choice_of(http, tools=None, functions=functions)
+    assert choice["finish_reason"] == "function_call"
+    assert choice["message"]["function_call"] == {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+    assert "tool_calls" not in choice["message"]
+    chunks = stream(http, tools=None, functions=functions)
+    calls = [delta["function_call"] for delta in deltas(chunks) if "function_call" in delta]
+    assert calls[0] == {"name": "get_weather", "arguments": ""}
+    assert all(set(call) == {"arguments"} for call in calls[1:])
+    assert "".join(call["arguments"] for call in calls) == '{"city": "Paris"}'
+    assert chunks[-1]["choices"][0]["finish_reason"] == "function_call"
+
+
+CUSTOM = {"type": "custom", "custom": {"name": "run_code", "description": "Runs Python."}}
+
+
+def test_a_custom_tools_input_is_text() -> None:
+    text = 'print("é")\n'
+    arguments = json.dumps({"input": text})
+    with talking(f'<tool_call>\n{{"name": "run_code", "arguments": {arguments}}}\n</tool_call>') as (http, _):
+        (call,) = choice_of(http, tools=[CUSTOM])["message"]["tool_calls"]
+        assert call == {"id": call["id"], "type": "custom", "custom": {"name": "run_code", "input": text}}
+        streamed = [one for delta in deltas(stream(http, tools=[CUSTOM])) for one in delta.get("tool_calls", [])]
+        assert streamed[0]["type"] == "custom"
+        assert streamed[0]["custom"] == {"name": "run_code", "input": ""}
+        assert all(set(one) == {"index", "custom"} for one in streamed[1:])
+        assert "".join(one["custom"]["input"] for one in streamed) == text
+
+
+def test_arguments_of_a_custom_tool_that_are_no_input_are_kept() -> None:
+    with talking('<tool_call>\n{"name": "run_code", "arguments": {"code": 1}}\n</tool_call>') as (http, _):
+        (call,) = choice_of(http, tools=[CUSTOM])["message"]["tool_calls"]
+        assert call["custom"]["input"] == '{"code": 1}'
+
+
+def test_markers_that_are_special_tokens_are_seen() -> None:
+    reply = '[TOOL_CALLS][{"name": "get_time", "arguments": {}}]'
+    with talking(reply, template=MISTRAL) as (http, _):
+        choice = choice_of(http)
+        assert called(choice["message"]) == [("get_time", "{}")]
+        (call,) = choice["message"]["tool_calls"]
+        assert len(call["id"]) == 9
+        assert call["id"].isalnum()
+        assert called(joined(stream(http))) == [("get_time", "{}")]
+        assert choice_of(http, tools=None)["message"]["content"] == '[{"name": "get_time", "arguments": {}}]'
+
+
+HISTORY = [
+    {"role": "user", "content": "weather?"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {
+                "id": "call_abc",
+                "type": "function",
+                "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'},
+            }
+        ],
+    },
+    {"role": "tool", "tool_call_id": "call_abc", "content": [{"type": "text", "text": "sunny"}]},
+]
+
+
+def prompt_of(server: Running) -> str:
+    return b"".join(map(make_tokenizer().token_bytes, server.driver.submitted[-1].prompt)).decode()
+
+
+def test_the_template_reads_tools_calls_and_results() -> None:
+    with talking("ok") as (http, server):
+        assert http.post(PATH, json=body(messages=HISTORY)).status_code == 200
+        tools = json.dumps(
+            [
+                function("get_weather", parameters={"type": "object", "properties": {"city": {"type": "string"}}}),
+                function("get_time", parameters={"type": "object", "properties": {}}),
+            ]
+        )
+        assert prompt_of(server) == (
+            f'{tools}<tool_call></tool_call>user:weather?;assistant:call_abc=get_weather({{"city": "Paris"}});'
+            "tool:sunny#call_abc;"
+        )
+
+
+def test_ids_are_shortened_for_templates_that_want_them_short() -> None:
+    with talking("ok", template=MISTRAL) as (http, server):
+        assert http.post(PATH, json=body(messages=HISTORY, tools=None)).status_code == 200
+        shown = prompt_of(server)
+        called_id = shown.split("assistant:")[1].split("=")[0]
+        assert len(called_id) == 9
+        assert shown.endswith(f"#{called_id};")
+
+
+def test_templates_without_tools_are_told_in_words() -> None:
+    with talking('{"name": "get_time", "arguments": {}}', template=CHATML) as (http, server):
+        assert called(choice_of(http)["message"]) == [("get_time", "{}")]
+        shown = prompt_of(server)
+        assert '{"name": "get_weather"' in shown
+        assert http.post(PATH, json=body(messages=HISTORY, tools=None)).status_code == 200
+        shown = prompt_of(server)
+        assert '{"name": "get_weather", "arguments": {"city": "Paris"}}' in shown
+        assert "Result of the call:\nsunny" in shown
+
+
+def test_the_sdks_stream_helper_puts_calls_together(http: httpx.Client) -> None:
+    with (
+        OpenAI(base_url=f"{http.base_url}/v1", api_key="any", _strict_response_validation=True) as client,
+        client.chat.completions.stream(
+            model="scripted",
+            messages=[{"role": "user", "content": "hi"}],
+            tools=TOOLS,  # type: ignore[arg-type]  # plain dictionaries, as users write them
+        ) as events,
+    ):
+        kinds = [event.type for event in events]
+        final = events.get_final_completion()
+    assert kinds.count("tool_calls.function.arguments.done") == 2
+    (choice,) = final.choices
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.tool_calls is not None
+    assert [(call.function.name, call.function.arguments) for call in choice.message.tool_calls] == EXPECTED
