@@ -21,8 +21,8 @@ def cache_hints(
     """
     salt = salt_of(tenant, wish.salt)
     if wish.mode is CacheMode.OFF or (wish.mode is CacheMode.EXPLICIT and not breakpoints):
-        return CacheHints(salt, CacheMode.OFF, (), wish.affinity)
+        return CacheHints(salt, CacheMode.OFF, (), wish.affinity, wish.is_durable)
     points = tuple(breakpoints)
     if wish.mode is CacheMode.AUTO and wish.ttl_s is not None:
         points = (*points, Breakpoint(num_prompt_tokens, wish.ttl_s))
-    return CacheHints(salt, wish.mode, points, wish.affinity)
+    return CacheHints(salt, wish.mode, points, wish.affinity, wish.is_durable)

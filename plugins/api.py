@@ -50,6 +50,7 @@ class CacheQuery:
     mode: CacheMode = CacheMode.AUTO
     breakpoints: tuple[Breakpoint, ...] = ()
     affinity: str | None = None  # the client's own word for requests that belong together
+    durable: bool = True  # False: what it computes may be kept in memory, not where it outlives the process
 
 
 class HitState(Enum):

@@ -73,6 +73,7 @@ class CacheHints:
     mode: CacheMode = CacheMode.AUTO
     breakpoints: tuple[Breakpoint, ...] = ()
     affinity: str | None = None  # the client's word for requests that belong together
+    durable: bool = True  # False: what is computed is kept in memory only
 
 
 @dataclass(frozen=True, slots=True)

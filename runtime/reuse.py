@@ -254,6 +254,7 @@ class Reuse:
             mode=hints.mode,
             breakpoints=hints.breakpoints,
             affinity=hints.affinity,
+            durable=hints.durable,
         )
 
     def _ask(self, question: Callable[[PromptCache], Answer], otherwise: Answer) -> Answer:

@@ -10,7 +10,8 @@ from ortserve.gateway.schema.fields import Fields, missing
 from ortserve.plugins.api import CacheMode
 
 MODES = {"implicit": CacheMode.AUTO, "auto": CacheMode.AUTO, "explicit": CacheMode.EXPLICIT, "off": CacheMode.OFF}
-RETENTIONS = ("in_memory", "24h")
+IN_MEMORY = "in_memory"
+RETENTIONS = (IN_MEMORY, "24h")
 UNITS_S = {"s": 1, "m": 60, "h": 3600}
 MAX_TTL_S = 24 * 3600
 MAX_KEY_LENGTH = 1024
@@ -18,12 +19,16 @@ MAX_KEY_LENGTH = 1024
 
 @dataclass(frozen=True, slots=True)
 class CacheWish:
-    """The request's own words; `ttl_s` is the least lifetime of every breakpoint that names none."""
+    """The request's own words; `ttl_s` is the least lifetime of every breakpoint that names none.
+
+    `is_durable` is false for a prompt that may be kept in memory only.
+    """
 
     mode: CacheMode = CacheMode.AUTO
     ttl_s: float | None = None
     affinity: str | None = None
     salt: str | None = None
+    is_durable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +40,17 @@ class Mark:
 
 
 def read_cache_wish(fields: Fields) -> CacheWish:
-    """All of it. `prompt_cache_retention` is an upper bound, which no entry here exceeds unasked."""
-    fields.choice("prompt_cache_retention", RETENTIONS)
+    """All of it. A retention of `in_memory` keeps a prompt off the disk; `24h` changes nothing."""
+    is_durable = fields.choice("prompt_cache_retention", RETENTIONS) != IN_MEMORY
     salt = read_cache_salt(fields)
     affinity = fields.string("prompt_cache_key", max_length=MAX_KEY_LENGTH) or None
     options = fields.object("prompt_cache_options")
     if options is None:
-        return CacheWish(affinity=affinity, salt=salt)
+        return CacheWish(affinity=affinity, salt=salt, is_durable=is_durable)
     if options.boolean("prewarm"):
         raise unsupported_parameter(options.name("prewarm"), "is not supported: use `ortserve cache warm`.")
     mode = options.choice("mode", tuple(MODES))
-    return CacheWish(CacheMode.AUTO if mode is None else MODES[mode], read_ttl(options), affinity, salt)
+    return CacheWish(CacheMode.AUTO if mode is None else MODES[mode], read_ttl(options), affinity, salt, is_durable)
 
 
 def read_cache_salt(fields: Fields) -> str | None:

@@ -78,7 +78,7 @@ class PrefixCache:
             return hit
         self._num_lookups += 1
         self._num_query_tokens += limit
-        return self._ready(root, found)
+        return self._ready(root, found, durable=query.durable)
 
     def poll(self) -> Sequence[HitChange]:
         """Followers whose ticket has published what they wait for, or has ended."""
@@ -231,7 +231,7 @@ class PrefixCache:
         limit = max(0, min(query.limit, len(query.tokens)))
         return root_key(self._context.digest, query.salt), packed, limit
 
-    def _ready(self, root: bytes, found: Found) -> Hit:
+    def _ready(self, root: bytes, found: Found, *, durable: bool) -> Hit:
         hit = Hit(next(self._hit_ids), HitState.READY, found.blocks, found.num_tokens)
         node = found.node
         if node is not None:
@@ -242,7 +242,7 @@ class PrefixCache:
             unused = (node.end - found.num_tokens) / node.num_tokens
             self._seconds_saved += node.seconds_to_here - unused * node.seconds
             if self._second is not None:
-                self._second.used(root, node)
+                self._second.used(root, node, durable=durable)
         return hit
 
     def _store(self, running: Running, part: Part) -> list[BlockId]:
@@ -279,7 +279,7 @@ class PrefixCache:
                 self._memory.hold(node)
                 self._memory.let_go(tip)
                 tip = node
-                if self._second is not None and is_taken:
+                if self._second is not None and is_taken and running.is_durable:
                     self._second.write(running.root, node)
         self._move_tip(running, tip)
         return refused

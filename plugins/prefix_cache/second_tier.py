@@ -82,14 +82,19 @@ class SecondTier:
             self._memory.hold(node)
             self._writing[job] = node
 
-    def used(self, root: bytes, node: Node) -> None:
-        """A hit ends at this node: its prefix must outlive others on disk, and is written if it never was."""
+    def used(self, root: bytes, node: Node, *, durable: bool) -> None:
+        """A hit ends at this node: its prefix must outlive others on disk; a durable one's is written if it never was.
+
+        What a request in memory only has computed thus reaches the disk once another request brings the same tokens.
+        """
         whole = node if node.num_tokens == self._context.block_size else node.parent
         shelf = self._disk.shelf(root)
         if whole is None or whole.parent is None:
             return
         if self._disk.has(shelf, whole.key):
             self._disk.touch(shelf, whole.key)
+            return
+        if not durable:
             return
         for above in whole.path():
             self.write(root, above)

@@ -29,6 +29,7 @@ class Running:
     keep_limit: int | None  # only the first so many tokens are kept; None: all, also those generated later
     coverage: int  # tokens that others can expect of it
     breakpoints: tuple[Breakpoint, ...]
+    is_durable: bool  # what it stores may go to a tier that outlives the process
     is_broken: bool = False  # nothing more will be stored
     published: int = 0  # tokens offered so far: what is not stored by now will not be
     followers: list[Follower] = field(default_factory=list)
@@ -55,8 +56,16 @@ class Tickets:
             limit = max((point.num_tokens for point in query.breakpoints), default=0)
         coverage = len(query.tokens) if limit is None else min(limit, len(query.tokens))
         running = Running(
-            next(self._ids), root, packed, tip, limit, coverage, query.breakpoints, published=tip.end
-        )  # fmt: skip
+            next(self._ids),
+            root,
+            packed,
+            tip,
+            limit,
+            coverage,
+            query.breakpoints,
+            query.durable,
+            published=tip.end,
+        )
         self._running[running.id] = running
         self._by_root.setdefault(root, {})[running.id] = running
         return running

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from ortserve.plugins.api import PluginContext, PromptCache
+from ortserve.plugins.api import CacheQuery, PluginContext, PromptCache
 
 
 class PromptCacheContract:
@@ -55,3 +55,21 @@ class PromptCacheContract:
                 suppress_health_check=list(HealthCheck),
             ),
         )
+
+    def test_what_may_be_kept_in_memory_only_does_not_outlive_the_process(self) -> None:
+        """A request that is not durable leaves nothing that a restart finds; a durable one may."""
+        from ortserve.plugins.testing.machine import new_play
+
+        play = new_play(self)
+        for number, durable in enumerate((True, False)):
+            tokens = (number,) * (3 * self.block_size)
+            query = CacheQuery(tokens, len(tokens) - 1, b"", durable=durable)
+            play.look_up(query)
+            play.start(play.asking[0])
+            play.compute(play.computing[0], (0,), len(tokens))
+            play.finish(play.computing[0], ok=True)
+        play.settle()
+        play.cache.close()
+        play.restart(self.make(play.context))
+        play.check()
+        play.close()

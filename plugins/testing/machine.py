@@ -29,7 +29,30 @@ def queries(draw: st.DrawFn) -> CacheQuery:
     mode = draw(st.sampled_from((*[CacheMode.AUTO] * 6, CacheMode.EXPLICIT, CacheMode.OFF)))
     points = st.builds(Breakpoint, st.integers(1, len(tokens)), st.sampled_from(_TTLS))
     breakpoints = draw(st.lists(points, max_size=2)) if draw(st.integers(0, 3)) == 0 else []
-    return CacheQuery(tokens, limit, draw(st.sampled_from(_SALTS)), mode, tuple(breakpoints))
+    salt, durable = draw(st.sampled_from(_SALTS)), draw(st.integers(0, 2)) > 0
+    return CacheQuery(tokens, limit, salt, mode, tuple(breakpoints), durable=durable)
+
+
+def new_play(contract: PromptCacheContract) -> Play:
+    """The contract's cache on an empty arena."""
+    arena, clock = ModelArena(contract.num_blocks, contract.block_size), Clock()
+    context = PluginContext(
+        options=contract.options,
+        block_size=contract.block_size,
+        bytes_per_block=arena.bytes_per_block,
+        vocab_size=16,
+        max_context=256,
+        eos_token_ids=(15,),
+        digest="the model of the contract",
+        byte_budget=arena.bytes_per_block * (contract.num_blocks - 2),  # the engine uses some itself
+        clock=clock,
+        wall_clock=lambda: clock.now + 1.7e9,
+        blocks=arena,
+        io=arena,
+        wake=arena.woken.set,
+        warn=lambda _: None,
+    )
+    return Play(context, arena, clock, contract.make(context))
 
 
 class PromptCacheMachine(RuleBasedStateMachine):
@@ -41,24 +64,15 @@ class PromptCacheMachine(RuleBasedStateMachine):
     def __init__(self, contract: PromptCacheContract) -> None:
         super().__init__()
         self._contract = contract
-        arena, clock = ModelArena(contract.num_blocks, contract.block_size), Clock()
-        context = PluginContext(
-            options=contract.options,
-            block_size=contract.block_size,
-            bytes_per_block=arena.bytes_per_block,
-            vocab_size=16,
-            max_context=256,
-            eos_token_ids=(15,),
-            digest="the model of the contract",
-            byte_budget=arena.bytes_per_block * (contract.num_blocks - 2),  # the engine uses some itself
-            clock=clock,
-            wall_clock=lambda: clock.now + 1.7e9,
-            blocks=arena,
-            io=arena,
-            wake=arena.woken.set,
-            warn=lambda _: None,
-        )
-        self._play = Play(context, arena, clock, contract.make(context))
+        self._play = new_play(contract)
+
+    @rule(which=_WHICH, tail=st.lists(st.integers(0, 1), min_size=1, max_size=3), durable=st.booleans())
+    def follow(self, which: int, tail: list[int], durable: bool) -> None:
+        """A request arrives whose prompt another one is computing, and goes on differently."""
+        if self._play.computing and len(self._play.asking) < _MOST_AT_ONCE:
+            query = self._play.computing[which % len(self._play.computing)].query
+            tokens = (*query.tokens, *tail)
+            self._play.look_up(CacheQuery(tokens, len(tokens) - 1, query.salt, durable=durable))
 
     @rule(query=queries())
     def look_up(self, query: CacheQuery) -> None:

@@ -72,6 +72,9 @@ class Totals:
     stored: dict[bytes, set[bytes]] = field(
         default_factory=dict
     )  # marks of all kept tokens since the last clear, by salt
+    durable: dict[bytes, set[bytes]] = field(
+        default_factory=dict
+    )  # marks of the tokens of durable requests since the last clear, by salt: these alone may survive a restart
 
 
 class Play:
@@ -90,6 +93,7 @@ class Play:
 
     def look_up(self, query: CacheQuery) -> Hit:
         """Ask, check what is said to be READY, and keep the hit."""
+        self._note_durable(query, query.tokens)
         hit = self.cache.lookup(query)
         assert hit.id not in [
             one.hit.id for one in self.asking if one.hit.blocks or one.hit.state is not HitState.READY
@@ -155,8 +159,9 @@ class Play:
         self.lifetimes = [one for one in self.lifetimes if salt is not None and one.query.salt != salt]
         for one in list(self.totals.stored) if salt is None else [salt]:
             self.totals.stored[one] = set()
+            self.totals.durable[one] = set()
             tokens = self.last_offered.pop(one, ())
-            self.look_up(CacheQuery(tokens, len(tokens), one))  # finds nothing, or the check fails
+            self.look_up(CacheQuery(tokens, len(tokens), one, durable=False))  # finds nothing, or the check fails
             self.let_go(self.asking[-1])
 
     def poll(self) -> None:
@@ -217,7 +222,11 @@ class Play:
         self.arena.reclaim()
         self.cache = cache
         self.lifetimes = []
-        self.totals = Totals(stored=self.totals.stored)
+        durable = self.totals.durable
+        stored = {salt: marks & durable.get(salt, set()) for salt, marks in self.totals.stored.items()}
+        self.totals = Totals(stored=stored, durable=durable)
+        for salt, tokens in self.last_offered.items():
+            self.look_up(CacheQuery(tokens, len(tokens), salt, durable=False))
 
     def _offer(self, one: Computing, end: int) -> None:
         """Publish the tokens up to `end` that have not been offered."""
@@ -243,6 +252,7 @@ class Play:
         for index, block in enumerate(blocks):
             if block in kept:
                 stored.update(marks[start + index * size : start + (index + 1) * size])
+        self._note_durable(one.query, one.tokens[:end])
         self.last_offered[one.query.salt] = tuple(one.tokens[:end])
         one.num_offered = end - end % size
         self._check_lifetimes()
@@ -271,7 +281,7 @@ class Play:
             "a hit's blocks do not hold the query's tokens, or hold another salt's"
         )
         stored = self.totals.stored.get(query.salt, set())
-        assert set(marks) <= stored, "a hit finds what has been cleared, or never kept"
+        assert set(marks) <= stored, "a hit finds what has been cleared, never kept, or not to outlive a restart"
 
     def _check_contents(self, asking: Asking) -> None:
         hit = asking.hit
@@ -283,7 +293,7 @@ class Play:
     def _check_lifetimes(self) -> None:
         self.lifetimes = [one for one in self.lifetimes if one.until > self.clock.now]
         for one in self.lifetimes:
-            query = CacheQuery(one.query.tokens[: one.num_tokens], one.num_tokens, one.query.salt)
+            query = CacheQuery(one.query.tokens[: one.num_tokens], one.num_tokens, one.query.salt, durable=False)
             hit = self.look_up(query)
             assert hit.num_tokens == one.num_tokens, f"{one.num_tokens} tokens are pinned, {hit.num_tokens} are found"
             self.let_go(self.asking[-1])
@@ -300,6 +310,10 @@ class Play:
         for entry in self.cache.entries():
             assert entry.parent is None or entry.parent in known, "entries must list parents before children"
             known.add(entry.key)
+
+    def _note_durable(self, query: CacheQuery, tokens: Sequence[int]) -> None:
+        if query.durable:
+            self.totals.durable.setdefault(query.salt, set()).update(self._marks(query.salt, tokens))
 
     def _marks(self, salt: bytes, tokens: Sequence[int]) -> list[bytes]:
         return stamps(self.context.digest, salt, tokens)

@@ -82,6 +82,16 @@ def test_without_a_word_everything_may_be_reused_within_the_tenant(
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_a_retention_in_memory_keeps_a_prompt_off_the_disk(server: Running, http: httpx.Client, path: str) -> None:
+    told_it = told(server, http, path, prompt_cache_retention="in_memory")
+    assert told_it == CacheHints(salt_of(TENANT), durable=False)
+    explicit = told(
+        server, http, path, prompt_cache_retention="in_memory", prompt_cache_options={"mode": "off", "ttl": "1h"}
+    )
+    assert explicit == CacheHints(salt_of(TENANT), CacheMode.OFF, durable=False)
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_a_cache_key_is_affinity_and_a_salt_isolates(server: Running, http: httpx.Client, path: str) -> None:
     assert told(server, http, path, prompt_cache_key="k") == CacheHints(salt_of(TENANT), affinity="k")
     assert told(server, http, path, cache_salt="s") == CacheHints(salt_of(TENANT, "s"))

@@ -64,12 +64,13 @@ class Engine:
         mode: CacheMode = CacheMode.AUTO,
         breakpoints: tuple[Breakpoint, ...] = (),
         limit: int | None = None,
+        durable: bool = True,
     ) -> CacheQuery:
-        return CacheQuery(tokens, len(tokens) if limit is None else limit, salt, mode, breakpoints)
+        return CacheQuery(tokens, len(tokens) if limit is None else limit, salt, mode, breakpoints, durable=durable)
 
-    def found(self, tokens: tuple[int, ...], salt: bytes = b"") -> int:
+    def found(self, tokens: tuple[int, ...], salt: bytes = b"", *, durable: bool = True) -> int:
         """Look up until READY, check the bytes, release: how many tokens are reused."""
-        query = self.query(tokens, salt)
+        query = self.query(tokens, salt, durable=durable)
         hit = self.ready(query)
         expected = b"".join(stamps(self.digest, salt, tokens[: hit.num_tokens]))
         assert self.arena.contents(hit.blocks, hit.num_tokens) == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +83,13 @@ class CountsTwice(PrefixCache):
         return hit
 
 
+class KeepsEverythingForEver(PrefixCache):
+    """Takes what may be kept in memory only for what may outlive the process."""
+
+    def announce(self, query: CacheQuery, start: int) -> Ticket:
+        return super().announce(replace(query, durable=True), start)
+
+
 @pytest.mark.parametrize(
     ("broken", "law"),
     [
@@ -108,3 +116,14 @@ def test_a_broken_cache_is_caught(broken: Callable[[PluginContext], PromptCache]
 
     with pytest.raises(AssertionError, match=law):
         Contract().test_the_laws_of_prompt_caches()
+
+
+def test_a_cache_that_keeps_on_disk_what_it_must_not_is_caught(tmp_path: Path) -> None:
+    class Contract(PromptCacheContract):
+        num_blocks = 40  # a quarter may wait to be written
+
+        def make(self, context: PluginContext) -> PromptCache:
+            return KeepsEverythingForEver(replace(context, options={"path": str(tmp_path)}))
+
+    with pytest.raises(AssertionError, match="not to outlive a restart"):
+        Contract().test_what_may_be_kept_in_memory_only_does_not_outlive_the_process()

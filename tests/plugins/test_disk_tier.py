@@ -23,6 +23,25 @@ def test_a_restart_finds_whole_blocks_again(tmp_path: Path) -> None:
     engine.cache.close()
 
 
+def test_what_may_be_kept_in_memory_only_never_reaches_the_disk(tmp_path: Path) -> None:
+    engine = disk_engine(tmp_path)
+    engine.serve(engine.query(numbers(0, 12), durable=False))
+    assert engine.found(numbers(0, 12), durable=False) == 12
+    engine.restart()
+    assert engine.found(numbers(0, 12)) == 0
+    assert files(tmp_path) == []
+    engine.cache.close()
+
+
+def test_a_durable_request_with_the_same_tokens_takes_them_to_the_disk(tmp_path: Path) -> None:
+    engine = disk_engine(tmp_path)
+    engine.serve(engine.query(numbers(0, 12), durable=False))
+    engine.keep(numbers(0, 16))
+    engine.restart()
+    assert engine.found(numbers(0, 16), durable=False) == 16, "reading is not keeping"
+    engine.cache.close()
+
+
 def test_a_foreign_prefix_costs_the_disk_nothing(tmp_path: Path) -> None:
     engine = disk_engine(tmp_path)
     engine.keep(numbers(0, 12), b"mine")

@@ -58,7 +58,7 @@ def test_its_own_test_passes(site: Path) -> None:
         "from ortserve.plugins.testing import PromptCacheContract\nPromptCacheContract.max_examples = 25\n"
     )
     (site.parent / "pytest.ini").write_text("[pytest]\n")
-    assert "1 passed" in run(site, "-m", "pytest", "-q", "-p", "no:randomly", str(tests))
+    assert "2 passed" in run(site, "-m", "pytest", "-q", "-p", "no:randomly", str(tests))
 
 
 def test_its_test_is_as_short_as_promised() -> None:

@@ -47,14 +47,23 @@ class SyntheticModel:
         wanted = plan.num_blocks if num_blocks is None else num_blocks
         return replace(plan, num_blocks=wanted, num_host_blocks=num_host_blocks)
 
-    def engine(self, plan: EnginePlan, clock: Clock | None = None, *, prompt_cache: str = "none") -> Engine:
-        """A new engine with memory and a prompt cache of its own."""
+    def engine(
+        self,
+        plan: EnginePlan,
+        clock: Clock | None = None,
+        *,
+        prompt_cache: str = "none",
+        cache_folder: Path | None = None,
+    ) -> Engine:
+        """A new engine with memory and a prompt cache of its own, which may have a folder from one before."""
         store = SlotKvStore(
             self.manifest.kv, num_rows=plan.num_rows, capacity=plan.capacity, num_host_blocks=plan.num_host_blocks
         )
         runner = Runner(self.manifest, self.session, store, max_logit_rows=plan.max_logit_rows)
         bell = Bell()
-        reuse = open_cache(self.manifest, plan, EngineConfig(prompt_cache=prompt_cache), store, bell)
+        options = () if cache_folder is None else (("path", str(cache_folder)),)
+        config = EngineConfig(prompt_cache=prompt_cache, prompt_cache_options=options)
+        reuse = open_cache(self.manifest, plan, config, store, bell)
         return Engine(self.manifest, plan, runner, self.sampler, reuse=reuse, bell=bell, clock=clock or Clock())
 
 

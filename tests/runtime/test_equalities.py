@@ -1,10 +1,13 @@
 """The equalities, by a state machine: whatever is batched, chunked, cached, preempted or cancelled beside a request,
-its tokens and the bits of its log-probabilities are those it has alone. The laws of `audit` hold after every step.
+and whatever a cache has kept on disk across a restart, its tokens and the bits of its log-probabilities are those it
+has alone. The laws of `audit` hold after every step.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -61,6 +64,8 @@ class Equalities(RuleBasedStateMachine):
 
     model: SyntheticModel
     alone: dict[tuple[bool, Request], Completion]
+    num_reads: list[int]  # blocks that came from disk, by engine
+    has_disk = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,6 +73,7 @@ class Equalities(RuleBasedStateMachine):
         self.reserved: list[int] = []
         self.clock = Clock()
         self.count = 0
+        self.folder: TemporaryDirectory[str] | None = None
 
     @initialize(
         deterministic=st.booleans(),
@@ -90,6 +96,8 @@ class Equalities(RuleBasedStateMachine):
         crowd: list[int],
         prompt_cache: str,
     ) -> None:
+        if self.has_disk:
+            prompt_cache, num_host_blocks = "prefix", 20
         config = EngineConfig(
             max_rows=num_rows,
             max_context=MAX_CONTEXT,
@@ -103,11 +111,40 @@ class Equalities(RuleBasedStateMachine):
         self.plan: EnginePlan = replace(
             plan, num_blocks=smallest + num_spare_blocks, num_host_blocks=num_host_blocks, cache_bytes=cache_bytes
         )
-        self.engine: Engine = self.model.engine(self.plan, self.clock, prompt_cache=prompt_cache)
+        self.prompt_cache = prompt_cache
+        if self.has_disk:
+            self.folder = TemporaryDirectory()
+        self.open()
+        if self.has_disk:
+            self.add(Request("long", tuple(range(LAST_ID + 1)) * 3, SamplingParams(seed=1, max_tokens=5)))
         for place, length in enumerate(crowd):  # all of which outgrow their first block at about the same time
             prompt = tuple((place + number) % (LAST_ID + 1) for number in range(length))
             sampling = SamplingParams(seed=place, max_tokens=40, ignore_eos=True, num_logprobs=0)
             self.add(Request(f"crowd{place}", prompt, sampling, priority=place % 2))
+
+    def open(self) -> None:
+        folder = None if self.folder is None else Path(self.folder.name)
+        self.engine: Engine = self.model.engine(
+            self.plan, self.clock, prompt_cache=self.prompt_cache, cache_folder=folder
+        )
+
+    @precondition(lambda self: self.has_disk and len(self.submitted) < 15)
+    @rule()
+    def restart(self) -> None:
+        """The server stops when all is answered, starts again on what the disk has, and is asked the longest again."""
+        while self.engine.has_work:
+            self.step(1)
+        self.close()
+        self.reserved = []
+        self.open()
+        asked = sorted((one.request for one in self.submitted.values()), key=lambda one: len(one.prompt))
+        for request in asked[-3:]:
+            self.add(replace(request, id=f"r{self.count}", group=None))
+            self.count += 1
+
+    def close(self) -> None:
+        self.num_reads += [tier.num_reads for tier in self.engine.reuse.stats().tiers.values()]
+        self.engine.close()
 
     @precondition(lambda self: len(self.submitted) < 12)
     @rule(
@@ -177,12 +214,17 @@ class Equalities(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
             return
+        if self.has_disk:
+            self.restart()
         while self.engine.has_work:
             self.step(1)
         for submitted in self.submitted.values():
             self.check(submitted)
         blocks = self.engine.scheduler.placement.blocks
         assert blocks.num_free == blocks.num_blocks - len(self.reserved)
+        self.close()
+        if self.folder is not None:
+            self.folder.cleanup()
 
     def check(self, submitted: Submitted) -> None:
         request = submitted.request
@@ -212,15 +254,25 @@ class Equalities(RuleBasedStateMachine):
         return self.alone[key]
 
 
-@pytest.mark.timeout(240)
-def test_whatever_happens_beside_a_request_its_reply_stays_the_same(synthetic: SyntheticModel) -> None:
-    machine = type("Machine", (Equalities,), {"model": synthetic, "alone": {}})
+def run(machine: type[Equalities], num_examples: int) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=25, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=num_examples, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
+
+
+@pytest.mark.timeout(240)
+def test_whatever_happens_beside_a_request_its_reply_stays_the_same(synthetic: SyntheticModel) -> None:
+    run(type("Machine", (Equalities,), {"model": synthetic, "alone": {}, "num_reads": []}), 25)
+
+
+@pytest.mark.timeout(240)
+def test_restarts_in_between_change_no_reply_either(synthetic: SyntheticModel) -> None:
+    num_reads: list[int] = []
+    run(type("Machine", (Equalities,), {"model": synthetic, "alone": {}, "num_reads": num_reads, "has_disk": True}), 8)
+    assert sum(num_reads) > 0, "no example has read anything from disk"
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 64, 128])
