@@ -72,7 +72,7 @@ CACHING: tuple[Rule, ...] = (
     honoured("prompt_cache_options.mode", words(*MODES), "`auto` and `off` are extensions"),
     honoured("prompt_cache_options.ttl", STRING, "whole s, m or h up to 24h"),
     refused("prompt_cache_options.prewarm", BOOLEAN, "`ortserve cache warm` does that", neutral=(False,)),
-    ignored("prompt_cache_retention", words(*RETENTIONS), "an upper bound that is kept anyway"),
+    honoured("prompt_cache_retention", words(*RETENTIONS), "`in_memory` keeps the prompt off the disk"),
 )
 BREAKPOINT: tuple[Rule, ...] = (
     honoured("prompt_cache_breakpoint", OBJECT, "a reusable prefix ends here"),
