@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -15,6 +19,7 @@ from ortserve.gateway.directory import Directory
 from ortserve.gateway.edge import MAX_BODY_BYTES, Edge, Gate, problem_response
 from ortserve.gateway.errors import ApiError, Problem, invalid_url, method_not_allowed
 from ortserve.gateway.metrics import Metrics
+from ortserve.gateway.response_record import interrupted
 from ortserve.gateway.routes.admin import CacheRoute
 from ortserve.gateway.routes.chat import ChatRoute
 from ortserve.gateway.routes.completions import CompletionRoute
@@ -23,10 +28,12 @@ from ortserve.gateway.routes.health import HealthRoute
 from ortserve.gateway.routes.messages import MessagesRoute
 from ortserve.gateway.routes.metrics import MetricsRoute
 from ortserve.gateway.routes.models import ModelsRoute
-from ortserve.gateway.routes.responses import ResponsesRoute
 from ortserve.gateway.routes.scoring import ScoringRoute
 from ortserve.gateway.routes.wrong_model import WrongModelRoute
+from ortserve.gateway.runs import Runs
 from ortserve.gateway.service import ModelService
+from ortserve.gateway.state_routes import state_routes
+from ortserve.gateway.store.state import State
 from ortserve.gateway.tenancy import tenant_of
 from ortserve.gateway.watch import Patience
 
@@ -44,10 +51,12 @@ def build_app(
     patience: Patience | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
     strict_parameters: bool = False,
+    state: State | None = None,
 ) -> Starlette:
     """Routes and layers. `patience` bounds silent and stalled streams; without `admin_key` nobody may administrate.
 
-    With `strict_parameters`, fields that no table knows are refused instead of reported.
+    With `strict_parameters`, fields that no table knows are refused instead of reported. `state` (None: one in memory)
+    is closed when the application ends.
     """
     patience = patience or Patience()
     decoder = catalog.decoder
@@ -55,9 +64,11 @@ def build_app(
     models = ModelsRoute(catalog)
     health = HealthRoute(catalog)
     scoring = ScoringRoute(catalog, patience)
+    state, runs = state or State(), Runs()
     tenant = tenant_of((api_key or "").encode())
     routes = [
         *(_decoder_routes(decoder, patience, tenant) if decoder else _refusing_routes(catalog.directory)),
+        *(state_routes(decoder, state, runs, patience) if decoder else ()),
         Route("/v1/embeddings", EmbeddingsRoute(catalog, patience).post, methods=["POST"]),
         Route("/v1/rerank", scoring.rerank, methods=["POST"]),
         Route("/v1/score", scoring.score, methods=["POST"]),
@@ -81,6 +92,7 @@ def build_app(
     app = Starlette(
         routes=routes,
         middleware=middleware,
+        lifespan=partial(_living, state, runs),
         exception_handlers={HTTPException: _http_problem, ApiError: _api_problem},
     )
     app.router.redirect_slashes = False
@@ -90,13 +102,10 @@ def build_app(
 def _decoder_routes(service: ModelService, patience: Patience, tenant: bytes) -> list[Route]:
     """The endpoints of the model that generates; `tenant` is the administrator's own."""
     messages = MessagesRoute(service, patience)
-    responses = ResponsesRoute(service, patience)
     cache = CacheRoute(service, tenant)
     return [
         Route("/v1/chat/completions", ChatRoute(service, patience).post, methods=["POST"]),
         Route("/v1/completions", CompletionRoute(service, patience).post, methods=["POST"]),
-        Route("/v1/responses", responses.post, methods=["POST"]),
-        Route("/v1/responses/input_tokens", responses.input_tokens, methods=["POST"]),
         Route("/v1/messages", messages.post, methods=["POST"]),
         Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
         Route("/admin/cache/stats", cache.stats),
@@ -110,6 +119,18 @@ def _refusing_routes(directory: Directory) -> list[Route]:
     """The same paths where no model generates: which of the models the caller named is for something else."""
     refusal = WrongModelRoute(directory)
     return [Route(path, refusal.post, methods=["POST"]) for path in GENERATION_PATHS]
+
+
+@asynccontextmanager
+async def _living(state: State, runs: Runs, _: Starlette) -> AsyncIterator[None]:
+    """What runs beside requests, from the server's start to its end."""
+    state.responses.end_interrupted(interrupted)
+    state.start()
+    try:
+        yield
+    finally:
+        await runs.close()
+        await state.close()
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:

@@ -121,13 +121,18 @@ def from_runtime(error: OrtserveError, *, prompt_param: str) -> Problem:
     if isinstance(error, RequestError):
         return Problem(400, f"Invalid request: {error}.", param=error.parameter, code="invalid_value")
     if isinstance(error, OverloadedError):
-        seconds = min(max(error.retry_after_s, 0.1), MAX_RETRY_AFTER_S)
-        message = f"Too many requests are waiting: {error}. Please try again in {seconds:.1f}s."
-        headers = _retry_headers(seconds)
-        return Problem(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
+        return too_many(f"{error}", retry_after_s=error.retry_after_s)
     if isinstance(error, EngineClosedError):
         return unavailable(f"The engine has stopped: {error}.")
     return internal_error(f"The engine failed while running this request: {error}.")
+
+
+def too_many(reason: str, *, retry_after_s: float) -> Problem:
+    """A 429: the same request may succeed later."""
+    seconds = min(max(retry_after_s, 0.1), MAX_RETRY_AFTER_S)
+    message = f"Too many requests are waiting: {reason}. Please try again in {seconds:.1f}s."
+    headers = _retry_headers(seconds)
+    return Problem(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
 
 
 def _retry_headers(seconds: float) -> dict[str, str]:

@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 
 OTHER = "other"
 UNKNOWN = "unknown"  # whatever strangers call it
-MODEL_ROUTE = "/v1/models/"
 ROUTES = (
     "/", "/health", "/metrics", "/v1/chat/completions", "/v1/completions", "/v1/models",
     "/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/v1/responses/input_tokens",
     "/v1/embeddings", "/v1/rerank", "/v1/score",
     "/admin/cache/stats", "/admin/cache/entries", "/admin/cache/clear", "/admin/cache/warm",
 )  # fmt: skip
+PATTERNS = (
+    "/v1/responses/{id}", "/v1/responses/{id}/cancel", "/v1/responses/{id}/input_items",
+)  # fmt: skip
+MODEL_ROUTE = "/v1/models/"  # names may have slashes
 TIER_COUNTERS = (
     ("reads", "num_reads", "Blocks read from a slower tier"),
     ("writes", "num_writes", "Blocks written to a slower tier"),
@@ -109,7 +112,16 @@ def route_of(path: str) -> str:
     """A label of bounded variety: what strangers ask for must not become series."""
     if path in ROUTES:
         return path
-    return f"{MODEL_ROUTE}{{id}}" if path.startswith(MODEL_ROUTE) else OTHER
+    if path.startswith(MODEL_ROUTE):
+        return f"{MODEL_ROUTE}{{id}}"
+    parts = path.split("/")
+    return next((pattern for pattern in PATTERNS if _matches(pattern.split("/"), parts)), OTHER)
+
+
+def _matches(pattern: list[str], parts: list[str]) -> bool:
+    return len(pattern) == len(parts) and all(
+        word == part or word.startswith("{") for word, part in zip(pattern, parts, strict=True)
+    )
 
 
 def _engine_metrics(driver: Driver) -> Iterator[Metric]:

@@ -34,17 +34,20 @@ class ResponseEvents:
         return self._response(b"response.in_progress", self._draft.reply)
 
     def begin(self, num_choices: int) -> bytes:
-        """The response without output."""
+        """The response without output; one of the background waits in the queue for its first token."""
         assert num_choices == 1
         reply = self._draft.reply
         frames = self._response(b"response.created", reply)
-        if reply.status == "queued":
-            frames += self._response(b"response.queued", reply)
-        return frames + self._response(b"response.in_progress", self._draft.run())
+        name = b"response.queued" if reply.status == "queued" else b"response.in_progress"
+        return frames + self._response(name, reply)
 
     def piece(self, piece: ChoicePiece) -> bytes:
         """What it adds; with the last piece, the end of the message."""
-        frames = b"" if self._place else self._begin_message()
+        frames = b""
+        if self._draft.reply.status == "queued":
+            frames = self._response(b"response.in_progress", self._draft.run())
+        if not self._place:
+            frames += self._begin_message()
         self._draft.add(piece)
         if piece.text or piece.tokens:
             logprobs = self._encode(text_logprobs(piece.tokens)) if piece.tokens else b"[]"
@@ -55,15 +58,15 @@ class ResponseEvents:
     def end(self, usage: TokenUsage) -> bytes:
         """The whole response."""
         reply = self._draft.complete(usage)
-        return self._response(b"response.%b" % reply.status.encode(), reply)
+        return self._last(reply.status.encode(), reply)
 
     def failure(self, problem: Problem) -> bytes:
         """What there is of it, and why there is no more."""
-        return self._response(b"response.failed", self._draft.fail(problem))
+        return self._last(b"failed", self._draft.fail(problem))
 
     def cancelled(self, usage: TokenUsage) -> bytes:
         """The API has no event of this name: an incomplete response whose status says it."""
-        return self._response(b"response.incomplete", self._draft.cancel(usage))
+        return self._last(b"incomplete", self._draft.cancel(usage))
 
     def _begin_message(self) -> bytes:
         id_ = self._draft.begin_message()
@@ -82,6 +85,12 @@ class ResponseEvents:
             + self._event(b"response.content_part.done", self._place + b',"part":' + self._encode(part))
             + self._event(b"response.output_item.done", b'"output_index":0,"item":' + item)
         )
+
+    def _last(self, name: bytes, reply: ResponseReply) -> bytes:
+        """The number stays: what cannot be kept is failed after all, in the place of what was not sent."""
+        frames = self._response(b"response." + name, reply)
+        self._sequence_number -= 1
+        return frames
 
     def _response(self, name: bytes, reply: ResponseReply) -> bytes:
         return self._event(name, b'"response":' + self._encode(reply))

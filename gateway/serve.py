@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import shlex
 import socket
@@ -19,6 +20,8 @@ from ortserve.gateway.greeting import greeting
 from ortserve.gateway.logs import LEVELS, configure_logs, log
 from ortserve.gateway.opened import OpenedModels, open_catalog, open_models
 from ortserve.gateway.server import Limits, listen, raise_file_limit, run_server, stop_on_signals
+from ortserve.gateway.state_options import add_state_options, state_options
+from ortserve.gateway.store.state import State
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import ConfigurationError
 from ortserve.runtime.manifest import MANIFEST_NAME
@@ -154,6 +157,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, several: bool = False)
         help="sampling values when a request omits them: the model author's, or OpenAI's (model)",
     )
     add_cache_options(parser)
+    add_state_options(parser)
 
 
 def run(arguments: argparse.Namespace, resolve_model: Callable[[str | None], Path]) -> int:
@@ -163,15 +167,14 @@ def run(arguments: argparse.Namespace, resolve_model: Callable[[str | None], Pat
     raise_file_limit()
     limits = Limits(drain_s=arguments.drain)
     listener = listen(arguments.host, arguments.port, limits)
-    try:
+    with contextlib.ExitStack() as opened:
+        opened.callback(listener.close)
+        state = State(state_options(arguments))  # before the models: a folder in use shows at once
+        opened.callback(state.database.close)
         folders = [exported_folder(model) or resolve_model(model) for model in arguments.model or [None]]
         models = open_models(folders, arguments)
-        try:
-            asyncio.run(_serve(arguments, models, listener, limits=limits, began=began))
-        finally:
-            models.close()
-    finally:
-        listener.close()
+        opened.callback(models.close)
+        asyncio.run(_serve(arguments, models, listener, state, limits=limits, began=began))
     return 0
 
 
@@ -184,6 +187,7 @@ async def _serve(
     arguments: argparse.Namespace,
     models: OpenedModels,
     listener: socket.socket,
+    state: State,
     *,
     limits: Limits,
     began: float,
@@ -205,6 +209,7 @@ async def _serve(
         admin_key=arguments.admin_key,
         strict_parameters=arguments.strict_parameters,
         patience=Patience(stall_s=limits.stall_s),
+        state=state,
     )
     stop = asyncio.Event()
     stop_on_signals(stop)

@@ -5,6 +5,8 @@ Bare ASGI instead of starlette's StreamingResponse, which starts a task group pe
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
 from starlette.types import Receive, Scope, Send
@@ -26,7 +28,15 @@ HEADERS = (
 class EventStream:
     """Streams a generation that has already been admitted: from here on, failures are frames."""
 
-    def __init__(self, generation: Generation, writer: ChunkWriter, patience: Patience) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        writer: ChunkWriter,
+        patience: Patience,
+        keep: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`keep` is awaited before the last frames are sent: a client that has read them finds what it keeps."""
+        self._keep = keep
         self._generation = generation
         self._writer = writer
         self._patience = patience
@@ -61,11 +71,19 @@ class EventStream:
                     )
             if writer.include_usage:
                 await self._generation.settle()
-            return writer.end(self._generation.usage())
+            last = writer.end(self._generation.usage())
+            if self._keep is not None:
+                await self._keep()
         except ApiError as error:
-            exchange.outcome = "failed"
-            return writer.failure(error.problem)
+            problem = error.problem
         except Exception:
             log().exception("stream_failed")
-            exchange.outcome = "failed"
-            return writer.failure(internal_error())
+            problem = internal_error()
+        else:
+            return last
+        exchange.outcome = "failed"
+        last = writer.failure(problem)
+        if self._keep is not None:
+            with contextlib.suppress(ApiError):  # it may be what has failed
+                await self._keep()
+        return last

@@ -49,7 +49,7 @@ STATE: tuple[Rule, ...] = (
     honoured("previous_response_id", string(MAX_NAME_LENGTH), "a 400 when it is not found"),
     honoured("conversation", one_of(STRING, OBJECT), "a 404 when it is not found"),
     honoured("conversation.id", STRING),
-    honoured("store", BOOLEAN),
+    honoured("store", BOOLEAN, "true when absent"),
     honoured("background", BOOLEAN, "only with `store`"),
 )
 
@@ -70,8 +70,8 @@ RESPONSES = FieldTable(
         *TEXT,
         *REASONING,
         *TOOLS,
-        honoured("truncation", words(*TRUNCATIONS), "echoed"),
-        honoured("metadata", mapping(STRING), "echoed"),
+        honoured("truncation", words(*TRUNCATIONS), "`auto` drops the oldest items"),
+        honoured("metadata", mapping(STRING), "kept and echoed"),
         honoured("safety_identifier", string(128), "echoed, not logged"),
         honoured("user", STRING, "echoed, not logged"),
         *CACHING,

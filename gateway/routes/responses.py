@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.contract.responses import RESPONSES
-from ortserve.gateway.errors import ApiError, not_found, previous_response_not_found
+from ortserve.gateway.errors import ApiError
 from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.followed import FollowedRun
 from ortserve.gateway.generation import ChoicePiece, Generation
 from ortserve.gateway.response_draft import ResponseDraft
+from ortserve.gateway.response_record import ResponseRecord
 from ortserve.gateway.response_sse import ResponseEvents
 from ortserve.gateway.routes.bodies import json_response, now, read_request
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
-from ortserve.gateway.schema.chat import ChatRequest
+from ortserve.gateway.runs import Run, Runs
 from ortserve.gateway.schema.response_replies import InputTokensReply
 from ortserve.gateway.schema.responses import ResponseCall, read_response_call
 from ortserve.gateway.service import ModelService
+from ortserve.gateway.store.state import State
 from ortserve.gateway.stream import EventStream
+from ortserve.gateway.thread import Thread, find_thread
+from ortserve.gateway.truncating import fitting_chat, is_overflow
 from ortserve.gateway.watch import Patience
 
 PARAM = "input"
@@ -30,27 +36,34 @@ class ResponsesRoute:
     """The endpoints of one model."""
 
     service: ModelService
+    state: State
+    runs: Runs
     patience: Patience
 
-    async def post(self, request: Request) -> Response | EventStream:
-        """Answer one conversation, whole or streamed."""
-        service = self.service
+    async def post(self, request: Request) -> Response | EventStream | FollowedRun:
+        """Answer one conversation: whole, streamed, or in the background."""
         exchange = exchange_of(request.scope)
-        num_body_bytes = len(exchange.body)
         call = await self._read(request)
-        chat = self._chat(call)
+        if call.echo.background:
+            self.runs.check_room()
+        thread = await find_thread(self.state, exchange.tenant, call)
         created_at = now()
-        generation = await service.start_chat(chat, tenant=exchange.tenant, num_body_bytes=num_body_bytes, param=PARAM)
-        draft = ResponseDraft(call.echo, model=service.name, created_at=created_at)
+        generation = await self._start(call, thread, exchange.tenant)
+        draft = ResponseDraft(call.echo, model=self.service.name, created_at=created_at)
+        record = ResponseRecord(self.state, exchange.tenant, thread)
+        if call.echo.background:
+            return await self._behind(call, generation, draft, record)
         if call.stream:
-            return EventStream(generation, ResponseEvents(draft), self.patience)
-        return await self._whole(request, generation, draft)
+            return EventStream(generation, ResponseEvents(draft), self.patience, lambda: record.add(draft.reply))
+        return await self._whole(request, generation, draft, record)
 
     async def input_tokens(self, request: Request) -> Response:
         """How long the prompt of such a call is."""
-        chat = self._chat(await self._read(request))
-        size = len(exchange_of(request.scope).body)
-        return json_response(InputTokensReply(await self.service.count_tokens(chat, num_body_bytes=size, param=PARAM)))
+        call = await self._read(request)
+        thread = await find_thread(self.state, exchange_of(request.scope).tenant, call)
+        chat = call.with_items(thread.items(), self._model(call))
+        num_tokens = await self.service.count_tokens(chat, num_body_bytes=thread.num_bytes, param=PARAM)
+        return json_response(InputTokensReply(num_tokens))
 
     async def _read(self, request: Request) -> ResponseCall:
         service = self.service
@@ -61,22 +74,42 @@ class ResponsesRoute:
             service.pool,
         )
 
-    def _chat(self, call: ResponseCall) -> ChatRequest:
-        """The whole conversation: what the call names, and what it says itself."""
-        echo = call.echo
-        if echo.previous_response_id is not None:
-            raise ApiError(previous_response_not_found(echo.previous_response_id))
-        if echo.conversation is not None:
-            raise ApiError(not_found("Conversation", echo.conversation.id, param="conversation"))
-        for index, item in enumerate(call.input):
-            if item.is_reference:
-                raise ApiError(not_found("Item", item.id, param=f"input[{index}]"))
-        return call.with_items(call.input, self.service.name if call.model is None else call.model)
+    def _model(self, call: ResponseCall) -> str:
+        return self.service.name if call.model is None else call.model
 
-    async def _whole(self, request: Request, generation: Generation, draft: ResponseDraft) -> Response:
+    async def _start(self, call: ResponseCall, thread: Thread, tenant: bytes) -> Generation:
+        service, items, model = self.service, thread.items(), self._model(call)
+        num_bytes = thread.num_bytes + len(call.echo.instructions or "")
+        start = partial(service.start_chat, tenant=tenant, num_body_bytes=num_bytes, param=PARAM)
+        try:
+            return await start(call.with_items(items, model))
+        except ApiError as error:
+            if call.echo.truncation == "disabled" or not is_overflow(error):
+                raise
+        return await start(await fitting_chat(service, call, items, model, num_bytes=num_bytes))
+
+    async def _whole(
+        self, request: Request, generation: Generation, draft: ResponseDraft, record: ResponseRecord
+    ) -> Response:
         choices = await wait_for_choices(request, generation, self.patience)
         if choices is None:
             return Response(status_code=CLIENT_CLOSED)
         (choice,) = choices
         draft.add(ChoicePiece(0, choice.text, choice.tokens, choice.finish, choice.stop))
-        return json_response(draft.complete(generation.usage()))
+        reply = draft.complete(generation.usage())
+        await record.add(reply)
+        return json_response(reply)
+
+    async def _behind(
+        self, call: ResponseCall, generation: Generation, draft: ResponseDraft, record: ResponseRecord
+    ) -> Response | FollowedRun:
+        """Once it is kept it runs by itself, whatever becomes of this request."""
+        run = Run(draft, generation, record, with_events=call.stream)
+        try:
+            await record.begin(draft.reply)
+        except BaseException:
+            generation.close()
+            raise
+        queued = json_response(draft.reply)
+        self.runs.start(run)
+        return FollowedRun(run.follow(-1), self.patience) if call.stream else queued

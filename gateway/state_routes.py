@@ -1,0 +1,26 @@
+"""The endpoints that remember: responses and what is kept of them. Knows no socket and no layer."""
+
+from __future__ import annotations
+
+from starlette.routing import Route
+
+from ortserve.gateway.routes.kept_responses import KeptResponsesRoute
+from ortserve.gateway.routes.responses import ResponsesRoute
+from ortserve.gateway.runs import Runs
+from ortserve.gateway.service import ModelService
+from ortserve.gateway.store.state import State
+from ortserve.gateway.watch import Patience
+
+
+def state_routes(service: ModelService, state: State, runs: Runs, patience: Patience) -> list[Route]:
+    """Of the model that generates."""
+    responses = ResponsesRoute(service, state, runs, patience)
+    kept = KeptResponsesRoute(state, runs, patience)
+    return [
+        Route("/v1/responses", responses.post, methods=["POST"]),
+        Route("/v1/responses/input_tokens", responses.input_tokens, methods=["POST"]),
+        Route("/v1/responses/{id}", kept.get, methods=["GET"]),
+        Route("/v1/responses/{id}", kept.delete, methods=["DELETE"]),
+        Route("/v1/responses/{id}/cancel", kept.cancel, methods=["POST"]),
+        Route("/v1/responses/{id}/input_items", kept.input_items, methods=["GET"]),
+    ]

@@ -1,0 +1,1 @@
+"""What the server keeps between requests: responses, conversations, completions, files, batches. Knows no model."""
