@@ -44,7 +44,11 @@ CHOOSING: Body = {
     "temperature": 0.5, "top_p": 0.9, "frequency_penalty": 0.1, "presence_penalty": 0.1, "logit_bias": {"5": 1},
     "seed": 1, "n": 2, "stop": ["x"], "stream": True, "stream_options": {"include_usage": True},
 }  # fmt: skip
-CACHING: Body = {"prompt_cache_key": "k", "prompt_cache_options": {"mode": "implicit", "ttl": "30m"}}
+CACHING: Body = {
+    "prompt_cache_key": "k",
+    "prompt_cache_options": {"mode": "implicit", "ttl": "30m"},
+    "prompt_cache_retention": "in_memory",
+}
 PREWARM: Body = {"prompt_cache_options": {"prewarm": True}}
 BREAKPOINT: Body = {"prompt_cache_breakpoint": {"mode": "explicit", "ttl": "12h"}}
 CONTROL: Body = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
