@@ -22,12 +22,13 @@ from ortserve.gateway.schema.chat import ChatRequest
 from ortserve.gateway.schema.completions import CompletionRequest
 from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
 from ortserve.gateway.schema.tools import ToolMode
+from ortserve.gateway.structured import Structure
 from ortserve.gateway.template import ChatTemplate
 from ortserve.gateway.template_files import load_chat_template
 from ortserve.gateway.tokenizer import TextTokenizer, load_tokenizer
 from ortserve.runtime.driver import AsyncEngine
-from ortserve.runtime.errors import OrtserveError
-from ortserve.runtime.request import CacheHints, DraftHints, FinishReason, Request, SamplingParams
+from ortserve.runtime.errors import OrtserveError, RequestError
+from ortserve.runtime.request import CacheHints, DraftHints, FinishReason, Grammar, Request, SamplingParams
 
 if TYPE_CHECKING:
     from ortserve.runtime.driver import Driver
@@ -59,6 +60,7 @@ class _Job:
     ids: tuple[int, ...]
     cache: CacheHints
     draft: DraftHints
+    grammar: Grammar | None
 
 
 def load_model_text(folder: Path, manifest: Manifest, chat_template: Path | None = None) -> ModelText:
@@ -140,8 +142,9 @@ class ModelService:
             raise unsupported_parameter(key, "cannot demand a call: replies cannot be constrained yet.")
         prompt = await self.prompts.encode_chat(request, num_body_bytes=num_body_bytes, param=param)
         hints = cache_hints(request.cache, tenant, num_prompt_tokens=len(prompt.ids), breakpoints=prompt.breakpoints)
+        draft = await self.prompts.encode_prediction(request.draft)
         return self._submit(
-            [_Job(prompt.ids, hints, await self.prompts.encode_prediction(request.draft))],
+            [_Job(prompt.ids, hints, draft, await self._prepared(request.structure))],
             request.sampling,
             request.num_choices,
             request.stops,
@@ -159,6 +162,7 @@ class ModelService:
     async def read_prompts(self, request: CompletionRequest) -> tuple[Prompt, ...]:
         """The prompts as ids; raises `ApiError` for the first that cannot be continued."""
         self.check_model(request.model)
+        await self._prepared(request.structure)
         encoded = iter(await self.prompts.encode_texts([item for item in request.prompts if isinstance(item, str)]))
         prompts = []
         for prompt in request.prompts:
@@ -178,8 +182,9 @@ class ModelService:
             ]
             return Generation(silent, [len(prompt.ids) for prompt in prompts])
         draft = DraftHints(max_draft=request.max_draft)
+        grammar = None if request.structure is None else request.structure.grammar
         jobs = [
-            _Job(prompt.ids, cache_hints(request.cache, tenant, num_prompt_tokens=len(prompt.ids)), draft)
+            _Job(prompt.ids, cache_hints(request.cache, tenant, num_prompt_tokens=len(prompt.ids)), draft, grammar)
             for prompt in prompts
         ]
         return self._submit(
@@ -199,6 +204,16 @@ class ModelService:
         finally:
             stream.close()
         return num_cached
+
+    async def _prepared(self, structure: Structure | None) -> Grammar | None:
+        """Compile a grammar in the worker pool, so that the engine takes it in no time. Raises `ApiError` (400)."""
+        if structure is None:
+            return None
+        try:
+            await self.pool.run(lambda: self.driver.prepare(structure.grammar))
+        except RequestError as error:
+            raise structure.refusal(error) from error
+        return structure.grammar
 
     def _submit(
         self,
@@ -226,6 +241,7 @@ class ModelService:
                         group=call if num_choices > 1 else None,
                         cache=job.cache,
                         draft=job.draft,
+                        grammar=job.grammar,
                     )
                     assembler = self._assembler(sampling, stops, strip=strip, plan=plan)
                     choices.append(Choice(index, self._engine.submit(request), assembler, plan.reader()))

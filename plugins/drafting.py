@@ -32,6 +32,8 @@ class SequenceView:
     tokens: Sequence[int]
     num_prompt_tokens: int
     max_draft: int  # more guesses than that are cut off; at least 1
+    # How many of some next tokens the request's grammar allows, from the first. What it does not allow is cut off.
+    allowed_prefix: Callable[[Sequence[int]], int] = len
 
 
 @dataclass(frozen=True, slots=True)

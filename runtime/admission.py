@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ortserve.runtime.constraint import Constraint
 from ortserve.runtime.errors import ContextLengthError, RequestError
 from ortserve.runtime.history import TokenHistory
 from ortserve.runtime.manifest import Manifest
@@ -28,9 +29,19 @@ def check_request(request: Request, manifest: Manifest, plan: EnginePlan) -> Non
 
 
 def new_sequence(
-    request: Request, manifest: Manifest, plan: EnginePlan, *, seed: int, arrival: int, now_s: float
+    request: Request,
+    manifest: Manifest,
+    plan: EnginePlan,
+    *,
+    seed: int,
+    arrival: int,
+    now_s: float,
+    constraint: Constraint | None = None,
 ) -> Sequence:
-    """The engine's state of a checked request. `max_tokens` is cut to what the context leaves."""
+    """The engine's state of a checked request, with the constraint of its grammar.
+
+    `max_tokens` is cut to what the context leaves.
+    """
     sampling = request.sampling
     room = plan.max_context - len(request.prompt)
     has_penalty = (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty) != (
@@ -48,6 +59,7 @@ def new_sequence(
         eos_ids=frozenset(() if sampling.ignore_eos else manifest.eos_token_ids),
         stop_ids=frozenset(sampling.stop_token_ids),
         history=TokenHistory(request.prompt) if has_penalty else None,
+        constraint=constraint,
     )
 
 

@@ -79,10 +79,7 @@ class Drafting:
         wanted = [sequence for sequence in sequences if sequence.request.id in limits.keys() & self._known]
         if not self.is_on or not wanted or (self._pending is not None and not self._pending.done()):
             return {}
-        views = [
-            SequenceView(sequence.request.id, sequence.tokens, sequence.num_prompt_tokens, limits[sequence.request.id])
-            for sequence in wanted
-        ]
+        views = [_view(sequence, limits[sequence.request.id]) for sequence in wanted]
         begun = self._clock()
         wait_s = max(self._shortest_wait_s, WAIT_SHARE * step_s)
         self._pending = self._ask(lambda: self._drafter.propose(views, begun + wait_s))
@@ -180,3 +177,8 @@ class Drafting:
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
             task()
+
+
+def _view(sequence: Sequence, limit: int) -> SequenceView:
+    allowed = len if sequence.constraint is None else sequence.constraint.allowed_prefix
+    return SequenceView(sequence.request.id, sequence.tokens, sequence.num_prompt_tokens, limit, allowed)

@@ -18,11 +18,12 @@ import structlog
 
 from ortserve.plugins.api import CacheQuery, CacheStats, Entry, PromptCache
 from ortserve.runtime.admission import check_request
+from ortserve.runtime.constraint import Constraint
 from ortserve.runtime.engine import Engine, EngineStats
 from ortserve.runtime.errors import EngineClosedError, OverloadedError, RequestError
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.plan import EnginePlan
-from ortserve.runtime.request import Delta, FinishReason, Request
+from ortserve.runtime.request import Delta, FinishReason, Grammar, Request
 
 Answer = TypeVar("Answer")
 _STALL_S = 0.05
@@ -34,6 +35,12 @@ class Outlet(Protocol):
 
     def deliver(self, deltas: Sequence[Delta]) -> None:
         """Take all deltas of one step for this outlet. Called on the engine's thread: it must not block or raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Submission:
+    request: Request
+    constraint: Constraint | None  # compiled by whoever submitted it: the engine's thread has no time for that
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ class Driver:
         self.manifest = manifest
         self.plan = plan
         self._engine = engine
-        self._inbox: deque[Request | _Cancel | _Errand] = deque()
+        self._inbox: deque[_Submission | _Cancel | _Errand] = deque()
         self._changed = threading.Condition()
         self._outlets: dict[str, Outlet] = {}  # of all requests that have not finished; guarded by _changed
         self._stats = EngineStats()
@@ -101,10 +108,12 @@ class Driver:
     def submit(self, request: Request, outlet: Outlet) -> None:
         """Queue a request; its deltas go to `outlet` until one carries `finish`.
 
-        Raises `RequestError` (`ContextLengthError`) when it can never run or its id is in use, `OverloadedError` when
-        the queue is full, `EngineClosedError` after `close` or a crash of the engine's thread.
+        A grammar is compiled here, unless `prepare` has done it lately. Raises `RequestError` (`ContextLengthError`)
+        when it can never run or its id is in use, `OverloadedError` when the queue is full, `EngineClosedError` after
+        `close` or a crash of the engine's thread.
         """
         check_request(request, self.manifest, self.plan)
+        constraint = None if request.grammar is None else self._engine.grammars.compile(request.grammar)
         with self._changed:
             if self._closed_reason is not None:
                 raise EngineClosedError(self._closed_reason)
@@ -117,8 +126,15 @@ class Driver:
                     retry_after_s=self._finish_rate.seconds_for(1 + num_ahead - self.plan.max_waiting),
                 )
             self._outlets[request.id] = outlet
-            self._inbox.append(request)
+            self._inbox.append(_Submission(request, constraint))
             self._changed.notify()
+
+    def prepare(self, grammar: Grammar) -> None:
+        """Compile a grammar, so that submitting requests with it takes no time; may take a tenth of a second.
+
+        Raises `RequestError` that says what is wrong with it.
+        """
+        self._engine.grammars.compile(grammar)
 
     def cancel(self, request_id: str) -> None:
         """End a request; its outlet gets a last delta with `CANCELLED`. Unknown and finished ids are ignored."""
@@ -204,8 +220,8 @@ class Driver:
             commands, self._inbox = self._inbox, deque()
         ended: list[Delta | None] = []
         for command in commands:
-            if isinstance(command, Request):
-                self._engine.add(command)
+            if isinstance(command, _Submission):
+                self._engine.add(command.request, command.constraint)
             elif isinstance(command, _Errand):
                 command.run()
             else:

@@ -16,8 +16,10 @@ from ortserve.plugins.none import NoCache
 from ortserve.runtime.adaptation import learn, limits
 from ortserve.runtime.admission import new_sequence
 from ortserve.runtime.bell import Bell
+from ortserve.runtime.constraint import Constraint, Grammars, NoGrammars
 from ortserve.runtime.drafting import Drafting
 from ortserve.runtime.manifest import Manifest
+from ortserve.runtime.masking import Masking, Masks
 from ortserve.runtime.pace import Pace
 from ortserve.runtime.placement import Placement
 from ortserve.runtime.plan import EnginePlan
@@ -60,9 +62,12 @@ class Engine:
         reuse: Reuse | None = None,
         bell: Bell | None = None,
         drafting: Drafting | None = None,
+        grammars: Grammars | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """Without `reuse` nothing is cached, without `drafting` nothing is guessed; `bell` rings for the cache."""
+        """Without `reuse` nothing is cached, without `drafting` nothing is guessed, without `grammars` none can be
+        asked for; `bell` rings for the cache.
+        """
         self._manifest = manifest
         self._plan = plan
         self._runner = runner
@@ -73,6 +78,8 @@ class Engine:
         self.reuse = reuse or new_reuse(plan, NoCache)
         self.scheduler = Scheduler(plan, self._pace, Placement(plan, self.reuse))
         self.drafting = drafting
+        self.grammars = grammars or NoGrammars("its engine was made without")
+        self._masking = Masking(self.grammars)
         self.is_stalled = False  # there is work, and all of it waits for the prompt cache
         self._num_arrivals = 0
         self._stats = EngineStats()
@@ -83,11 +90,24 @@ class Engine:
         """`step` would do something."""
         return self.scheduler.has_work
 
-    def add(self, request: Request) -> None:
-        """Queue a request that `admission.check_request` has passed."""
+    def add(self, request: Request, constraint: Constraint | None = None) -> None:
+        """Queue a request that `admission.check_request` has passed, with a fresh constraint of its grammar.
+
+        Without one the grammar is compiled here, which may take long. Raises `RequestError` for one that cannot be.
+        """
         now = self._clock()
         seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
-        sequence = new_sequence(request, self._manifest, self._plan, seed=seed, arrival=self._num_arrivals, now_s=now)
+        if request.grammar is not None and constraint is None:
+            constraint = self.grammars.compile(request.grammar)
+        sequence = new_sequence(
+            request,
+            self._manifest,
+            self._plan,
+            seed=seed,
+            arrival=self._num_arrivals,
+            now_s=now,
+            constraint=constraint,
+        )
         self.scheduler.add(sequence, now)
         self._num_arrivals += 1
         if self.drafting is not None:
@@ -109,9 +129,13 @@ class Engine:
             return []
         begun = self._clock()
         try:
-            logits = self._runner.run(step)
+            masks = self._masking.begin(self._constrained(step))
+            try:
+                logits = self._runner.run(step)
+            finally:
+                masks.exception()  # whatever happens, the constraints are left alone before anybody touches them
             ran = self._clock()
-            drawn = self._pick(step, logits)
+            drawn = self._pick(step, logits, masks.result())
         except Exception as error:  # whatever the kernels, the memory or the sampler raise: nothing is committed yet
             self._log.exception("step failed", step=number, requests=sorted(step.request_ids))
             return self._abandon(step, error)
@@ -121,13 +145,14 @@ class Engine:
         advances = self.scheduler.commit(step, drawn, now_s=now, seconds=ran - begun)
         self._stats.num_steps += 1
         self._stats.num_fed_tokens += step.num_tokens
-        self._stats.num_output_tokens += sum(len(advance.drawn) for advance in advances)
+        self._stats.num_output_tokens += sum(len(advance.added) for advance in advances)
         self._learn(advances)
         return [self._delta(advance, now) for advance in advances]
 
     def close(self) -> None:
         """Let the prompt cache finish writing, and stop the drafter."""
         self.reuse.close()
+        self._masking.close()
         if self.drafting is not None:
             self.drafting.close()
 
@@ -159,15 +184,24 @@ class Engine:
             return
         results = []
         for advance in advances:
-            num_accepted = min(len(advance.drawn) - 1, advance.num_drafts)
-            learn(advance.sequence, advance.num_drafts, num_accepted)
-            tokens = tuple(one.token_id for one in advance.drawn if one.token_id is not None)
-            results.append((advance.sequence, advance.num_drafts, num_accepted, tokens))
+            learn(advance.sequence, advance.num_drafts, advance.num_accepted)
+            tokens = tuple(one.token_id for one in advance.added if one.token_id is not None)
+            results.append((advance.sequence, advance.num_drafts, advance.num_accepted, tokens))
         self.drafting.observe(results)
 
-    def _pick(self, step: Step, logits: Logits) -> list[tuple[Drawn, ...]]:
+    def _constrained(self, step: Step) -> list[tuple[str, Constraint, tuple[int, ...]]]:
+        """The rows of requests with a grammar that draw in this step."""
         found = [(row, self.scheduler.find(row.request_id)) for row in step.rows if row.num_logits]
-        return draw_rows(self._sampler, [(row, sequence) for row, sequence in found if sequence is not None], logits)
+        return [
+            (row.request_id, sequence.constraint, row.drafts)
+            for row, sequence in found
+            if sequence is not None and sequence.constraint is not None
+        ]
+
+    def _pick(self, step: Step, logits: Logits, masks: Masks) -> list[tuple[Drawn, ...]]:
+        found = [(row, self.scheduler.find(row.request_id)) for row in step.rows if row.num_logits]
+        rows = [(row, sequence) for row, sequence in found if sequence is not None]
+        return draw_rows(self._sampler, rows, logits, masks)
 
     def _abandon(self, step: Step, error: Exception) -> list[Delta]:
         self._stats = replace(self._stats, num_steps=step.number + 1, num_failed_steps=self._stats.num_failed_steps + 1)
@@ -177,11 +211,13 @@ class Engine:
     def _delta(self, advance: Advance, now_s: float) -> Delta:
         sequence, finish = advance.sequence, advance.finish
         if finish is FinishReason.ERROR:
-            return self._end(sequence, finish, "the model's logits are not finite numbers")
+            return self._end(sequence, finish, _reason(sequence))
         if finish is not None:
             self._stats.num_finished += 1
             self._forget(sequence)
-        shown = advance.drawn[:-1] if finish is FinishReason.STOP else advance.drawn
+        shown = advance.added
+        if finish is FinishReason.STOP and sequence.is_end(sequence.tokens[-1]):
+            shown = shown[:-1]
         return Delta(
             request_id=sequence.request.id,
             token_ids=tuple(one.token_id for one in shown if one.token_id is not None),
@@ -203,6 +239,14 @@ class Engine:
     def _forget(self, sequence: Sequence) -> None:
         if self.drafting is not None:
             self.drafting.forget(sequence.request.id)
+
+
+def _reason(sequence: Sequence) -> str:
+    """Why a sequence failed though its step ran."""
+    failure = None if sequence.constraint is None else sequence.constraint.failure
+    if failure is not None:
+        return f"the grammar cannot be followed any further ({failure})"
+    return "the model's logits are not finite numbers"
 
 
 def _usage(sequence: Sequence, now_s: float) -> Usage:

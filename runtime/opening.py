@@ -29,6 +29,7 @@ from ortserve.runtime.encoder_driver import EncoderDriver, EncoderLimits
 from ortserve.runtime.encoder_manifest import read_encoder_manifest
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.errors import DeviceError, PluginUnusableError
+from ortserve.runtime.guidance import open_grammars
 from ortserve.runtime.kv import SlotKvStore
 from ortserve.runtime.machine import memory_budget
 from ortserve.runtime.manifest import Manifest, read_manifest
@@ -92,7 +93,9 @@ def open_engine(folder: Path, manifest: Manifest, config: EngineConfig) -> tuple
     bell = Bell()
     reuse = open_cache(manifest, plan, config, store, bell)
     drafting = open_drafter(manifest, plan, config, store)
-    return Engine(manifest, plan, runner, sampler, reuse=reuse, bell=bell, drafting=drafting), plan
+    grammars = open_grammars(folder, manifest, num_threads=config.num_threads)
+    engine = Engine(manifest, plan, runner, sampler, reuse=reuse, bell=bell, drafting=drafting, grammars=grammars)
+    return engine, plan
 
 
 def open_cache(manifest: Manifest, plan: EnginePlan, config: EngineConfig, store: SlotKvStore, bell: Bell) -> Reuse:

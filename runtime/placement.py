@@ -89,14 +89,14 @@ class Placement:
             sequence.held_priority = _aged_priority(sequence, now_s)
             self._enter_row(sequence, self._leader(sequence))
 
-    def grow(self, sequence: Sequence) -> None:
-        """Let a running sequence store one more token, preempting the youngest (perhaps itself) until it can."""
-        while self._num_missing(sequence, sequence.num_computed + 1) > self.blocks.num_free:
+    def grow(self, sequence: Sequence, num_tokens: int) -> None:
+        """Let a running sequence store `num_tokens`, preempting the youngest (perhaps itself) until it can."""
+        while self._num_missing(sequence, num_tokens) > self.blocks.num_free:
             victim = self.by_age()[-1]
             self._preempt(victim)
             if victim is sequence:
                 return
-        self.reserve(sequence, sequence.num_computed + 1)
+        self.reserve(sequence, num_tokens)
 
     def has_blocks(self, sequence: Sequence, num_tokens: int) -> bool:
         """Whether `num_tokens` fit without preempting anyone."""

@@ -13,7 +13,7 @@ from ortserve.runtime.errors import RequestError
 class FinishReason(StrEnum):
     """Why a request produced its last token."""
 
-    STOP = "stop"  # an end-of-sequence id or one of `stop_token_ids`
+    STOP = "stop"  # an end-of-sequence id, one of `stop_token_ids`, or nothing can follow by the request's grammar
     LENGTH = "length"  # max_tokens, or the context is full
     CANCELLED = "cancelled"
     ERROR = "error"
@@ -21,7 +21,8 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is drawn; applied in the order penalties, bias, mask, temperature, top-k, top-p, min-p.
+    """How the next token is drawn; applied in the order penalties, bias, bans, grammar, temperature, top-k, top-p,
+    min-p.
 
     `temperature` 0 is greedy (ties to the lowest id). `seed` None lets the engine choose one; the same seed, choice
     and prompt draw the same tokens, whatever else is in the batch.
@@ -84,6 +85,26 @@ class DraftHints:
     max_draft: int | None = None  # guesses per step; 0 switches drafting off, None leaves it to the engine
 
 
+class GrammarKind(StrEnum):
+    """The language a grammar is written in."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"  # of the whole reply, in the syntax of Rust's regex crate: no look-around, no back-references
+    LARK = "lark"  # llguidance's dialect, with a `start` rule
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a reply must look like, as text that only the engine's grammar library reads.
+
+    With `after`, anything may be said first: the grammar holds for what follows the first occurrence of that text.
+    """
+
+    kind: GrammarKind
+    text: str
+    after: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One sequence to generate. `prompt` are token ids, at least one."""
@@ -96,6 +117,7 @@ class Request:
     group: str | None = None  # requests of one group have the same prompt, which is computed once
     cache: CacheHints = CacheHints()
     draft: DraftHints = DraftHints()
+    grammar: Grammar | None = None  # no token that it does not allow is ever drawn
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Draws one token per row of logits: penalties, bias, bans, temperature, top-k, top-p, min-p. Knows no sequences.
+"""Draws one token per row of logits by its rules, in order from penalties to min-p. Knows no sequences.
 
 A row's token depends on its own logits and its own `Draw` alone: every operation works element by element or reduces
 along one row in a fixed order, so a batch of any size gives the same bits.
@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ortserve.runtime.constraint import Bits
 from ortserve.runtime.exponential import Exponential, Floats
 from ortserve.runtime.history import TokenHistory
 from ortserve.runtime.request import SamplingParams, TokenLogprobs
@@ -37,6 +38,7 @@ class Draw:
     position: int  # of the token among the outputs, from 0
     history: TokenHistory | None = None  # present when a penalty is on
     banned: tuple[int, ...] = ()  # ids that must not be drawn here
+    allowed: Bits | None = None  # by a grammar: no other id can be drawn; packed as `constraint.Mask` says
 
     @property
     def is_greedy(self) -> bool:
@@ -228,11 +230,11 @@ def _keep(ids: Ids | None, weights: Floats, kept: npt.NDArray[np.bool_]) -> tupl
 
 
 def _has_rules(draw: Draw) -> bool:
-    return draw.history is not None or bool(draw.sampling.logit_bias) or bool(draw.banned)
+    return draw.history is not None or bool(draw.sampling.logit_bias) or bool(draw.banned) or draw.allowed is not None
 
 
 def _apply_rules(row: Floats, draw: Draw) -> None:
-    """Penalties, then bias, then bans, in place."""
+    """Penalties, then bias, then bans, then the grammar's mask, in place."""
     sampling = draw.sampling
     if draw.history is not None:
         ids, counts = draw.history.ids, draw.history.counts
@@ -247,3 +249,6 @@ def _apply_rules(row: Floats, draw: Draw) -> None:
         row[token] += np.float32(bias)
     if draw.banned:
         row[list(draw.banned)] = -np.inf
+    if draw.allowed is not None:
+        allowed = np.unpackbits(draw.allowed, count=len(row), bitorder="little").view(np.bool_)
+        np.putmask(row, ~allowed, np.float32(-np.inf))

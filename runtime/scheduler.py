@@ -19,6 +19,8 @@ from ortserve.runtime.sampler import Drawn
 from ortserve.runtime.sequence import Sequence, Stage
 from ortserve.runtime.step import Row, Step
 
+MAX_FORCED = 16  # tokens that a decode carries at the most: a step stays a step, and the rest comes in the next
+
 Drafts: TypeAlias = Mapping[str, tuple[int, ...]]  # guesses by request id, each based on the tokens of now
 
 
@@ -27,8 +29,9 @@ class Advance:
     """What one committed step did to one sequence that drew tokens."""
 
     sequence: Sequence
-    drawn: tuple[Drawn, ...]  # up to and including the one that ended it
-    num_drafts: int
+    added: tuple[Drawn, ...]  # drawn or forced by its grammar, up to and including the one that ended it
+    num_drafts: int  # guesses of a drafter
+    num_accepted: int  # of them
     finish: FinishReason | None
 
 
@@ -54,6 +57,7 @@ class Scheduler:
     def add(self, sequence: Sequence, now_s: float) -> None:
         """Queue a new sequence."""
         assert sequence.request.id not in self._sequences, f"request id {sequence.request.id} is in use"
+        _open(sequence)
         sequence.waiting_since_s = now_s
         self._sequences[sequence.request.id] = sequence
         self.placement.enqueue(sequence)
@@ -68,8 +72,8 @@ class Scheduler:
         self.placement.discard(sequence, is_complete=is_complete)
 
     def decoding(self) -> list[Sequence]:
-        """Running sequences whose next step is a plain decode: those that drafts can be proposed for."""
-        return [sequence for sequence in self.placement.by_age() if sequence.num_pending == 1]
+        """Running sequences whose next step is a decode: those that drafts can be proposed for."""
+        return [sequence for sequence in self.placement.by_age() if sequence.is_decoding]
 
     def plan(self, number: int, now_s: float, drafts: Drafts | None = None) -> Step | None:
         """The next step; None when there is nothing to do."""
@@ -115,34 +119,28 @@ class Scheduler:
         return lost
 
     def _advance(self, sequence: Sequence, row: Row, drawn: tuple[Drawn, ...], now_s: float) -> Advance:
-        num_drafts = len(row.drafts)
-        kept: list[Drawn] = []
-        finish: FinishReason | None = None
-        for one in drawn:
-            kept.append(one)
-            if one.token_id is None:
-                return Advance(sequence, tuple(kept), num_drafts, FinishReason.ERROR)
-            sequence.tokens.append(one.token_id)
-            if sequence.history is not None:
-                sequence.history.add(one.token_id)
-            finish = sequence.finish_after(one.token_id)
-            if finish is not None:
-                break
-        num_accepted = len(kept) - 1  # the last one was drawn, not guessed (or ends the request)
-        sequence.num_computed += num_accepted
-        sequence.num_accepted += num_accepted
-        sequence.num_rejected += num_drafts - num_accepted
+        num_drafts = 0 if sequence.forced else len(row.drafts)  # what had to come was no guess
+        added: list[Drawn] = []
         if sequence.first_token_s is None:
             sequence.first_token_s = now_s
-        if finish is not None:
+            added += map(Drawn, sequence.tokens[sequence.num_prompt_tokens :])  # forced before anything was drawn
+        finish, num_taken = _take_drawn(sequence, drawn, added)
+        # The last one was drawn, not guessed (or ends the request).
+        sequence.num_computed += max(num_taken - 1, 0)
+        num_accepted = min(num_taken - 1, num_drafts)
+        sequence.num_accepted += num_accepted
+        sequence.num_rejected += num_drafts - num_accepted
+        if finish is None:
+            finish = _take_forced(sequence, added)
+        if finish in (FinishReason.STOP, FinishReason.LENGTH):
             self.remove(sequence, is_complete=True)
-        return Advance(sequence, tuple(kept), num_drafts, finish)
+        return Advance(sequence, tuple(added), num_drafts, num_accepted, finish)
 
     def _plan_decodes(self, drafts: Drafts) -> list[Row]:
         """A row for each running sequence with one token to compute; when memory runs out, the youngest gives way."""
         for sequence in self.placement.by_age():
-            if sequence.stage is Stage.RUNNING and sequence.num_pending == 1:
-                self.placement.grow(sequence)
+            if sequence.stage is Stage.RUNNING and sequence.is_decoding:
+                self.placement.grow(sequence, sequence.num_computed + self._decode_length(sequence))
         ready = self.decoding()
         if len(ready) > self._plan.max_logit_rows:
             ready.sort(key=lambda sequence: sequence.last_step)  # whoever has waited longest
@@ -150,15 +148,23 @@ class Scheduler:
         spare = self._plan.max_logit_rows - len(ready)
         rows: list[Row] = []
         for sequence in ready:
-            guesses = self._fitting(sequence, drafts.get(sequence.request.id, ())[:spare])
+            count = self._decode_length(sequence)
+            guesses = sequence.forced or drafts.get(sequence.request.id, ())
+            guesses = self._fitting(sequence, guesses[:spare]) if count == sequence.num_pending else ()
             spare -= len(guesses)
-            rows.append(self._verification(sequence, guesses) if guesses else self._row(sequence, 1))
+            rows.append(self._verification(sequence, guesses) if guesses else self._row(sequence, count))
         return rows
 
+    def _decode_length(self, sequence: Sequence) -> int:
+        """Tokens a decoding sequence feeds: more than one only where its grammar has forced some."""
+        return min(sequence.num_pending, MAX_FORCED, self._plan.max_chunk_tokens)
+
     def _fitting(self, sequence: Sequence, guesses: tuple[int, ...]) -> tuple[int, ...]:
-        """Cut a draft to what the request may still generate and to memory that is free anyway."""
+        """Cut a draft to what the request may still say, by number and grammar, and to memory that is free anyway."""
         room = sequence.max_tokens - sequence.num_output_tokens - 1
-        guesses = guesses[: max(0, min(room, self._plan.max_chunk_tokens - 1))]
+        guesses = guesses[: max(0, min(room, self._plan.max_chunk_tokens - sequence.num_pending))]
+        if guesses and sequence.constraint is not None:
+            guesses = guesses[: sequence.constraint.allowed_prefix(guesses)]
         while guesses and not self.placement.has_blocks(sequence, len(sequence.tokens) + len(guesses)):
             guesses = guesses[:-1]
         if guesses:
@@ -167,15 +173,15 @@ class Scheduler:
 
     def _verification(self, sequence: Sequence, guesses: tuple[int, ...]) -> Row:
         assert sequence.slot is not None
-        tokens = (sequence.tokens[-1], *guesses)
-        return Row(sequence.request.id, sequence.slot, sequence.num_computed, tokens, len(tokens))
+        tokens = (*sequence.tokens[sequence.num_computed :], *guesses)
+        return Row(sequence.request.id, sequence.slot, sequence.num_computed, tokens, len(guesses) + 1)
 
     def _plan_chunks(self, decodes: list[Row]) -> Iterator[Row]:
         """Prompt chunks of the oldest sequences that have not computed theirs, within the step's time."""
         num_logits = sum(row.num_logits for row in decodes)
         decode_tokens = sum(len(row.tokens) for row in decodes)
         decode_attended = sum(len(row.tokens) * row.end for row in decodes)
-        waiting = [sequence for sequence in self.placement.by_age() if sequence.num_pending > 1]
+        waiting = [sequence for sequence in self.placement.by_age() if not sequence.is_decoding]
         if not waiting:
             return
         budget = self._pace.chunk_tokens(
@@ -208,3 +214,47 @@ class Scheduler:
             start -= 1
         tokens = tuple(sequence.tokens[start:end])
         return Row(sequence.request.id, sequence.slot, start, tokens, int(end == len(sequence.tokens)))
+
+
+def _open(sequence: Sequence) -> None:
+    """Put what a grammar forces at the very beginning behind the prompt: it is computed with it.
+
+    The last one is left to be drawn: it may complete the reply, and a reply comes out of a step.
+    """
+    if sequence.constraint is None or sequence.request.sampling.num_logprobs is not None:
+        return
+    for token in sequence.constraint.forced()[:-1][: sequence.max_tokens - 1]:
+        if sequence.is_end(token) or not sequence.take(token):
+            return
+
+
+def _take_drawn(sequence: Sequence, drawn: tuple[Drawn, ...], added: list[Drawn]) -> tuple[FinishReason | None, int]:
+    """Append what was drawn, up to the token that ends the request; returns how many were taken."""
+    for count, one in enumerate(drawn, 1):
+        added.append(one)
+        if one.token_id is None or not sequence.take(one.token_id):
+            return FinishReason.ERROR, count
+        finish = sequence.finish_after(one.token_id)
+        if finish is not None:
+            return finish, count
+    return None, len(drawn)
+
+
+def _take_forced(sequence: Sequence, added: list[Drawn]) -> FinishReason | None:
+    """Append what must come next by the grammar. Where log-probabilities are wanted it waits for its logits."""
+    sequence.num_trailing, sequence.forced = 1, ()
+    if sequence.constraint is None:
+        return None
+    forced = sequence.constraint.forced()
+    if sequence.request.sampling.num_logprobs is not None:
+        sequence.forced = forced
+        return None
+    for token in forced:
+        added.append(Drawn(token))
+        if not sequence.take(token):
+            return FinishReason.ERROR
+        sequence.num_trailing += 1
+        finish = sequence.finish_after(token)
+        if finish is not None:
+            return finish
+    return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from ortserve.plugins.api import Hit, Ticket
+from ortserve.runtime.constraint import Constraint, Mask
 from ortserve.runtime.history import TokenHistory
 from ortserve.runtime.request import FinishReason, Request
 from ortserve.runtime.sampler import Draw
@@ -33,6 +34,7 @@ class Sequence:
     eos_ids: frozenset[int]  # ids that end this request once min_tokens are drawn
     stop_ids: frozenset[int]  # ids that end this request at any time
     history: TokenHistory | None  # only when a penalty is on
+    constraint: Constraint | None = None  # of a request with a grammar: stands behind the last of `tokens`
     stage: Stage = Stage.WAITING
     num_computed: int = 0  # tokens whose keys and values are stored
     slot: int | None = None  # row of the KV store, while RUNNING
@@ -43,6 +45,8 @@ class Sequence:
     num_saved: int = 0  # leading tokens that the cache has, or has been offered; a multiple of the block size
     num_written: int = 0  # prompt tokens offered to the cache
     seconds_unsaved: float = 0.0  # spent on computing what has not been saved yet
+    num_trailing: int = 1  # last tokens that came since logits were drawn from: one drawn, others forced by the grammar
+    forced: tuple[int, ...] = ()  # what must come next and waits for its logits, which the request wants to see
     num_accepted: int = 0  # draft tokens that equalled the token drawn
     num_rejected: int = 0
     acceptance: float = 0.0  # expected share of drafts that are accepted, kept by `adaptation`
@@ -66,11 +70,19 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        """Tokens not computed yet; 1 means the next step of this sequence is a plain decode."""
+        """Tokens not computed yet."""
         return len(self.tokens) - self.num_computed
 
-    def draws(self, drafts: Values[int]) -> list[Draw]:
-        """How the token after `tokens` is drawn, and those after each draft as if the drafts before had been drawn."""
+    @property
+    def is_decoding(self) -> bool:
+        """The next step of this sequence computes what came since logits were drawn from: mostly one token."""
+        return self.num_pending <= self.num_trailing
+
+    def draws(self, drafts: Values[int], masks: Values[Mask] = ()) -> list[Draw]:
+        """How the token after `tokens` is drawn, and those after each draft as if the drafts before had been drawn.
+
+        `masks` belong to the same places when there is a grammar.
+        """
         sampling, history = self.request.sampling, self.history
         found: list[Draw] = []
         for offset in range(len(drafts) + 1):
@@ -79,12 +91,26 @@ class Sequence:
             position = self.num_output_tokens + offset
             is_early = position < sampling.min_tokens
             banned = tuple(sorted(self.eos_ids)) if is_early else ()
-            found.append(Draw(sampling, self.seed, self.request.choice, position, history, banned))
+            allowed = None
+            if masks:
+                allowed = masks[offset].with_ends(self.stop_ids if is_early else self.eos_ids | self.stop_ids)
+            found.append(Draw(sampling, self.seed, self.request.choice, position, history, banned, allowed))
         return found
+
+    def take(self, token: int) -> bool:
+        """Append a token to the output. False when the grammar's reader has failed."""
+        self.tokens.append(token)
+        if self.history is not None:
+            self.history.add(token)
+        return self.constraint is None or self.is_end(token) or self.constraint.accept(token)
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends the request and is not part of the reply's text."""
+        return token in self.eos_ids or token in self.stop_ids
 
     def finish_after(self, token: int) -> FinishReason | None:
         """Whether drawing `token`, the last of `tokens`, ends the request."""
-        if token in self.eos_ids or token in self.stop_ids:
+        if self.is_end(token) or (self.constraint is not None and self.constraint.is_complete):
             return FinishReason.STOP
         if self.num_output_tokens >= self.max_tokens:
             return FinishReason.LENGTH

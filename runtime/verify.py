@@ -7,22 +7,30 @@ without drafts, by seed and hence in distribution.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Values
 
+from ortserve.runtime.constraint import Mask
 from ortserve.runtime.exponential import Floats
 from ortserve.runtime.sampler import Draw, Drawn, Sampler
 from ortserve.runtime.sequence import Sequence
 from ortserve.runtime.step import Row
 
 
-def draw_rows(sampler: Sampler, rows: Values[tuple[Row, Sequence]], logits: Floats) -> list[tuple[Drawn, ...]]:
+def draw_rows(
+    sampler: Sampler,
+    rows: Values[tuple[Row, Sequence]],
+    logits: Floats,
+    masks: Mapping[str, tuple[Mask, ...]],
+) -> list[tuple[Drawn, ...]]:
     """For each row that has logits, the tokens it adds: its accepted drafts and the one drawn after them.
 
-    `logits [sum of num_logits, vocab]` belong to the rows in order and are overwritten where rules apply.
+    `logits [sum of num_logits, vocab]` belong to the rows in order and are overwritten where rules apply. `masks` are
+    of requests with a grammar, by id, at each of their positions.
     """
     draws: list[Draw] = []
     for row, sequence in rows:
-        draws += sequence.draws(row.drafts)
+        draws += sequence.draws(row.drafts, masks.get(row.request_id, ()))
     drawn = sampler.draw(logits, draws) if draws else []
     found: list[tuple[Drawn, ...]] = []
     begin = 0

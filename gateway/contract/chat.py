@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ortserve.gateway.contract.rules import Rule, extension, honoured, ignored, refused, required
-from ortserve.gateway.contract.sampling import BREAKPOINT, CACHING, CHOOSING, CONSTRAINTS, EXTENSIONS
+from ortserve.gateway.contract.sampling import BREAKPOINT, CACHING, CHOOSING, EXTENSIONS, FOREIGN, FORMATS
 from ortserve.gateway.contract.shapes import ANYTHING, BOOLEAN, OBJECT, STRING, array, integer, mapping, one_of, words
 from ortserve.gateway.contract.table import FieldTable
 from ortserve.gateway.schema.chat import MAX_TOP_LOGPROBS, REASONING_EFFORTS, SERVICE_TIERS, VERBOSITIES
@@ -86,10 +86,6 @@ TOOLS: tuple[Rule, ...] = (
     honoured("function_call", one_of(STRING, OBJECT), "the older form of `tool_choice`"),
     required("function_call.name", STRING, "where it is an object"),
 )
-FORMATS: tuple[Rule, ...] = (
-    refused("response_format", OBJECT, "only text", neutral=({"type": "text"},)),
-    *CONSTRAINTS,
-)
 REASONING: tuple[Rule, ...] = (
     honoured("reasoning_effort", words(*REASONING_EFFORTS), "given to the template; `none` switches thinking off"),
     extension("include_reasoning", BOOLEAN, "false: thoughts are counted and not shown"),
@@ -113,6 +109,7 @@ CHAT = FieldTable(
         honoured("logprobs", BOOLEAN, "log-softmax of the raw logits"),
         honoured("top_logprobs", integer(0, MAX_TOP_LOGPROBS), "only with `logprobs`"),
         *FORMATS,
+        *FOREIGN,
         *TOOLS,
         *REASONING,
         *PREDICTION,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ortserve.gateway.contract.rules import honoured, refused, refused_extension, required
-from ortserve.gateway.contract.sampling import CACHING, CHOOSING, CONSTRAINTS, EXTENSIONS, TOKEN_ID
+from ortserve.gateway.contract.rules import honoured, refused, required
+from ortserve.gateway.contract.sampling import CACHING, CHOOSING, EXTENSIONS, FOREIGN, FORMATS, TOKEN_ID
 from ortserve.gateway.contract.shapes import BOOLEAN, STRING, array, integer, one_of
 from ortserve.gateway.contract.table import FieldTable
 from ortserve.gateway.schema.completions import DEFAULT_MAX_TOKENS, MAX_BEST_OF, MAX_LOGPROBS, MAX_PROMPTS
@@ -23,7 +23,7 @@ COMPLETIONS = FieldTable(
         refused("suffix", STRING, "the model cannot fill in the middle", neutral=("",)),
         *CACHING,
         *EXTENSIONS,
-        refused_extension("response_format", "only text"),
-        *CONSTRAINTS,
+        *FORMATS,
+        *FOREIGN,
     )
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ortserve.gateway.contract.rules import Rule, extension, honoured, ignored, refused
+from ortserve.gateway.contract.rules import Rule, extension, honoured, ignored, refused, required
 from ortserve.gateway.contract.sampling import CACHING, CHOOSING, CONSTRAINTS, DRAWING, EXTENSIONS
 from ortserve.gateway.contract.shapes import (
     ANYTHING,
@@ -19,6 +19,8 @@ from ortserve.gateway.contract.shapes import (
 from ortserve.gateway.contract.table import FieldTable
 from ortserve.gateway.schema.chat import MAX_TOP_LOGPROBS, REASONING_EFFORTS, VERBOSITIES
 from ortserve.gateway.schema.responses import INCLUDABLE, MAX_NAME_LENGTH, SERVICE_TIERS, SUMMARIES, TRUNCATIONS
+from ortserve.gateway.schema.structure import FORMAT_TYPES
+from ortserve.gateway.schema.structure import MAX_NAME_LENGTH as MAX_FORMAT_NAME
 
 # Chat's sampling fields that this API does not specify are taken all the same; it has neither `n` nor `user`'s rule.
 CHOOSING_TOO: tuple[Rule, ...] = tuple(
@@ -36,7 +38,12 @@ REASONING: tuple[Rule, ...] = (
 )
 TEXT: tuple[Rule, ...] = (
     honoured("text", OBJECT),
-    refused("text.format", OBJECT, "only text", neutral=({"type": "text"},)),
+    honoured("text.format", OBJECT),
+    required("text.format.type", words(*FORMAT_TYPES)),
+    required("text.format.name", string(MAX_FORMAT_NAME), "letters, digits, `_` and `-`"),
+    required("text.format.schema", OBJECT, "a keyword that cannot be enforced is refused by name"),
+    honoured("text.format.strict", BOOLEAN, "enforced in any case"),
+    honoured("text.format.description", STRING, "not shown to the model"),
     honoured("text.verbosity", words(*VERBOSITIES), "echoed; no model here has been trained for it"),
 )
 TOOLS: tuple[Rule, ...] = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ortserve.gateway.contract.rules import Rule, extension, honoured, ignored, refused, refused_extension
+from ortserve.gateway.contract.rules import Rule, extension, honoured, ignored, refused, refused_extension, required
 from ortserve.gateway.contract.shapes import (
     BOOLEAN,
     OBJECT,
@@ -18,7 +18,6 @@ from ortserve.gateway.contract.shapes import (
 from ortserve.gateway.schema.caching import MAX_KEY_LENGTH, MODES, RETENTIONS
 from ortserve.gateway.schema.drafting import MAX_DRAFT
 from ortserve.gateway.schema.sampling import (
-    CONSTRAINT_FIELDS,
     INT64_MAX,
     MAX_CHOICES,
     MAX_PENALTY,
@@ -26,6 +25,13 @@ from ortserve.gateway.schema.sampling import (
     MAX_STOP_LENGTH,
     MAX_STOPS,
     MIN_REPETITION,
+)
+from ortserve.gateway.schema.structure import (
+    FOREIGN_FIELDS,
+    FORMAT_TYPES,
+    GUIDED_FIELDS,
+    MAX_GUIDED_CHOICES,
+    MAX_NAME_LENGTH,
 )
 
 STOP = string(MAX_STOP_LENGTH)
@@ -63,8 +69,25 @@ EXTENSIONS: tuple[Rule, ...] = (
     extension("speculative", OBJECT),
     extension("speculative.max_draft", integer(0, MAX_DRAFT), "guesses per step; 0: none"),
 )
+# What the reply must look like. Everything that cannot be enforced is refused.
+FORMATS: tuple[Rule, ...] = (
+    honoured("response_format", OBJECT),
+    required("response_format.type", words(*FORMAT_TYPES)),
+    honoured("response_format.json_schema", OBJECT),
+    required("response_format.json_schema.name", string(MAX_NAME_LENGTH), "letters, digits, `_` and `-`"),
+    required("response_format.json_schema.schema", OBJECT, "a keyword that cannot be enforced is refused by name"),
+    honoured("response_format.json_schema.strict", BOOLEAN, "enforced in any case"),
+    honoured("response_format.json_schema.description", STRING, "not shown to the model"),
+    extension("guided_json", OBJECT, "a JSON schema"),
+    extension("guided_regex", STRING, "the whole reply matches; no look-around, no back-references"),
+    extension("guided_choice", array(STRING, min_items=1, max_items=MAX_GUIDED_CHOICES), "one of these texts"),
+    extension("guided_grammar", STRING, "in llguidance's dialect of Lark, with a `start` rule"),
+)
+FOREIGN: tuple[Rule, ...] = tuple(
+    refused_extension(name, "`response_format` or a `guided_` field says it") for name in FOREIGN_FIELDS
+)
 CONSTRAINTS: tuple[Rule, ...] = tuple(
-    refused_extension(name, "replies cannot be constrained this way") for name in CONSTRAINT_FIELDS
+    refused_extension(name, "this endpoint has its own field for it") for name in (*GUIDED_FIELDS, *FOREIGN_FIELDS)
 )
 CACHING: tuple[Rule, ...] = (
     honoured("prompt_cache_key", string(MAX_KEY_LENGTH), "brings related requests together"),

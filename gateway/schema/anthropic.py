@@ -13,7 +13,7 @@ from ortserve.gateway.schema.anthropic_content import read_conversation
 from ortserve.gateway.schema.caching import CacheWish, read_cache_salt
 from ortserve.gateway.schema.chat import ChatRequest
 from ortserve.gateway.schema.drafting import read_draft_wish
-from ortserve.gateway.schema.fields import Fields, missing
+from ortserve.gateway.schema.fields import Fields, invalid_value, missing
 from ortserve.gateway.schema.messages import Message
 from ortserve.gateway.schema.sampling import (
     SamplingDefaults,
@@ -21,8 +21,9 @@ from ortserve.gateway.schema.sampling import (
     check_num_stops,
     read_sampling,
     read_stop,
-    refuse_constraints,
 )
+from ortserve.gateway.schema.structure import refuse_structure
+from ortserve.gateway.structured import Structure, schema_structure
 
 SERVICE_TIERS = ("auto", "standard_only")
 THINKING_TYPES = ("disabled", "adaptive", "enabled")
@@ -61,7 +62,23 @@ def _read(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary, *,
         cache=CacheWish(salt=read_cache_salt(fields)),
         draft=read_draft_wish(fields),
         continue_final_message=continues,
+        structure=_read_output_format(fields),
     )
+
+
+def _read_output_format(fields: Fields) -> Structure | None:
+    """`output_config.format`, or `output_format` as its beta called it: a JSON schema."""
+    config = fields.object("output_config")
+    wanted = fields.object("output_format") or (None if config is None else config.object("format"))
+    if wanted is None:
+        return None
+    kind = wanted.required_string("type")
+    if kind != "json_schema":
+        raise invalid_value(wanted.name("type"), kind, ("json_schema",))
+    schema = wanted.object("schema")
+    if schema is None:
+        raise missing(wanted.name("schema"))
+    return schema_structure(schema.data, wanted.name("schema"))
 
 
 def _ends_with_assistant(messages: Sequence[Message]) -> bool:
@@ -91,16 +108,13 @@ def _refuse_unsupported(fields: Fields) -> None:
     if choice is not None and choice.required_string("type") not in ("auto", "none"):
         message = "Invalid value for 'tool_choice': it is only allowed when tools are specified."
         raise bad_request(message, param="tool_choice", code="invalid_value")
-    for key in ("container", "mcp_servers", "output_format"):
+    for key in ("container", "mcp_servers"):
         if fields.has(key):
             raise unsupported_parameter(key, "is not supported by this version.")
-    output = fields.object("output_config")
-    if output is not None and output.has("format"):
-        raise unsupported_parameter("output_config.format", "is not supported: replies cannot be constrained yet.")
     thinking = fields.object("thinking")
     if thinking is not None and thinking.choice("type", THINKING_TYPES) == "enabled":
         raise unsupported_parameter("thinking", "cannot be enabled: this version shows no thinking.")
-    refuse_constraints(fields)
+    refuse_structure(fields)
 
 
 def _check_accepted(fields: Fields) -> None:

@@ -18,9 +18,10 @@ from ortserve.gateway.schema.sampling import (
     read_num_choices,
     read_sampling,
     read_stops,
-    refuse_constraints,
 )
+from ortserve.gateway.schema.structure import read_structure
 from ortserve.gateway.schema.tools import NO_TOOLS, ToolUse, read_tool_use
+from ortserve.gateway.structured import Structure
 from ortserve.runtime.request import SamplingParams
 
 MAX_TOP_LOGPROBS = 20
@@ -50,6 +51,7 @@ class ChatRequest:
     continue_final_message: bool = False
     tools: ToolUse = NO_TOOLS
     includes_reasoning: bool = True
+    structure: Structure | None = None  # what the reply must look like
 
 
 def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary) -> ChatRequest:
@@ -84,6 +86,7 @@ def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary
         continue_final_message=continues,
         tools=read_tool_use(fields),
         includes_reasoning=fields.boolean("include_reasoning", default=True),
+        structure=read_structure(fields),
     )
 
 
@@ -110,13 +113,9 @@ def _read_num_logprobs(fields: Fields) -> int | None:
 
 
 def _refuse_unsupported(fields: Fields) -> None:
-    response_format = fields.object("response_format")
-    if response_format is not None and response_format.required_string("type") != "text":
-        raise unsupported_parameter("response_format", "only supports {'type': 'text'} in this version.")
     for key in ("moderation", "web_search_options"):
         if fields.has(key):
             raise unsupported_parameter(key, "is not supported with this model.")
-    refuse_constraints(fields)
     _refuse_audio(fields)
 
 

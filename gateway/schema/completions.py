@@ -16,8 +16,9 @@ from ortserve.gateway.schema.sampling import (
     read_sampling,
     read_stops,
     read_token_ids,
-    refuse_constraints,
 )
+from ortserve.gateway.schema.structure import read_structure
+from ortserve.gateway.structured import Structure
 from ortserve.runtime.request import SamplingParams
 
 DEFAULT_MAX_TOKENS = 16
@@ -43,6 +44,7 @@ class CompletionRequest:
     include_usage: bool
     cache: CacheWish
     max_draft: int | None  # guesses per step
+    structure: Structure | None = None  # what each reply must look like
 
 
 def read_completion(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary) -> CompletionRequest:
@@ -77,6 +79,7 @@ def read_completion(fields: Fields, defaults: SamplingDefaults, vocabulary: Voca
         include_usage=read_include_usage(fields, stream=stream),
         cache=read_cache_wish(fields),
         max_draft=read_max_draft(fields),
+        structure=read_structure(fields),
     )
 
 
@@ -117,7 +120,3 @@ def _refuse_unsupported(fields: Fields, *, num_choices: int, scores_prompt: bool
     best_of = fields.integer("best_of", 0, MAX_BEST_OF)
     if best_of is not None and best_of > max(num_choices, 1):
         raise unsupported_parameter("best_of", "greater than 'n' is not supported by this version.")
-    response_format = fields.object("response_format")
-    if response_format is not None and response_format.required_string("type") != "text":
-        raise unsupported_parameter("response_format", "only supports {'type': 'text'} in this version.")
-    refuse_constraints(fields)

@@ -22,8 +22,9 @@ from ortserve.gateway.schema.sampling import (
     read_include_usage,
     read_sampling,
     read_stops,
-    refuse_constraints,
 )
+from ortserve.gateway.schema.structure import read_flat_format, refuse_structure
+from ortserve.gateway.structured import Structure
 from ortserve.runtime.request import SamplingParams
 
 LOGPROBS = "message.output_text.logprobs"
@@ -64,7 +65,7 @@ def read_response_call(fields: Fields, defaults: SamplingDefaults, vocabulary: V
     for key in REFUSED_FIELDS:
         if fields.has(key):
             raise unsupported_parameter(key, "is not supported with this model.")
-    refuse_constraints(fields)
+    refuse_structure(fields)
     _check_accepted(fields)
     stream = fields.boolean("stream")
     read_include_usage(fields, stream=stream)  # counts are always in the last event
@@ -84,6 +85,7 @@ def read_response_call(fields: Fields, defaults: SamplingDefaults, vocabulary: V
         add_generation_prompt=True,
         cache=read_cache_wish(fields),
         draft=read_draft_wish(fields),
+        structure=_read_format(fields),
     )
     return ResponseCall(model, items, stream, _read_echo(fields, sampling), chat)
 
@@ -149,9 +151,15 @@ def _read_num_logprobs(fields: Fields) -> int | None:
 def _read_text(fields: Fields) -> Json:
     text = fields.object("text") or Fields({}, "text")
     format_ = text.object("format")
-    if format_ is not None and format_.required_string("type") != "text":
-        raise unsupported_parameter("text.format", "only supports {'type': 'text'} in this version.")
-    return {"format": {"type": "text"}, "verbosity": text.choice("verbosity", VERBOSITIES) or "medium"}
+    shown = {"type": "text"} if format_ is None else dict(format_.data)
+    return {"format": shown, "verbosity": text.choice("verbosity", VERBOSITIES) or "medium"}
+
+
+def _read_format(fields: Fields) -> Structure | None:
+    """What the reply must look like."""
+    text = fields.object("text")
+    format_ = None if text is None else text.object("format")
+    return None if format_ is None else read_flat_format(format_)
 
 
 def _read_reasoning(fields: Fields) -> Json:

@@ -15,11 +15,6 @@ MAX_PENALTY = 2
 MIN_REPETITION, MAX_REPETITION = 0.01, 100
 INT64_MAX = 2**63 - 1
 
-# Constraints other servers know under these names: answering as if they had been applied would be wrong.
-CONSTRAINT_FIELDS = (
-    "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "grammar", "json_schema",
-)  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
@@ -124,16 +119,6 @@ def read_include_usage(fields: Fields, *, stream: bool) -> bool:
         message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
         raise bad_request(message, param="stream_options", code="invalid_value")
     return options.boolean("include_usage")
-
-
-def refuse_constraints(fields: Fields) -> None:
-    """A 400 for constraint fields of other servers, which would otherwise be silently ignored."""
-    for key in CONSTRAINT_FIELDS:
-        if fields.has(key):
-            message = (
-                f"Unsupported parameter: '{key}' is not supported by this version: replies cannot be constrained yet."
-            )
-            raise bad_request(message, param=key, code="unsupported_parameter")
 
 
 def _read_logit_bias(fields: Fields, vocabulary: Vocabulary) -> tuple[tuple[int, float], ...]:

@@ -67,6 +67,14 @@ CONVERSATION: list[Body] = [
     {"role": "assistant", "refusal": "no", "reasoning": "hm", "function_call": {"name": "f", "arguments": "{}"}},
     {"role": "tool", "tool_call_id": "1", "content": "42"},
 ]
+SCHEMA: Body = {"name": "s", "schema": {"type": "object"}, "strict": True, "description": "d"}
+FORMS: tuple[Body, ...] = (
+    {"response_format": {"type": "json_schema", "json_schema": SCHEMA}},
+    {"guided_json": {"type": "object"}},
+    {"guided_regex": "a+"},
+    {"guided_choice": ["a", "b"]},
+    {"guided_grammar": 'start: "a"'},
+)
 GRAMMAR: Body = {"type": "grammar", "grammar": {"syntax": "regex", "definition": "a+"}}
 FUNCTION: Body = {"name": "f", "description": "d", "parameters": {"type": "object"}}
 TOOLS: list[Body] = [
@@ -109,10 +117,12 @@ HONOURED: Mapping[str, tuple[Body, ...]] = {
         *({**CHAT, "tools": TOOLS, "tool_choice": chosen} for chosen in CHOSEN),
         {**CHAT, "functions": [FUNCTION], "function_call": {"name": "f"}},
         {**CHAT, "messages": [USER, {"role": "assistant", "content": "Well"}], "continue_final_message": True},
+        *({**CHAT, **form} for form in FORMS),
     ),
     "/v1/completions": (
         {**TEXT, **CHOOSING, **EXTENSIONS, **CACHING, "max_tokens": 8, "echo": True},
         {**TEXT, "logprobs": 2},
+        *({**TEXT, **form} for form in FORMS),
     ),
     "/v1/messages": (
         {
@@ -120,9 +130,10 @@ HONOURED: Mapping[str, tuple[Body, ...]] = {
             "messages": [{"role": "user", "content": BLOCKS}],
             "system": BLOCKS,
             "stop_sequences": ["x"], "stream": True, "temperature": 0.5, "top_p": 0.9,
-            "thinking": {"type": "adaptive"}, "output_config": {},
+            "thinking": {"type": "adaptive"}, "output_config": {"format": {"type": "json_schema", "schema": {}}},
             "frequency_penalty": 0.1, "presence_penalty": 0.1, "logit_bias": {"5": 1}, "seed": 1,
         },
+        {**MESSAGES, "output_format": {"type": "json_schema", "schema": {}}},
     ),
     "/v1/responses": (
         {
@@ -130,7 +141,8 @@ HONOURED: Mapping[str, tuple[Body, ...]] = {
             "model": "m", "input": "hi", "instructions": "be brief", "previous_response_id": "resp_1", "store": True,
             "background": True, "max_output_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_logprobs": 2,
             "include": ["message.output_text.logprobs"], "stream": True, "stream_options": {"include_usage": True},
-            "text": {"verbosity": "low"}, "reasoning": {"effort": "low", "summary": "auto"},
+            "text": {"verbosity": "low", "format": {"type": "json_schema", **SCHEMA}},
+            "reasoning": {"effort": "low", "summary": "auto"},
             "tools": [{"type": "web_search"}], "parallel_tool_calls": True, "max_tool_calls": 1, "truncation": "auto",
             "metadata": {"a": "b"}, "safety_identifier": "x", "user": "me",
             "frequency_penalty": 0.1, "presence_penalty": 0.1, "logit_bias": {"5": 1}, "seed": 1, "stop": "x",
@@ -154,13 +166,11 @@ def _block(**block: Any) -> Body:
     return {**MESSAGES, "messages": [{"role": "user", "content": [block]}]}
 
 
+FOREIGN = {name: {name: "x"} for name in ("structured_outputs", "grammar", "json_schema")}
 CONSTRAINTS = {
-    name: {name: "x"}
-    for name in (
-        "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "grammar",
-        "json_schema",
-    )
-}  # fmt: skip
+    **{name: {name: "x"} for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar")},
+    **FOREIGN,
+}
 REFUSED: Mapping[str, Mapping[str, Body]] = {
     "/v1/embeddings": {},
     "/v1/rerank": {
@@ -172,20 +182,18 @@ REFUSED: Mapping[str, Mapping[str, Body]] = {
         "messages[].content[].image_url": _part(type="image_url", image_url={"url": "x"}),
         "messages[].content[].input_audio": _part(type="input_audio", input_audio={"data": "x"}),
         "messages[].content[].file": _part(type="file", file={"file_id": "x"}),
-        "response_format": {**CHAT, "response_format": {"type": "json_object"}},
         "modalities": {**CHAT, "modalities": ["text", "audio"]},
         "audio": {**CHAT, "audio": {"voice": "x", "format": "wav"}},
         "moderation": {**CHAT, "moderation": {"model": "x"}},
         "web_search_options": {**CHAT, "web_search_options": {}},
         "prompt_cache_options.prewarm": {**CHAT, **PREWARM},
-        **{name: {**CHAT, **body} for name, body in CONSTRAINTS.items()},
+        **{name: {**CHAT, **body} for name, body in FOREIGN.items()},
     },
     "/v1/completions": {
         "best_of": {**TEXT, "best_of": 2},
         "suffix": {**TEXT, "suffix": "x"},
-        "response_format": {**TEXT, "response_format": {"type": "json_object"}},
         "prompt_cache_options.prewarm": {**TEXT, **PREWARM},
-        **{name: {**TEXT, **body} for name, body in CONSTRAINTS.items()},
+        **{name: {**TEXT, **body} for name, body in FOREIGN.items()},
     },
     "/v1/messages": {
         "messages[].content[].source": _block(type="image", source={}),
@@ -206,14 +214,11 @@ REFUSED: Mapping[str, Mapping[str, Body]] = {
         "messages[].content[].transformations": _block(type="image", transformations={}),
         "tools": {**MESSAGES, "tools": [{"name": "f", "input_schema": {}}]},
         "tool_choice": {**MESSAGES, "tool_choice": {"type": "any"}},
-        "output_format": {**MESSAGES, "output_format": {"type": "json_schema"}},
-        "output_config.format": {**MESSAGES, "output_config": {"format": {"type": "json_schema"}}},
         "container": {**MESSAGES, "container": "x"},
         "mcp_servers": {**MESSAGES, "mcp_servers": [{"url": "x"}]},
         **{name: {**MESSAGES, **body} for name, body in CONSTRAINTS.items()},
     },
     "/v1/responses": {
-        "text.format": {"input": "hi", "text": {"format": {"type": "json_object"}}},
         "tool_choice": {"input": "hi", "tool_choice": "required"},
         "prompt": {"input": "hi", "prompt": {"id": "x"}},
         "moderation": {"input": "hi", "moderation": {"model": "x"}},

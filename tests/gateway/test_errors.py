@@ -72,7 +72,7 @@ def check(response: httpx.Response, status: int, code: str | None, param: str | 
         (chat(logprobs=True, top_logprobs=21), "integer_above_max_value", "top_logprobs"),
         (chat(stream="yes"), "invalid_type", "stream"),
         (chat(stream_options={"include_usage": True}), "invalid_value", "stream_options"),
-        (chat(response_format={"type": "json_object"}), "unsupported_parameter", "response_format"),
+        (chat(response_format={"type": "xml"}), "invalid_value", "response_format.type"),
         (chat(modalities=["audio"]), "unsupported_value", "modalities"),
         (chat(chat_template_kwargs={"messages": []}), "invalid_value", "chat_template_kwargs"),
         (chat(messages=[{"role": "user", "content": "x" * 600}]), "context_length_exceeded", "messages"),

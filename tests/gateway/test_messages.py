@@ -170,7 +170,7 @@ def test_why_it_ended(http: httpx.Client, fields: dict[str, Any], text: str, rea
         ({"tools": [{"name": "f", "input_schema": {}}]}, "tools"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
-        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
         ({"guided_regex": "a*"}, "guided_regex"),
     ],
 )
