@@ -82,7 +82,7 @@ def test_guided_fields_are_followed(http: httpx.Client, path: str, field: str, v
 
 
 def test_streamed_and_whole_replies_are_the_same(http: httpx.Client) -> None:
-    fields = {"response_format": schema_format(PERSON)}
+    fields: dict[str, Any] = {"response_format": schema_format(PERSON)}
     whole = text_of(asked(http, **fields))
     body = {"model": "pocket", "messages": CONVERSATION, "max_tokens": 200, "temperature": 1.0, "seed": 5, **fields}
     with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from ortserve.runtime.constraint import Constraint
 from ortserve.runtime.driver import Driver
 from ortserve.runtime.errors import ContextLengthError, EngineClosedError, OverloadedError, RequestError
 from ortserve.runtime.request import Delta, FinishReason, Request, SamplingParams
@@ -280,7 +281,7 @@ def test_a_defect_while_taking_requests_in_loses_none_of_them_silently(synthetic
         driver.submit(Request("running", (1,), ENDLESS), collector)
         gate.wait_until_held()
 
-        def add(request: Request) -> None:
+        def add(request: Request, constraint: Constraint | None = None) -> None:
             raise AssertionError("a defect")
 
         driver._engine.add = add  # type: ignore[method-assign]
