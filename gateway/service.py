@@ -140,6 +140,8 @@ class ModelService:
         if request.tools.mode is ToolMode.REQUIRED:
             key = "function_call" if request.tools.is_legacy else "tool_choice"
             raise unsupported_parameter(key, "cannot demand a call: replies cannot be constrained yet.")
+        if request.demands_reasoning and self._style.reasoning is None:
+            raise unsupported_parameter("thinking", "cannot be enabled: this model has no channel for it.")
         prompt = await self.prompts.encode_chat(request, num_body_bytes=num_body_bytes, param=param)
         hints = cache_hints(request.cache, tenant, num_prompt_tokens=len(prompt.ids), breakpoints=prompt.breakpoints)
         draft = await self.prompts.encode_prediction(request.draft)

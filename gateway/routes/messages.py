@@ -18,8 +18,8 @@ from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
 from ortserve.gateway.schema.anthropic import read_counted_call, read_message_call
 from ortserve.gateway.schema.anthropic_replies import (
     MessageReply,
-    TextBlock,
     TokenCountReply,
+    content_blocks,
     message_usage,
     stop_reason,
 )
@@ -46,9 +46,14 @@ class MessagesRoute:
         generation = await service.start_chat(chat, tenant=exchange.tenant, num_body_bytes=len(exchange.body))
         reply_id = f"msg_{secrets.token_hex(14)}"
         if not chat.stream:
-            return await self._whole(request, generation, reply_id)
+            return await self._whole(request, chat, generation, reply_id)
         num_prompt_tokens = generation.usage().num_prompt_tokens
-        events = MessageEvents(reply_id=reply_id, model=service.name, num_prompt_tokens=num_prompt_tokens)
+        events = MessageEvents(
+            reply_id=reply_id,
+            model=service.name,
+            num_prompt_tokens=num_prompt_tokens,
+            includes_reasoning=chat.includes_reasoning,
+        )
         return EventStream(generation, events, self.patience)
 
     async def count_tokens(self, request: Request) -> Response:
@@ -65,7 +70,7 @@ class MessagesRoute:
             request, MESSAGES, lambda fields: read(fields, service.defaults, service.vocabulary), service.pool
         )
 
-    async def _whole(self, request: Request, generation: Generation, reply_id: str) -> Response:
+    async def _whole(self, request: Request, chat: ChatRequest, generation: Generation, reply_id: str) -> Response:
         choices = await wait_for_choices(request, generation, self.patience)
         if choices is None:
             return Response(status_code=CLIENT_CLOSED)
@@ -73,7 +78,7 @@ class MessagesRoute:
         reply = MessageReply(
             id=reply_id,
             model=self.service.name,
-            content=[TextBlock(choice.text)],
+            content=content_blocks(choice, includes_reasoning=chat.includes_reasoning),
             stop_reason=stop_reason(choice.finish, choice.stop),
             stop_sequence=choice.stop,
             usage=message_usage(generation.usage()),

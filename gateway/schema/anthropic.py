@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ortserve.gateway.errors import bad_request, unsupported_parameter
 from ortserve.gateway.schema.anthropic_content import read_conversation
+from ortserve.gateway.schema.anthropic_tools import read_anthropic_tools
 from ortserve.gateway.schema.caching import CacheWish, read_cache_salt
 from ortserve.gateway.schema.chat import ChatRequest
 from ortserve.gateway.schema.drafting import read_draft_wish
@@ -49,6 +50,8 @@ def _read(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary, *,
     _check_accepted(fields)
     fields.number("temperature", 0, 1)  # narrower than OpenAI's, which is read below
     continues = _ends_with_assistant(messages)
+    thinking = _read_thinking(fields)
+    thinks = thinking in ("enabled", "adaptive")  # Anthropic's models think when asked to
     return ChatRequest(
         model=model,
         messages=messages,
@@ -57,13 +60,26 @@ def _read(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary, *,
         stops=_read_stop_sequences(fields),
         stream=fields.boolean("stream"),
         include_usage=True,
-        template_options={},
+        template_options={"enable_thinking": thinks},
         add_generation_prompt=not continues,
         cache=CacheWish(salt=read_cache_salt(fields)),
         draft=read_draft_wish(fields),
         continue_final_message=continues,
+        tools=read_anthropic_tools(fields),
+        includes_reasoning=thinks,
+        demands_reasoning=thinking == "enabled",
         structure=_read_output_format(fields),
     )
+
+
+def _read_thinking(fields: Fields) -> str | None:
+    thinking = fields.object("thinking")
+    if thinking is None:
+        return None
+    type_ = thinking.choice("type", THINKING_TYPES)
+    if type_ is None:
+        raise missing(thinking.name("type"))
+    return type_
 
 
 def _read_output_format(fields: Fields) -> Structure | None:
@@ -89,6 +105,9 @@ def _ends_with_assistant(messages: Sequence[Message]) -> bool:
     last = messages[-1]
     if last.role != "assistant":
         return False
+    if last.tool_calls:
+        message = "Invalid 'messages': the final assistant message calls tools, so their results must follow."
+        raise bad_request(message, param="messages", code="invalid_value")
     if last.content[-1:].isspace():
         message = "Invalid 'messages': the final assistant content cannot end with trailing whitespace."
         raise bad_request(message, param="messages", code="invalid_value")
@@ -102,18 +121,9 @@ def _read_stop_sequences(fields: Fields) -> tuple[str, ...]:
 
 
 def _refuse_unsupported(fields: Fields) -> None:
-    if fields.array("tools", "an array of objects"):
-        raise unsupported_parameter("tools", "is not supported: this version does not call tools yet.")
-    choice = fields.object("tool_choice")
-    if choice is not None and choice.required_string("type") not in ("auto", "none"):
-        message = "Invalid value for 'tool_choice': it is only allowed when tools are specified."
-        raise bad_request(message, param="tool_choice", code="invalid_value")
     for key in ("container", "mcp_servers"):
         if fields.has(key):
             raise unsupported_parameter(key, "is not supported by this version.")
-    thinking = fields.object("thinking")
-    if thinking is not None and thinking.choice("type", THINKING_TYPES) == "enabled":
-        raise unsupported_parameter("thinking", "cannot be enabled: this version shows no thinking.")
     refuse_structure(fields)
 
 

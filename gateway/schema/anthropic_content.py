@@ -12,18 +12,31 @@ from dataclasses import dataclass, replace
 from ortserve.gateway.errors import bad_request
 from ortserve.gateway.schema.caching import Mark
 from ortserve.gateway.schema.fields import Fields, empty_array, invalid_type, invalid_value, missing
-from ortserve.gateway.schema.messages import Message
+from ortserve.gateway.schema.messages import Message, ToolCall
 
 ROLES = ("user", "assistant", "system")
 TTLS_S = {"5m": 300.0, "1h": 3600.0}
 MAX_MARKS = 4  # Anthropic's
+BLOCKS = {  # by the place they stand in
+    "user": ("text", "tool_result"),
+    "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
+    "system": ("text",),
+    "result": ("text",),
+}
+ERROR = "Error: "
 BETWEEN_TURNS = "\n\n"  # of one role, which many templates take no two of in a row
 
 
 @dataclass(frozen=True, slots=True)
 class _Content:
+    """The blocks of one turn: texts joined, and what is no text."""
+
     text: str
     marks: tuple[Mark, ...] = ()
+    reasoning: str | None = None
+    calls: tuple[ToolCall, ...] = ()
+    results: tuple[Message, ...] = ()
+    has_text: bool = True
 
 
 def read_conversation(fields: Fields) -> tuple[Message, ...]:
@@ -38,11 +51,10 @@ def read_conversation(fields: Fields) -> tuple[Message, ...]:
         raise empty_array(fields.name("messages"))
     messages: list[Message] = []
     if fields.has("system"):
-        system = _read_content(fields, "system")
+        system = _read_content(fields, "system", "system")
         messages.append(Message("system", system.text, marks=system.marks))
-    for item in items:
-        message = _read_message(item)
-        if messages and messages[-1].role == message.role:
+    for message in (message for item in items for message in _read_message(item)):
+        if messages and messages[-1].role == message.role != "tool":
             messages[-1] = _joined(messages[-1], message)
         else:
             messages.append(message)
@@ -54,23 +66,34 @@ def read_conversation(fields: Fields) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _read_message(fields: Fields) -> Message:
+def _read_message(fields: Fields) -> tuple[Message, ...]:
+    """A turn; results of calls, which Anthropic has in the user's, become messages of their own before it."""
     role = fields.choice("role", ROLES)
     if role is None:
         raise missing(fields.name("role"))
     if fields.get("content") is None:
         raise missing(fields.name("content"))
-    content = _read_content(fields, "content")
-    return Message(role, content.text, marks=content.marks)
+    content = _read_content(fields, "content", role)
+    if content.results and not content.has_text:
+        return content.results
+    message = Message(role, content.text, tool_calls=content.calls, reasoning=content.reasoning, marks=content.marks)
+    return (*content.results, message)
 
 
 def _joined(first: Message, second: Message) -> Message:
-    offset = len(first.content) + len(BETWEEN_TURNS)
+    between = BETWEEN_TURNS if first.content and second.content else ""
+    offset = len(first.content) + len(between)
     moved = (Mark(offset + mark.num_characters, mark.ttl_s) for mark in second.marks)
-    return replace(first, content=first.content + BETWEEN_TURNS + second.content, marks=(*first.marks, *moved))
+    return replace(
+        first,
+        content=first.content + between + second.content,
+        tool_calls=(*first.tool_calls, *second.tool_calls),
+        reasoning=first.reasoning or second.reasoning,
+        marks=(*first.marks, *moved),
+    )
 
 
-def _read_content(fields: Fields, key: str) -> _Content:
+def _read_content(fields: Fields, key: str, role: str) -> _Content:
     value = fields.get(key)
     if isinstance(value, str):
         return _Content(value)
@@ -78,27 +101,59 @@ def _read_content(fields: Fields, key: str) -> _Content:
         raise invalid_type(fields.name(key), "one of a string or array of objects", value)
     texts: list[str] = []
     marks: list[Mark] = []
+    thoughts: list[str] = []
+    calls: list[ToolCall] = []
+    results: list[Message] = []
     num_characters = 0
     for index, item in enumerate(value):
         block = fields.element(key, index, item)
-        text = _read_block(block)
-        texts.append(text)
-        num_characters += len(text)
+        type_ = _read_type(block, role)
+        if type_ == "tool_result":
+            results.append(_read_result(block))
+            continue
+        if type_ == "text":
+            texts.append(block.required_string("text"))
+            num_characters += len(texts[-1])
+        elif type_ == "thinking":
+            thoughts.append(block.required_string("thinking"))
+        elif type_ == "tool_use":
+            calls.append(_read_call(block))
         ttl_s = _read_cache_control(block)
         if ttl_s is not None:
             marks.append(Mark(num_characters, ttl_s))
-    return _Content("".join(texts), tuple(marks))
+    reasoning = "\n".join(thoughts) or None
+    return _Content("".join(texts), tuple(marks), reasoning, tuple(calls), tuple(results), bool(texts))
 
 
-def _read_block(block: Fields) -> str:
+def _read_type(block: Fields, role: str) -> str:
     type_ = block.required_string("type")
-    if type_ != "text":
+    if type_ not in BLOCKS[role]:
+        supported = " and ".join(f"'{name}'" for name in BLOCKS[role])
         message = (
-            f"Invalid value: '{block.name('type')}' is '{type_}', but this version supports blocks of the type 'text'"
-            " only."
+            f"Invalid value: '{block.name('type')}' is '{type_}', but in this place this version supports blocks of the"
+            f" type {supported} only."
         )
         raise bad_request(message, param=block.name("type"), code="invalid_value")
-    return block.required_string("text")
+    return type_
+
+
+def _read_call(block: Fields) -> ToolCall:
+    arguments = block.object("input")
+    return ToolCall(
+        block.required_string("id"), block.required_string("name"), {} if arguments is None else dict(arguments.data)
+    )
+
+
+def _read_result(block: Fields) -> Message:
+    content = _Content("") if block.get("content") is None else _read_content(block, "content", "result")
+    text, shift = content.text, 0
+    if block.boolean("is_error"):
+        text, shift = f"{ERROR}{text}", len(ERROR)  # templates have no other place for it
+    marks = [Mark(mark.num_characters + shift, mark.ttl_s) for mark in content.marks]
+    ttl_s = _read_cache_control(block)
+    if ttl_s is not None:
+        marks.append(Mark(len(text), ttl_s))
+    return Message("tool", text, tool_call_id=block.required_string("tool_use_id"), marks=tuple(marks))
 
 
 def _read_cache_control(fields: Fields) -> float | None:

@@ -6,9 +6,9 @@ from typing import Literal
 
 import msgspec
 
-from ortserve.gateway.generation import FinishWord, TokenUsage
+from ortserve.gateway.generation import FinishWord, TokenUsage, WholeChoice
 
-StopReason = Literal["end_turn", "max_tokens", "stop_sequence"]
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
 
 class MessageUsage(msgspec.Struct, frozen=True):
@@ -27,12 +27,32 @@ class TextBlock(msgspec.Struct, frozen=True):
     type: Literal["text"] = "text"
 
 
+class ThinkingBlock(msgspec.Struct, frozen=True):
+    """Reasoning. Nothing is signed here: whoever sends it back is believed."""
+
+    thinking: str
+    signature: str = ""
+    type: Literal["thinking"] = "thinking"
+
+
+class ToolUseBlock(msgspec.Struct, frozen=True):
+    """A call."""
+
+    id: str
+    name: str
+    input: dict[str, object]
+    type: Literal["tool_use"] = "tool_use"
+
+
+Block = TextBlock | ThinkingBlock | ToolUseBlock
+
+
 class MessageReply(msgspec.Struct, frozen=True):
     """The answer to POST /v1/messages; while it is streamed, without content and without a reason."""
 
     id: str
     model: str
-    content: list[TextBlock]
+    content: list[Block]
     stop_reason: StopReason | None
     stop_sequence: str | None
     usage: MessageUsage
@@ -52,8 +72,26 @@ def message_usage(usage: TokenUsage) -> MessageUsage:
     return MessageUsage(num_other, usage.num_cache_write_tokens, usage.num_cached_tokens, usage.num_output_tokens)
 
 
+def content_blocks(choice: WholeChoice, *, includes_reasoning: bool) -> list[Block]:
+    """What a reply consists of, in the order of its parts; an empty text when there is nothing else.
+
+    A call that was cut before its input was whole has an empty one: the reason tells.
+    """
+    blocks: list[Block] = []
+    if choice.reasoning and includes_reasoning:
+        blocks.append(ThinkingBlock(choice.reasoning))
+    if choice.text:
+        blocks.append(TextBlock(choice.text))
+    for call in choice.calls:
+        value = call.parsed()
+        blocks.append(ToolUseBlock(call.id, call.name, value if isinstance(value, dict) else {}))
+    return blocks or [TextBlock("")]
+
+
 def stop_reason(finish: FinishWord, stop: str | None) -> StopReason:
     """Why a reply has ended; `stop` is the stop string that has ended it."""
     if finish == "length":
         return "max_tokens"
+    if finish == "tool_calls":
+        return "tool_use"
     return "end_turn" if stop is None else "stop_sequence"

@@ -52,6 +52,7 @@ class ChatRequest:
     tools: ToolUse = NO_TOOLS
     includes_reasoning: bool = True
     structure: Structure | None = None  # what the reply must look like
+    demands_reasoning: bool = False  # refused when the model has no channel for it
 
 
 def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary) -> ChatRequest:

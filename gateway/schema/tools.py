@@ -97,10 +97,10 @@ def read_tool_use(fields: Fields) -> ToolUse:
             message = "Invalid 'functions': 'functions' and 'tools' cannot be given together. Use 'tools'."
             raise bad_request(message, param="functions", code="invalid_value")
         functions = tuple(_read_function(item) for item in fields.objects("functions") or ())
-        _refuse_doubles(functions, "functions")
+        refuse_doubles(functions, "functions")
         return _choose_function(fields, functions)
     tools = tuple(_read_tool(item) for item in fields.objects("tools") or ())
-    _refuse_doubles(tools, "tools")
+    refuse_doubles(tools, "tools")
     if not tools and _is_chosen(fields.get("function_call")):
         raise _without_tools("function_call", "functions")
     return _choose_tool(fields, tools, is_parallel=is_parallel)
@@ -175,7 +175,8 @@ def _read_input_format(fields: Fields) -> InputGrammar | None:
     return InputGrammar(syntax, inner.required_string("definition"))
 
 
-def _refuse_doubles(tools: Sequence[Tool], key: str) -> None:
+def refuse_doubles(tools: Sequence[Tool], key: str) -> None:
+    """Raise a 400 for two tools of one name: a call could mean either."""
     seen: set[str] = set()
     for index, tool in enumerate(tools):
         if tool.name in seen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from ortserve.gateway.contract.messages import OTHER_RESULTS, OTHER_TOOLS
 from ortserve.gateway.routes.admin import read_clear
 from ortserve.gateway.schema.anthropic import read_counted_call, read_message_call
 from ortserve.gateway.schema.chat import read_chat
@@ -127,7 +128,17 @@ HONOURED: Mapping[str, tuple[Body, ...]] = {
     "/v1/messages": (
         {
             **MESSAGES, **EXTENSIONS, **CONTROL,
-            "messages": [{"role": "user", "content": BLOCKS}],
+            "messages": [
+                {"role": "user", "content": BLOCKS},
+                {"role": "assistant", "content": [
+                    {"type": "thinking", "thinking": "hm"}, {"type": "tool_use", "id": "1", "name": "f", "input": {}},
+                ]},
+                {"role": "user", "content": [
+                    {"type": "tool_result", "tool_use_id": "1", "content": BLOCKS, "is_error": True},
+                ]},
+            ],
+            "tools": [{"type": "custom", "name": "f", "description": "d", "input_schema": {}, "strict": True}],
+            "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
             "system": BLOCKS,
             "stop_sequences": ["x"], "stream": True, "temperature": 0.5, "top_p": 0.9,
             "thinking": {"type": "adaptive"}, "output_config": {"format": {"type": "json_schema", "schema": {}}},
@@ -197,23 +208,22 @@ REFUSED: Mapping[str, Mapping[str, Body]] = {
     },
     "/v1/messages": {
         "messages[].content[].source": _block(type="image", source={}),
-        "messages[].content[].content": _block(type="tool_result", content="x"),
-        "messages[].content[].tool_use_id": _block(type="tool_result", tool_use_id="x"),
-        "messages[].content[].is_error": _block(type="tool_result", is_error=True),
-        "messages[].content[].input": _block(type="tool_use", input={}),
-        "messages[].content[].id": _block(type="tool_use", id="x"),
-        "messages[].content[].name": _block(type="tool_use", name="x"),
-        "messages[].content[].caller": _block(type="tool_use", caller={}),
-        "messages[].content[].toolset_name": _block(type="tool_use", toolset_name="x"),
-        "messages[].content[].thinking": _block(type="thinking", thinking="x"),
-        "messages[].content[].signature": _block(type="thinking", signature="x"),
-        "messages[].content[].data": _block(type="redacted_thinking", data="x"),
+        "messages[].content[].caller": _block(type="server_tool_use", caller={}),
+        "messages[].content[].toolset_name": _block(type="server_tool_use", toolset_name="x"),
+        **{
+            f"messages[].content[].content[].{name}": _block(
+                type="tool_result", tool_use_id="1", content=[{"type": "other", name: {}}]
+            )
+            for name in OTHER_RESULTS
+        },
+        **{
+            f"tools[].{name}": {**MESSAGES, "tools": [{"type": "web_search_20250305", "name": "web_search", name: {}}]}
+            for name in OTHER_TOOLS
+        },
         "messages[].content[].file_id": _block(type="container_upload", file_id="x"),
         "messages[].content[].context": _block(type="document", context="x"),
         "messages[].content[].title": _block(type="document", title="x"),
         "messages[].content[].transformations": _block(type="image", transformations={}),
-        "tools": {**MESSAGES, "tools": [{"name": "f", "input_schema": {}}]},
-        "tool_choice": {**MESSAGES, "tool_choice": {"type": "any"}},
         "container": {**MESSAGES, "container": "x"},
         "mcp_servers": {**MESSAGES, "mcp_servers": [{"url": "x"}]},
         **{name: {**MESSAGES, **body} for name, body in CONSTRAINTS.items()},
