@@ -33,6 +33,13 @@ class Checkpoint:
     tokenizer_config: JsonObject
     tensors: Mapping[str, StoredTensor]
 
+    def tokenizer_file(self, name: str) -> Path:
+        """Where a file of the tokenizer lies: beside the weights, or where config.json says that its own is."""
+        named = self.config.get("tokenizer")
+        if isinstance(named, str) and not (self.folder / name).exists():
+            return self.folder / Path(named).parent / name
+        return self.folder / name
+
     def stored(self, name: str) -> StoredTensor:
         """Where a tensor lies. Raises `ExportError` naming the tensor when the checkpoint lacks it."""
         try:

@@ -84,8 +84,8 @@ def _write_model(folder: Path, plan: ExportPlan, checkpoint: Checkpoint, advance
     serialized = graph.model(name=checkpoint.name, producer_version=_version("ortserve")).SerializeToString()
     (folder / GRAPH_NAME).write_bytes(serialized)
     for name in TOKENIZER_FILES:
-        if (checkpoint.folder / name).exists():
-            shutil.copyfile(checkpoint.folder / name, folder / name)
+        if checkpoint.tokenizer_file(name).exists():
+            shutil.copyfile(checkpoint.tokenizer_file(name), folder / name)
     graph_digest, tokenizer_digest = hashlib.sha256(serialized).digest(), file_digest(folder / "tokenizer.json")
     architecture = plan.architecture
     return Manifest(

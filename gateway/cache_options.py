@@ -6,16 +6,13 @@ import argparse
 from pathlib import Path
 
 from ortserve.gateway.environment import default_of, num_bytes
+from ortserve.gateway.plugin_options import PluginOptionsError, add_plugin_option, read_plugin_options
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.errors import OrtserveError
 
 # Names of options that the bundled cache knows; any other cache gets them under the same names.
 PATH_OPTION = "path"
 DISK_OPTION = "max_bytes"
-
-
-class CacheOptionsError(OrtserveError):
-    """Options that contradict each other."""
+_OPTION = "--prompt-cache-option"
 
 
 def add_cache_options(parser: argparse.ArgumentParser) -> None:
@@ -49,37 +46,14 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="most bytes of files in DIR (the cache's own bound)",
     )
-    add(
-        "--prompt-cache-option",
-        type=key_value,
-        action="append",
-        default=None,  # the environment is read in `cache_config`: argparse would append to a default
-        metavar="KEY=VALUE",
-        help="an option of the cache itself; may be repeated",
-    )
-
-
-def key_value(text: str) -> tuple[str, str]:
-    """An argparse type: KEY=VALUE."""
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise argparse.ArgumentTypeError(f"{text} is not of the form KEY=VALUE")
-    return key, value
+    add_plugin_option(add, _OPTION, "an option of the cache itself; may be repeated")
 
 
 def plugin_options(arguments: argparse.Namespace) -> tuple[tuple[str, str], ...]:
-    """The options the cache is made with. Raises `CacheOptionsError` when they contradict each other."""
-    pairs = arguments.prompt_cache_option
-    if pairs is None:
-        # Several are separated by commas in the environment, where a name can be given only once.
-        text = default_of("--prompt-cache-option") or ""
-        try:
-            pairs = [key_value(part.strip()) for part in text.split(",") if part.strip()]
-        except argparse.ArgumentTypeError as error:
-            raise CacheOptionsError(f"ORTSERVE_PROMPT_CACHE_OPTION: {error}") from None
-    options = dict(pairs)
+    """The options the cache is made with. Raises `PluginOptionsError` when they contradict each other."""
+    options = dict(read_plugin_options(_OPTION, arguments.prompt_cache_option))
     if arguments.prompt_cache_path is None and arguments.prompt_cache_disk is not None:
-        raise CacheOptionsError("--prompt-cache-disk bounds the files in --prompt-cache-path: name that folder too")
+        raise PluginOptionsError("--prompt-cache-disk bounds the files in --prompt-cache-path: name that folder too")
     if arguments.prompt_cache == "none":
         return ()
     for name, value in (

@@ -10,6 +10,7 @@ from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from ortserve.gateway.drafter_options import find_draft_model
 from ortserve.gateway.environment import default_of
 from ortserve.gateway.errors import ApiError
 from ortserve.gateway.logs import LEVELS, configure_logs
@@ -153,7 +154,7 @@ def _open_speaker(arguments: argparse.Namespace, resolve_model: Callable[[str | 
         from ortserve.gateway.service import open_service
 
         folder = exported_folder(arguments.model) or resolve_model(arguments.model)
-        driver = open_model(folder, arguments)
+        driver = open_model(folder, arguments, draft_model=find_draft_model(arguments, resolve_model))
         stack.callback(driver.close)
         runner = stack.enter_context(asyncio.Runner())
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from ortserve.gateway.draft_metrics import draft_metrics
 from ortserve.gateway.tally import TOKEN_SECONDS, Tally
 from ortserve.plugins.api import CacheStats, TierStats
 
@@ -104,6 +105,7 @@ class Metrics:
         if self._driver is not None:
             yield from _engine_metrics(self._driver)
             yield from _cache_metrics(self._driver.cache_stats())
+            yield from draft_metrics(self._driver.draft_stats())
         if self._encoders:
             yield from _encoder_metrics({name: driver.stats() for name, driver in self._encoders.items()})
 

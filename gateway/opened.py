@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ortserve.gateway.cache_options import plugin_options
+from ortserve.gateway.drafter_options import drafter_options
 from ortserve.gateway.logs import log
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import ConfigurationError
@@ -45,8 +46,13 @@ class OpenedModels:
             closer.join()
 
 
-def open_model(folder: Path, arguments: argparse.Namespace, *, num_threads: int | None = None) -> Driver:
-    """Start one engine. Raises `ModelError`, `MemoryBudgetError` or `DeviceError`."""
+def open_model(
+    folder: Path, arguments: argparse.Namespace, *, num_threads: int | None = None, draft_model: str | None = None
+) -> Driver:
+    """Start one engine; `draft_model` is the exported folder of its drafter's small model.
+
+    Raises `ModelError`, `MemoryBudgetError`, `DeviceError` or `PluginUnusableError`.
+    """
     from ortserve.runtime.opening import open_driver
 
     driver = open_driver(
@@ -63,14 +69,18 @@ def open_model(folder: Path, arguments: argparse.Namespace, *, num_threads: int 
             prompt_cache_memory=arguments.prompt_cache_memory,
             prompt_cache_options=plugin_options(arguments),
             drafter=arguments.drafter,
+            drafter_options=drafter_options(arguments),
+            draft_model=draft_model,
         ),
     )
     log().info("memory_plan", plan=str(driver.plan))
     return driver
 
 
-def open_models(folders: Sequence[Path], arguments: argparse.Namespace) -> OpenedModels:
-    """Start every model; none stays open when one cannot be.
+def open_models(
+    folders: Sequence[Path], arguments: argparse.Namespace, *, draft_model: str | None = None
+) -> OpenedModels:
+    """Start every model; none stays open when one cannot be. `draft_model` is for the one that generates.
 
     Raises `ConfigurationError` for two models that generate, two of one name or too many threads, and what opening one
     model raises.
@@ -100,7 +110,9 @@ def open_models(folders: Sequence[Path], arguments: argparse.Namespace) -> Opene
             driver = open_encoder(folder, limits, num_threads=threads.encoders, turn=turn)
             stack.callback(driver.close)
             encoders.append((folder, driver))
-        engine = open_model(decoders[0], arguments, num_threads=threads.engine) if decoders else None
+        engine = None
+        if decoders:
+            engine = open_model(decoders[0], arguments, num_threads=threads.engine, draft_model=draft_model)
         stack.pop_all()
     if encoders:
         log().info("threads", engine=threads.engine if engine else 0, encoders=threads.encoders)

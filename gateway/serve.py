@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from ortserve.gateway.cache_options import add_cache_options
+from ortserve.gateway.drafter_options import add_drafter_options, find_draft_model
 from ortserve.gateway.environment import default_of, num_bytes, port, positive, seconds, switch_of
 from ortserve.gateway.greeting import greeting
 from ortserve.gateway.logs import LEVELS, configure_logs, log
@@ -22,7 +23,6 @@ from ortserve.gateway.opened import OpenedModels, open_catalog, open_models
 from ortserve.gateway.server import Limits, listen, raise_file_limit, run_server, stop_on_signals
 from ortserve.gateway.state_options import add_state_options, state_options
 from ortserve.gateway.store.state import State
-from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import ConfigurationError
 from ortserve.runtime.manifest import MANIFEST_NAME
 
@@ -145,18 +145,13 @@ def add_model_options(parser: argparse.ArgumentParser, *, several: bool = False)
         help="where exported models are kept",
     )
     add(
-        "--drafter",
-        default=default_of("--drafter", EngineConfig().drafter),
-        metavar="NAME",
-        help="guesses tokens ahead: a name that `ortserve plugins` lists, or none (none)",
-    )
-    add(
         "--generation-defaults",
         choices=("model", "openai"),
         default=default_of("--generation-defaults", "model"),
         help="sampling values when a request omits them: the model author's, or OpenAI's (model)",
     )
     add_cache_options(parser)
+    add_drafter_options(parser)
     add_state_options(parser)
 
 
@@ -172,7 +167,7 @@ def run(arguments: argparse.Namespace, resolve_model: Callable[[str | None], Pat
         state = State(state_options(arguments))  # before the models: a folder in use shows at once
         opened.callback(state.database.close)
         folders = [exported_folder(model) or resolve_model(model) for model in arguments.model or [None]]
-        models = open_models(folders, arguments)
+        models = open_models(folders, arguments, draft_model=find_draft_model(arguments, resolve_model))
         opened.callback(models.close)
         asyncio.run(_serve(arguments, models, listener, state, limits=limits, began=began))
     return 0

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from typing import Protocol, TypeAlias
 
+from ortserve.plugins.small_model import SmallModel
+
 BlockId: TypeAlias = int
 
 
@@ -222,6 +224,10 @@ class BlockSource(Protocol):
         """Drop one reference of each."""
 
 
+def _no_model() -> SmallModel:
+    raise LookupError("no small model is loaded: name one with --draft-model")
+
+
 @dataclass(frozen=True, slots=True)
 class PluginContext:
     """What a plugin is made with. The numbers never change while it lives."""
@@ -233,13 +239,14 @@ class PluginContext:
     max_context: int
     eos_token_ids: tuple[int, ...]
     digest: str  # of weights, tokenizer, KV layout and dtype: blocks of another digest mean nothing here
-    byte_budget: int  # of arena memory
+    byte_budget: int  # a prompt cache: of arena memory; a drafter: of what it keeps of past requests
     clock: Callable[[], float]  # monotonic, seconds
     wall_clock: Callable[[], float]  # seconds since 1970; may jump
     blocks: BlockSource
     io: BlockIo
     wake: Callable[[], None]  # any thread: `poll` has something to say
     warn: Callable[[str], None]  # any thread: one line for the operator
+    load_model: Callable[[], SmallModel] = _no_model  # for a drafter's constructor, once; raises `LookupError`
 
 
 PromptCacheFactory: TypeAlias = Callable[[PluginContext], PromptCache]

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import cast
 
 from ortserve.plugins.api import PluginContext
-from ortserve.plugins.drafting import Draft, Drafter, DraftRequest, SequenceView, Verified
+from ortserve.plugins.drafting import Draft, Drafter, DraftRequest, Ended, SequenceView, Verified
 from ortserve.plugins.registry import DRAFTERS, load
 
 _SOURCES = "prediction,suffix"  # ngram finds nothing where suffix does not; measured, it only takes its turns
@@ -96,12 +96,12 @@ class CombinedDrafter:
         for number, its_results in told.items():
             self._sources[number].observe(its_results)
 
-    def forget(self, request_ids: Sequence[str]) -> None:
+    def forget(self, ended: Sequence[Ended]) -> None:
         """Tell every source."""
-        for request_id in request_ids:
-            self._live.pop(request_id, None)
+        for request in ended:
+            self._live.pop(request.id, None)
         for source in self._sources:
-            source.forget(request_ids)
+            source.forget(ended)
 
     def close(self) -> None:
         """Close every source."""

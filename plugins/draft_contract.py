@@ -9,7 +9,7 @@ from random import Random
 from typing import ClassVar
 
 from ortserve.plugins.api import PluginContext
-from ortserve.plugins.drafting import Drafter, DraftRequest, SequenceView, Verified
+from ortserve.plugins.drafting import Drafter, DraftRequest, Ended, SequenceView, Verified
 from ortserve.plugins.testing.arena import ModelArena
 
 NEVER = float("inf")  # a deadline
@@ -114,7 +114,7 @@ class DrafterContract:
                 drafter.propose([SequenceView(name, [*prompt, 0], len(prompt), 4)], NEVER)
                 del prompt, prediction
             during = _traced()
-            drafter.forget(names)
+            drafter.forget([Ended(name, (0,)) for name in names])
             after = _traced()
         finally:
             tracemalloc.stop()
@@ -132,7 +132,7 @@ class DrafterContract:
             max_context=4096,
             eos_token_ids=(0,),
             digest="the model of the contract",
-            byte_budget=0,
+            byte_budget=1 << 24,
             clock=lambda: 0.0,
             wall_clock=lambda: 1.7e9,
             blocks=arena,
@@ -152,7 +152,7 @@ def _serve(drafter: Drafter, name: str, salt: bytes, prompt: tuple[int, ...], re
             drafter.observe([Verified(name, draft.source, len(draft.tokens), 0, committed)])
         tokens.extend(committed)
     drafter.propose([SequenceView(name, tokens, len(prompt), 3)], NEVER)
-    drafter.forget([name])
+    drafter.forget([Ended(name, tuple(reply))])
 
 
 def _traced() -> int:

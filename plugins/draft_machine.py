@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from ortserve.plugins.draft_contract import NEVER, DrafterContract
-from ortserve.plugins.drafting import Draft, Drafter, DraftRequest, SequenceView, Verified
+from ortserve.plugins.drafting import Draft, Drafter, DraftRequest, Ended, SequenceView, Verified
 
 _MOST_AT_ONCE = 5
 _SALTS = (b"", b"one", b"two")
@@ -22,7 +22,7 @@ _WHICH = st.integers(0, _MOST_AT_ONCE - 1)
 _ROWS = st.lists(_WHICH, min_size=1, max_size=_MOST_AT_ONCE, unique=True)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Running:
     """One request that has been started."""
 
@@ -33,6 +33,10 @@ class Running:
         """As it stands. Some engines have lists, some tuples."""
         tokens = list(self.tokens) if len(self.tokens) % 2 else tuple(self.tokens)
         return SequenceView(self.request.id, tokens, len(self.request.prompt), max_draft)
+
+    def ended(self) -> Ended:
+        """As the engine reports its end."""
+        return Ended(self.request.id, tuple(self.tokens[len(self.request.prompt) :]))
 
 
 @dataclass(slots=True)
@@ -136,12 +140,12 @@ class DrafterMachine(RuleBasedStateMachine):
         """Requests end; their names may come again, for another tenant."""
         ended = self._chosen(rows)
         if ended:
-            names = {one.request.id: one.request.salt for one in ended}
-            self._running = [one for one in self._running if one.request.id not in names]
-            self._names.extend(names)
+            told = [(one.request.salt, one.ended()) for one in ended]
+            self._running = [one for one in self._running if one not in ended]
+            self._names.extend(one.request.id for one in ended)
             self._call(
-                list(names.values()),
-                lambda drafter, salt: drafter.forget([name for name, its in names.items() if salt in (its, None)]),
+                [salt for salt, _ in told],
+                lambda drafter, salt: drafter.forget([one for its, one in told if salt in (its, None)]),
             )
 
     def teardown(self) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from ortserve.plugins.api import PluginContext
+from ortserve.plugins.small_model import NextDraw
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class SequenceView:
     max_draft: int  # more guesses than that are cut off; at least 1
     # How many of some next tokens the request's grammar allows, from the first. What it does not allow is cut off.
     allowed_prefix: Callable[[Sequence[int]], int] = len
+    draw: NextDraw | None = None  # how its next token is drawn, for drafters that ask a small model
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,21 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What became of one draft."""
+    """What became of one draft. Steps without a draft are not reported: the next view has their tokens."""
 
     id: str
     source: str
     num_proposed: int
     num_accepted: int
     tokens: tuple[int, ...]  # committed in this step: the accepted guesses and one more
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A request that has ended, and all it was given: steps without a draft are not reported before."""
+
+    id: str
+    output: tuple[int, ...]
 
 
 class Drafter(Protocol):
@@ -73,8 +83,8 @@ class Drafter(Protocol):
     def observe(self, results: Sequence[Verified]) -> None:
         """What became of the last proposals."""
 
-    def forget(self, request_ids: Sequence[str]) -> None:
-        """These requests have ended."""
+    def forget(self, ended: Sequence[Ended]) -> None:
+        """These requests have ended, whether complete, cancelled or failed."""
 
     def close(self) -> None:
         """Stop threads and free memory; no other method is called afterwards."""

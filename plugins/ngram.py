@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ortserve.plugins.api import PluginContext
 from ortserve.plugins.draft_options import read_counts
-from ortserve.plugins.drafting import Draft, DraftRequest, SequenceView, Verified
+from ortserve.plugins.drafting import Draft, DraftRequest, Ended, SequenceView, Verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +97,10 @@ class NgramDrafter:
     def observe(self, results: Sequence[Verified]) -> None:
         """The next view says it all."""
 
-    def forget(self, request_ids: Sequence[str]) -> None:
+    def forget(self, ended: Sequence[Ended]) -> None:
         """Drop their indexes."""
-        for request_id in request_ids:
-            self._indexes.pop(request_id, None)
+        for request in ended:
+            self._indexes.pop(request.id, None)
 
     def close(self) -> None:
         """Drop everything."""

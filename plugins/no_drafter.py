@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ortserve.plugins.drafting import Draft, DraftRequest, SequenceView, Verified
+from ortserve.plugins.drafting import Draft, DraftRequest, Ended, SequenceView, Verified
 
 
 class NoDrafter:
@@ -24,7 +24,7 @@ class NoDrafter:
     def observe(self, results: Sequence[Verified]) -> None:
         """Nothing to learn."""
 
-    def forget(self, request_ids: Sequence[str]) -> None:
+    def forget(self, ended: Sequence[Ended]) -> None:
         """Nothing to free."""
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ortserve.plugins.api import PluginContext
 from ortserve.plugins.draft_options import read_counts
-from ortserve.plugins.drafting import Draft, DraftRequest, SequenceView, Verified
+from ortserve.plugins.drafting import Draft, DraftRequest, Ended, SequenceView, Verified
 
 _MOST_ANCHOR = 4  # tokens that must agree to be sure of a place
 _MOST_PLACES = 32  # compared for one anchor
@@ -126,10 +126,10 @@ class PredictionDrafter:
     def observe(self, results: Sequence[Verified]) -> None:
         """The next view says it all."""
 
-    def forget(self, request_ids: Sequence[str]) -> None:
+    def forget(self, ended: Sequence[Ended]) -> None:
         """Drop their cursors."""
-        for request_id in request_ids:
-            self._live.pop(request_id, None)
+        for request in ended:
+            self._live.pop(request.id, None)
 
     def close(self) -> None:
         """Drop everything."""

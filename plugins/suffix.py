@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from ortserve.plugins.api import PluginContext
 from ortserve.plugins.automaton import Match, SuffixAutomaton
 from ortserve.plugins.draft_options import read_counts
-from ortserve.plugins.drafting import Draft, DraftRequest, SequenceView, Verified
+from ortserve.plugins.drafting import Draft, DraftRequest, Ended, SequenceView, Verified
 
 _LOOK_BACK = 32  # tokens matched against replies at first; a longer match would not guess better
+_BYTES_PER_TOKEN = 512  # of a kept reply
 _MOST_SALTS = 256  # whose replies are kept: even a short one costs a kilobyte or two
 
 
@@ -27,7 +28,7 @@ class SuffixOptions:
     max_draft: int = 16
     per_match: int = 2  # guesses per token matched: short matches are wrong soon, and a wrong guess costs time
     tenant_tokens: int = field(default=16384, metadata={"least": 0})  # of replies kept per salt; 0: keep none
-    recent_tokens: int = 65536  # of replies kept in all
+    recent_tokens: int = 65536  # of replies kept in all, within the engine's byte budget
 
 
 class RecentReplies:
@@ -57,13 +58,11 @@ class RecentReplies:
 class _Live:
     """One running request."""
 
-    __slots__ = ("_matches", "ending", "num_prompt", "salt", "seen", "tokens")
+    __slots__ = ("_matches", "salt", "seen", "tokens")
 
     def __init__(self, request: DraftRequest) -> None:
         self.salt = request.salt
-        self.num_prompt = len(request.prompt)
         self.tokens = list(request.prompt)
-        self.ending: tuple[int, ...] = ()  # committed since the last view
         self.seen = SuffixAutomaton()
         self.seen.extend(self.tokens)
         self._matches: dict[SuffixAutomaton, Match] = {}
@@ -72,7 +71,6 @@ class _Live:
         """Take in what is new, and look for the end of it in `halves`."""
         self.seen.extend(tokens)
         self.tokens.extend(tokens)
-        self.ending = ()
         matches: dict[SuffixAutomaton, Match] = {}
         for half in halves:
             match = self._matches.get(half)
@@ -92,16 +90,13 @@ class _Live:
                 best = match
         return best
 
-    def reply(self) -> Sequence[int]:
-        """What it has got so far."""
-        return (*self.tokens[self.num_prompt :], *self.ending)
-
 
 class SuffixDrafter:
     """An automaton per running request, and two per salt."""
 
     def __init__(self, context: PluginContext) -> None:
         self._options = read_counts("suffix", SuffixOptions(), context.options)
+        self._most_recent = min(self._options.recent_tokens, context.byte_budget // _BYTES_PER_TOKEN)
         self._clock = context.clock
         self._live: dict[str, _Live] = {}
         self._recent: OrderedDict[bytes, RecentReplies] = OrderedDict()  # by salt, the least recently used first
@@ -137,18 +132,14 @@ class SuffixDrafter:
         return drafts
 
     def observe(self, results: Sequence[Verified]) -> None:
-        """The next view says it all, unless there is none: then these are the last tokens of the reply."""
-        for result in results:
-            live = self._live.get(result.id)
-            if live is not None:
-                live.ending = result.tokens
+        """The next view says it all."""
 
-    def forget(self, request_ids: Sequence[str]) -> None:
+    def forget(self, ended: Sequence[Ended]) -> None:
         """Drop their automata, and learn their replies for their salts."""
-        for request_id in request_ids:
-            live = self._live.pop(request_id, None)
+        for request in ended:
+            live = self._live.pop(request.id, None)
             if live is not None and self._options.tenant_tokens:
-                self._learn(live.salt, live.reply())
+                self._learn(live.salt, request.output)
 
     def close(self) -> None:
         """Drop everything."""
@@ -158,7 +149,7 @@ class SuffixDrafter:
     def _learn(self, salt: bytes, reply: Sequence[int]) -> None:
         if not reply:
             return
-        most = self._options.recent_tokens
+        most = self._most_recent
         recent = self._recent.pop(salt, None) or RecentReplies(min(self._options.tenant_tokens, most))
         recent.learn(reply)
         self._recent[salt] = recent

@@ -1,11 +1,13 @@
 """How many guesses a sequence may be given: as many as pay, by measured acceptance and measured cost. Knows no drafter.
 
-The j-th guess of a sequence is worth the probability that it and all before it are accepted, and costs what one more
-token adds to the step. It pays while its worth per time exceeds the tokens per time of the step without it.
+The j-th guess of a sequence is worth the probability that it and all before it are accepted. It costs what one more
+token adds to the step and, where it makes the longest draft longer, what the drafter needs for one more. Of all
+sequences' guesses, the most probable ones are taken as long as they raise the tokens per time of the step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Values
 
 from ortserve.runtime.pace import Pace
@@ -15,25 +17,53 @@ PRIOR = 0.7  # acceptance of a sequence nobody has drafted for
 MAX_DRAFT = 16
 _LEARN = 0.2  # weight of the newest verification
 _FORGET = 0.01  # per undrafted step, back towards the prior: what did not pay is tried again
+_COVER = 0.1  # weight of the newest answer, or silence, of the drafter
+_FADE = 0.02  # of the cost of drafting, per step that is not drafted for
+_LEAST_FORGET = 1e-4  # each try in vain doubles the time to the next
 _FIRST_TRIES = 4  # guesses while the cost of a step is not known yet
 
 
-def limits(sequences: Values[Sequence], pace: Pace) -> dict[str, int]:
+class DraftCost:
+    """What drafting takes: a call, and each guess of the longest draft. Of drafts in memory, next to nothing."""
+
+    __slots__ = ("_guess_ms",)
+
+    def __init__(self) -> None:
+        self._guess_ms: float | None = None
+
+    def observe(self, longest: int, milliseconds: float) -> None:
+        """A call returned drafts of up to `longest` guesses."""
+        taken = milliseconds / (longest + 1)
+        self._guess_ms = taken if self._guess_ms is None else self._guess_ms + _LEARN * (taken - self._guess_ms)
+
+    def fade(self) -> None:
+        """A step went without a call: what seemed too dear then is tried again."""
+        if self._guess_ms is not None:
+            self._guess_ms *= 1 - _FADE
+
+    def predict(self, longest: int) -> float:
+        """Milliseconds of a call; nothing while none was seen."""
+        return 0.0 if self._guess_ms is None else self._guess_ms * (longest + 1)
+
+
+def limits(sequences: Values[Sequence], pace: Pace, drafting: DraftCost) -> dict[str, int]:
     """Guesses allowed for each of the decoding `sequences`; those that get none are left out."""
-    allowed: dict[str, int] = {}
-    tokens = len(sequences)
+    if not sequences:
+        return {}
     attended = sum(len(sequence.tokens) for sequence in sequences)
-    base, more = pace.predict(tokens, attended), pace.predict(tokens + 1, attended)
-    for sequence in sequences:
-        most = sequence.request.draft.max_draft
-        most = MAX_DRAFT if most is None else min(most, MAX_DRAFT)
-        if base is None or more is None:
-            count = _FIRST_TRIES
-        else:
-            count = _paying(expected(sequence), worth=tokens / max(base, 1e-6), cost=max(more - base, 0.0))
-        if min(count, most) > 0:
-            allowed[sequence.request.id] = min(count, most)
-    return allowed
+    base = pace.predict(len(sequences), attended)
+    most = [_most(sequence) for sequence in sequences]
+    if base is None:
+        counts = [min(one, _FIRST_TRIES) for one in most]
+    else:
+        # One more token attends to all before it.
+        costs = [
+            max((pace.predict(len(sequences) + 1, attended + len(sequence.tokens)) or base) - base, 0.0)
+            for sequence in sequences
+        ]
+        terms = [(cost, sequence.coverage) for cost, sequence in zip(costs, sequences, strict=True)]
+        counts = _best(list(_guesses(sequences, most)), terms, base, drafting)
+    return {sequence.request.id: count for sequence, count in zip(sequences, counts, strict=True) if count}
 
 
 def expected(sequence: Sequence) -> float:
@@ -45,7 +75,7 @@ def learn(sequence: Sequence, num_drafts: int, num_accepted: int) -> None:
     """Take a verification into account, or (without drafts) let an old verdict fade."""
     if num_drafts == 0:
         if sequence.num_accepted + sequence.num_rejected:
-            sequence.acceptance += _FORGET * (PRIOR - sequence.acceptance)
+            sequence.acceptance += sequence.hope * (PRIOR - sequence.acceptance)
         return
     # Guesses after the first wrong one were not tried: they say nothing.
     tried = min(num_accepted + 1, num_drafts)
@@ -53,12 +83,50 @@ def learn(sequence: Sequence, num_drafts: int, num_accepted: int) -> None:
     is_first = sequence.num_accepted + sequence.num_rejected == num_drafts
     before = PRIOR if is_first else sequence.acceptance
     sequence.acceptance = before + (1 - (1 - _LEARN) ** tried) * (share - before)
+    sequence.hope = _FORGET if num_accepted else max(sequence.hope / 2, _LEAST_FORGET)
 
 
-def _paying(acceptance: float, *, worth: float, cost: float) -> int:
-    """The largest j with acceptance ** j >= worth * cost (tokens per millisecond times milliseconds per token)."""
-    probability, count = acceptance, 0
-    while count < MAX_DRAFT and probability >= worth * cost:
-        count += 1
-        probability *= acceptance
-    return count
+def heard(sequence: Sequence, *, was_asked: bool, has_draft: bool) -> None:
+    """Whether the drafter had anything to say for a sequence: asking costs time where it seldom has."""
+    if was_asked:
+        sequence.coverage += _COVER * (has_draft - sequence.coverage)
+    else:
+        sequence.coverage += _FORGET * (1.0 - sequence.coverage)
+
+
+def _most(sequence: Sequence) -> int:
+    wanted = sequence.request.draft.max_draft
+    return MAX_DRAFT if wanted is None else min(wanted, MAX_DRAFT)
+
+
+def _guesses(sequences: Values[Sequence], most: Values[int]) -> Iterator[tuple[float, int, int]]:
+    """Of each guess that could be made: the probability that it is accepted, its place in the draft, its sequence."""
+    for number, sequence in enumerate(sequences):
+        probability = chance = min(expected(sequence), 1.0)
+        for place in range(1, most[number] + 1):
+            yield probability, place, number
+            probability *= chance
+
+
+def _best(
+    guesses: list[tuple[float, int, int]], terms: Values[tuple[float, float]], base_ms: float, drafting: DraftCost
+) -> list[int]:
+    """How many guesses of each sequence give the most tokens per millisecond.
+
+    `terms`: of each sequence the milliseconds that a guess costs, and how probably the drafter has any.
+    """
+    guesses.sort(key=lambda guess: (-guess[0], guess[1]))
+    gain, verifying, longest = 0.0, 0.0, 0
+    best, best_count = len(terms) / max(base_ms, 1e-6), 0
+    for count, (probability, place, number) in enumerate(guesses, start=1):
+        cost, coverage = terms[number]
+        gain += coverage * probability
+        verifying += coverage * cost
+        longest = max(longest, place)
+        speed = (len(terms) + gain) / max(base_ms + verifying + drafting.predict(longest), 1e-6)
+        if speed >= best:
+            best, best_count = speed, count
+    counts = [0] * len(terms)
+    for _, place, number in guesses[:best_count]:
+        counts[number] = max(counts[number], place)
+    return counts

@@ -26,6 +26,7 @@ class EngineConfig:
     prompt_cache_options: tuple[tuple[str, str], ...] = ()  # for the plugin
     drafter: str = "none"  # name of a plugin; "none" switches speculation off
     drafter_options: tuple[tuple[str, str], ...] = ()  # for the plugin
+    draft_model: str | None = None  # exported folder of a small model for the drafter
     deterministic: bool = False  # the same bits for any batch, at a cost (runtime/README.md)
 
     def __post_init__(self) -> None:

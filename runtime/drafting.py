@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Values
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
 
 import structlog
 
-from ortserve.plugins.drafting import Draft, Drafter, DraftRequest, SequenceView, Verified
+from ortserve.plugins.drafting import Draft, Drafter, DraftRequest, Ended, SequenceView, Verified
+from ortserve.runtime.adaptation import DraftCost
+from ortserve.runtime.draft_stats import DraftStats
 from ortserve.runtime.sequence import Sequence
 
 MAX_MISSES = 20  # deadlines missed in a row before a drafter is switched off
@@ -24,18 +25,15 @@ SHORTEST_WAIT_S = 0.002
 WAIT_SHARE = 0.25  # of a step
 
 
-@dataclass(slots=True)
-class DraftStats:
-    """Counters since the start. `accepted_lengths[n]`: drafts of which exactly n guesses were accepted."""
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What one step did to one sequence that drew tokens."""
 
-    num_drafts: int = 0
-    num_proposed: int = 0
-    num_accepted: int = 0
-    num_missed_deadlines: int = 0
-    seconds: float = 0.0  # the engine waited for drafts
-    accepted_lengths: Counter[int] = field(default_factory=Counter)
-    by_source: Counter[str] = field(default_factory=Counter)  # accepted guesses
-    proposed_by_source: Counter[str] = field(default_factory=Counter)
+    sequence: Sequence
+    num_fed: int  # guesses
+    num_accepted: int
+    tokens: tuple[int, ...]  # added: the accepted guesses and one more
+    seconds: float  # of the step, the share of the guesses
 
 
 class Drafting:
@@ -50,18 +48,24 @@ class Drafting:
         shortest_wait_s: float = SHORTEST_WAIT_S,
     ) -> None:
         self.stats = DraftStats()
-        self.is_on = True
+        self.cost = DraftCost()
         self._drafter = drafter
         self._vocab_size = vocab_size
         self._clock = clock
         self._shortest_wait_s = shortest_wait_s
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._pending: Future[Values[Draft]] | None = None  # of a deadline that was missed
+        self._asked_s = 0.0  # what the last answer took; written before it is handed over
         self._num_misses = 0
         self._known: set[str] = set()
         self._sources: dict[str, str] = {}  # of the drafts in the step that runs, by request
         self._thread = threading.Thread(target=self._work, name="ortserve-drafter", daemon=True)
         self._thread.start()
+
+    @property
+    def is_on(self) -> bool:
+        """It is still asked."""
+        return self.stats.is_on
 
     def begin(self, sequence: Sequence) -> None:
         """A request has come. The drafter reads its prompt while the engine computes it."""
@@ -80,6 +84,7 @@ class Drafting:
         if not self.is_on or not wanted or (self._pending is not None and not self._pending.done()):
             return {}
         views = [_view(sequence, limits[sequence.request.id]) for sequence in wanted]
+        self.stats.num_calls += 1
         begun = self._clock()
         wait_s = max(self._shortest_wait_s, WAIT_SHARE * step_s)
         self._pending = self._ask(lambda: self._drafter.propose(views, begun + wait_s))
@@ -93,33 +98,31 @@ class Drafting:
             self._switch_off(f"its proposal failed with {type(error).__name__}: {error}")
             return {}
         finally:
-            self.stats.seconds += self._clock() - begun
+            self.stats.drafting_s += self._clock() - begun
         self._num_misses = 0
+        # Not what was waited: the thread may have been busy with the prompts of new requests.
+        self.cost.observe(max(map(len, drafts.values()), default=0), 1000 * self._asked_s)
         return drafts
 
-    def observe(self, results: Values[tuple[Sequence, int, int, tuple[int, ...]]]) -> None:
-        """What one step did: for each sequence the guesses fed, how many were accepted, and the tokens it got."""
+    def observe(self, results: Values[Verification]) -> None:
+        """What one step did."""
         verified: list[Verified] = []
-        for sequence, num_fed, num_accepted, tokens in results:
-            source = self._sources.get(sequence.request.id)
-            if source is None or num_fed == 0:
+        for one in results:
+            source = self._sources.get(one.sequence.request.id)
+            if source is None or one.num_fed == 0:
                 continue
-            verified.append(Verified(sequence.request.id, source, num_fed, num_accepted, tokens))
-            self.stats.num_drafts += 1
-            self.stats.num_proposed += num_fed
-            self.stats.num_accepted += num_accepted
-            self.stats.accepted_lengths[num_accepted] += 1
-            self.stats.by_source[source] += num_accepted
-            self.stats.proposed_by_source[source] += num_fed
+            verified.append(Verified(one.sequence.request.id, source, one.num_fed, one.num_accepted, one.tokens))
+            self.stats.add(source, one.num_fed, one.num_accepted, one.seconds)
         if verified and self.is_on:
             self._tell(lambda: self._drafter.observe(verified))
 
-    def forget(self, request_id: str) -> None:
-        """A request has ended."""
-        if request_id in self._known:
-            self._known.discard(request_id)
+    def forget(self, sequence: Sequence) -> None:
+        """A request has ended, with the tokens it has now."""
+        if sequence.request.id in self._known:
+            self._known.discard(sequence.request.id)
             if self.is_on:
-                self._tell(lambda: self._drafter.forget((request_id,)))
+                ended = Ended(sequence.request.id, tuple(sequence.tokens[sequence.num_prompt_tokens :]))
+                self._tell(lambda: self._drafter.forget((ended,)))
 
     def close(self) -> None:
         """Stop the drafter; one that hangs is left behind."""
@@ -151,14 +154,17 @@ class Drafting:
     def _switch_off(self, reason: str) -> None:
         if self.is_on:
             structlog.get_logger("ortserve.drafter").error("the drafter is switched off", reason=reason)
-        self.is_on = False
+        self.stats.is_on = False
 
     def _ask(self, question: Callable[[], Values[Draft]]) -> Future[Values[Draft]]:
         future: Future[Values[Draft]] = Future()
 
         def run() -> None:
+            begun = self._clock()
             try:
-                future.set_result(question())
+                drafts = question()
+                self._asked_s = self._clock() - begun
+                future.set_result(drafts)
             except BaseException as error:  # handed to whoever waits
                 future.set_exception(error)
 
@@ -181,4 +187,6 @@ class Drafting:
 
 def _view(sequence: Sequence, limit: int) -> SequenceView:
     allowed = len if sequence.constraint is None else sequence.constraint.allowed_prefix
-    return SequenceView(sequence.request.id, sequence.tokens, sequence.num_prompt_tokens, limit, allowed)
+    return SequenceView(
+        sequence.request.id, sequence.tokens, sequence.num_prompt_tokens, limit, allowed, sequence.next_draw()
+    )

@@ -19,6 +19,7 @@ import structlog
 from ortserve.plugins.api import CacheQuery, CacheStats, Entry, PromptCache
 from ortserve.runtime.admission import check_request
 from ortserve.runtime.constraint import Constraint
+from ortserve.runtime.draft_stats import DraftStats
 from ortserve.runtime.engine import Engine, EngineStats
 from ortserve.runtime.errors import EngineClosedError, OverloadedError, RequestError
 from ortserve.runtime.manifest import Manifest
@@ -68,6 +69,7 @@ class Driver:
         self._stats = EngineStats()
         self._finish_rate = _FinishRate()
         self._cache_stats = CacheStats()
+        self._draft_stats: DraftStats | None = None
         self._closed_reason: str | None = None  # set once no request is accepted any more
         self._drain_until: float | None = None
         engine.bell.answer_with(self._wake)
@@ -91,6 +93,10 @@ class Driver:
     def cache_stats(self) -> CacheStats:
         """The prompt cache as of the last step."""
         return self._cache_stats
+
+    def draft_stats(self) -> DraftStats | None:
+        """The drafter as of the last step; None without one."""
+        return self._draft_stats
 
     def cache_entries(self) -> Future[list[Entry]]:
         """What the prompt cache keeps."""
@@ -212,6 +218,8 @@ class Driver:
             deltas += self._engine.step()
         self._stats = self._engine.stats()
         self._cache_stats = self._engine.reuse.stats()
+        if self._engine.drafting is not None:
+            self._draft_stats = self._engine.drafting.stats.copy()
         self._hand_out(deltas)
 
     def _take_in(self) -> list[Delta]:

@@ -13,11 +13,11 @@ from time import monotonic
 import structlog
 
 from ortserve.plugins.none import NoCache
-from ortserve.runtime.adaptation import learn, limits
+from ortserve.runtime.adaptation import heard, learn, limits
 from ortserve.runtime.admission import new_sequence
 from ortserve.runtime.bell import Bell
 from ortserve.runtime.constraint import Constraint, Grammars, NoGrammars
-from ortserve.runtime.drafting import Drafting
+from ortserve.runtime.drafting import Drafting, Verification
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.masking import Masking, Masks
 from ortserve.runtime.pace import Pace
@@ -146,7 +146,7 @@ class Engine:
         self._stats.num_steps += 1
         self._stats.num_fed_tokens += step.num_tokens
         self._stats.num_output_tokens += sum(len(advance.added) for advance in advances)
-        self._learn(advances)
+        self._learn(advances, (ran - begun) / max(step.num_tokens, 1))
         return [self._delta(advance, now) for advance in advances]
 
     def close(self) -> None:
@@ -173,20 +173,29 @@ class Engine:
         if self.drafting is None or not self.drafting.is_on:
             return {}
         decoding = self.scheduler.decoding()
-        allowed = limits(decoding, self._pace)
+        allowed = limits(decoding, self._pace, self.drafting.cost)
         if not allowed:
+            self.drafting.cost.fade()
+            for sequence in decoding:
+                heard(sequence, was_asked=False, has_draft=False)
             return {}
         predicted = self._pace.predict(len(decoding), sum(len(sequence.tokens) for sequence in decoding))
-        return self.drafting.propose(decoding, allowed, (predicted or 0.0) / 1000)
+        drafts = self.drafting.propose(decoding, allowed, (predicted or 0.0) / 1000)
+        for sequence in decoding:
+            name = sequence.request.id
+            heard(sequence, was_asked=name in allowed, has_draft=name in drafts)
+        return drafts
 
-    def _learn(self, advances: list[Advance]) -> None:
+    def _learn(self, advances: list[Advance], token_s: float) -> None:
+        """`token_s`: seconds of the step per token fed."""
         if self.drafting is None:
             return
         results = []
         for advance in advances:
             learn(advance.sequence, advance.num_drafts, advance.num_accepted)
             tokens = tuple(one.token_id for one in advance.added if one.token_id is not None)
-            results.append((advance.sequence, advance.num_drafts, advance.num_accepted, tokens))
+            seconds = token_s * advance.num_drafts
+            results.append(Verification(advance.sequence, advance.num_drafts, advance.num_accepted, tokens, seconds))
         self.drafting.observe(results)
 
     def _constrained(self, step: Step) -> list[tuple[str, Constraint, tuple[int, ...]]]:
@@ -238,7 +247,7 @@ class Engine:
 
     def _forget(self, sequence: Sequence) -> None:
         if self.drafting is not None:
-            self.drafting.forget(sequence.request.id)
+            self.drafting.forget(sequence)
 
 
 def _reason(sequence: Sequence) -> str:

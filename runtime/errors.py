@@ -2,7 +2,8 @@
 
 OrtserveError
 ├── ModelError            the model folder, its manifest or its graph is unusable
-│   └── ManifestError     manifest.json is missing, unreadable or of another version
+│   ├── ManifestError     manifest.json is missing, unreadable or of another version
+│   └── DraftModelError   the small model for drafters does not fit the model that is served
 ├── DeviceError           an execution provider, kernel or library is missing or unfit
 ├── ConfigurationError    an option has a value it cannot have
 ├── PluginUnusableError   a prompt cache or drafter that was named cannot be used
@@ -27,6 +28,10 @@ class ModelError(OrtserveError):
 
 class ManifestError(ModelError):
     """`manifest.json` is missing, unreadable, or written for another version."""
+
+
+class DraftModelError(ModelError):
+    """The small model that drafters guess with is missing, or speaks other tokens than the served one."""
 
 
 class DeviceError(OrtserveError):

@@ -33,11 +33,16 @@ class TokenHistory:
 
     def extended(self, token: int) -> TokenHistory:
         """A copy with one more output token: what the history would be if a draft were accepted."""
+        other = self.copy()
+        other.add(token)
+        return other
+
+    def copy(self) -> TokenHistory:
+        """One that stays as it is when this one grows."""
         other = TokenHistory.__new__(TokenHistory)
         other._places = dict(self._places)
         other._ids = self._ids.copy()
         other._counts = self._counts.copy()
-        other.add(token)
         return other
 
     @property

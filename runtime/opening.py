@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from time import monotonic, time
 from typing import cast
 
@@ -33,13 +34,13 @@ from ortserve.runtime.guidance import open_grammars
 from ortserve.runtime.kv import SlotKvStore
 from ortserve.runtime.machine import memory_budget
 from ortserve.runtime.manifest import Manifest, read_manifest
-from ortserve.runtime.plan import EnginePlan, plan_engine
+from ortserve.runtime.plan import NO_DRAFTER, EnginePlan, plan_engine
 from ortserve.runtime.reuse import CacheBlocks, Reuse, new_reuse
 from ortserve.runtime.runner import Runner, load_session
 from ortserve.runtime.sampler import Sampler
 from ortserve.runtime.session import check_int8_kernels, require_version
+from ortserve.runtime.small_model import LoadedDraft, load_draft
 
-NO_DRAFTER = "none"
 DEVICES = ("auto", "cpu")
 EXACT_PRECISIONS = ("int8", "fp32")  # products of one row do not depend on the others
 
@@ -83,8 +84,17 @@ def open_engine(folder: Path, manifest: Manifest, config: EngineConfig) -> tuple
     require_version(manifest.min_onnxruntime)
     if manifest.precision == "int8":
         check_int8_kernels()
-    session = load_session(folder, manifest, num_threads=config.num_threads)
-    plan = plan_engine(manifest, config, available_bytes=memory_budget().available)
+    turn = Lock()  # the drafter's small model waits while the served one runs, and the other way round
+    session = load_session(folder, manifest, num_threads=config.num_threads, turn=turn)
+    draft = None
+    if config.draft_model is not None and config.drafter != NO_DRAFTER:
+        draft = load_draft(Path(config.draft_model), folder, manifest, num_threads=config.num_threads, turn=turn)
+    plan = plan_engine(
+        manifest,
+        config,
+        available_bytes=memory_budget().available,
+        draft=None if draft is None else draft.manifest.kv,
+    )
     store = SlotKvStore(
         manifest.kv, num_rows=plan.num_rows, capacity=plan.capacity, num_host_blocks=plan.num_host_blocks
     )
@@ -92,7 +102,7 @@ def open_engine(folder: Path, manifest: Manifest, config: EngineConfig) -> tuple
     sampler = Sampler(manifest.num_tokens, num_threads=config.num_threads)
     bell = Bell()
     reuse = open_cache(manifest, plan, config, store, bell)
-    drafting = open_drafter(manifest, plan, config, store)
+    drafting = open_drafter(manifest, plan, config, store, draft)
     grammars = open_grammars(folder, manifest, num_threads=config.num_threads)
     engine = Engine(manifest, plan, runner, sampler, reuse=reuse, bell=bell, drafting=drafting, grammars=grammars)
     return engine, plan
@@ -112,7 +122,13 @@ def open_cache(manifest: Manifest, plan: EnginePlan, config: EngineConfig, store
         raise PluginUnusableError(f"the prompt cache {config.prompt_cache} cannot start ({error})") from error
 
 
-def open_drafter(manifest: Manifest, plan: EnginePlan, config: EngineConfig, store: SlotKvStore) -> Drafting | None:
+def open_drafter(
+    manifest: Manifest,
+    plan: EnginePlan,
+    config: EngineConfig,
+    store: SlotKvStore,
+    draft: LoadedDraft | None = None,
+) -> Drafting | None:
     """The drafter that the configuration names, None for none. Raises `PluginUnusableError` when it cannot be made."""
     if config.drafter == NO_DRAFTER:
         return None
@@ -121,6 +137,9 @@ def open_drafter(manifest: Manifest, plan: EnginePlan, config: EngineConfig, sto
     context = _context(
         manifest, plan, store, dict(config.drafter_options), blocks=CacheBlocks(BlockPool(0)), wake=lambda: None
     )
+    context = replace(context, byte_budget=plan.drafter_keep_bytes)
+    if draft is not None:
+        context = replace(context, load_model=partial(draft.open, plan))
     try:
         drafter = cast(Drafter, factory(context))
     except Exception as error:  # a stranger's constructor may raise anything

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import MemoryBudgetError
 from ortserve.runtime.kv import block_size
-from ortserve.runtime.manifest import Manifest
+from ortserve.runtime.manifest import KvLayout, Manifest
 
 EXACT_CUT = 128  # in deterministic mode chunks end at its multiples: attention then gives the same bits for any cut
 MAX_DEFAULT_CONTEXT = 131_072
 KV_SHARE = 0.5  # of the memory that is free once the weights are loaded
 SWAP_SHARE = 0.25  # of the KV budget, beside it
 NO_CACHE = "none"
+NO_DRAFTER = "none"
+DRAFTER_SHARE = 0.02  # of the memory that is free once the weights are loaded, for what drafters keep of past requests
+MAX_DRAFTER_KEEP = 32 * 2**20
+DRAFTER_TOKEN_BYTES = 512  # what a drafter keeps of one token of a running request: half a kilobyte in `suffix`
 CACHE_SHARE = 0.2  # of the memory that is free once the weights are loaded
 MAX_DEFAULT_CACHE = 4 * 2**30
 GIB = 2**30
@@ -36,6 +40,13 @@ class EnginePlan:
     max_waiting: int
     max_step_ms: float | None
     deterministic: bool
+    drafter_keep_bytes: int = 0  # what the drafter may keep of past requests
+    drafter_bytes: int = 0  # that, what it keeps of running requests, and the keys and values of its small model
+
+    @property
+    def resident_tokens(self) -> int:
+        """Tokens that all rows together may hold."""
+        return self.num_blocks * self.block_size
 
     @property
     def kv_bytes(self) -> int:
@@ -57,19 +68,28 @@ class EnginePlan:
         return (
             f"{self.num_rows} rows of {self.max_context} tokens; KV budget {self.kv_bytes / GIB:.2f} GiB"
             f" ({self.num_blocks * self.block_size} tokens resident at once), swap {self.swap_bytes / GIB:.2f} GiB,"
-            f" prompt cache {self.cache_bytes / GIB:.2f} GiB, address space {self.virtual_bytes / GIB:.2f} GiB"
+            f" prompt cache {self.cache_bytes / GIB:.2f} GiB, drafter {self.drafter_bytes / GIB:.2f} GiB,"
+            f" address space {self.virtual_bytes / GIB:.2f} GiB"
         )
 
 
-def plan_engine(manifest: Manifest, config: EngineConfig, *, available_bytes: int) -> EnginePlan:
+def plan_engine(
+    manifest: Manifest, config: EngineConfig, *, available_bytes: int, draft: KvLayout | None = None
+) -> EnginePlan:
     """Fit rows and context into memory. `available_bytes`: free now, with the weights already loaded.
+
+    `draft` is the layout of a drafter's small model, which may hold as many tokens as the rows.
 
     Raises `MemoryBudgetError` when one sequence of the wanted context does not fit; it names the largest that does.
     """
     size = block_size(manifest.kv)
     bytes_per_block = size * manifest.kv.bytes_per_token
     budget = int(available_bytes * KV_SHARE) if config.kv_memory is None else config.kv_memory
-    num_blocks = budget // bytes_per_block
+    keep, token_bytes = _drafter_bytes(config, available_bytes, draft)
+    if config.kv_memory is None:
+        num_blocks = max(budget - keep, 0) // (bytes_per_block + size * token_bytes)
+    else:  # of the rows alone
+        num_blocks = budget // bytes_per_block
     fits = num_blocks * size
     if fits == 0:
         raise MemoryBudgetError(
@@ -109,7 +129,17 @@ def plan_engine(manifest: Manifest, config: EngineConfig, *, available_bytes: in
         max_waiting=config.max_waiting,
         max_step_ms=config.max_step_ms,
         deterministic=config.deterministic,
+        drafter_keep_bytes=keep,
+        drafter_bytes=keep + num_blocks * size * token_bytes,
     )
+
+
+def _drafter_bytes(config: EngineConfig, available_bytes: int, draft: KvLayout | None) -> tuple[int, int]:
+    """What a drafter may keep of past requests, and what it takes for each token of the running ones."""
+    if config.drafter == NO_DRAFTER:
+        return 0, 0
+    keep = min(int(available_bytes * DRAFTER_SHARE), MAX_DRAFTER_KEEP)
+    return keep, DRAFTER_TOKEN_BYTES + (0 if draft is None else draft.bytes_per_token)
 
 
 def _cache_bytes(config: EngineConfig, available_bytes: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +86,6 @@ class _BoundRows:
             self._num_logits = len(logits)
 
 
-def load_session(folder: Path, manifest: Manifest, *, num_threads: int | None) -> Session:
-    """Load an exported folder's graph."""
-    return Session(folder / manifest.graph, num_threads=num_threads)
+def load_session(folder: Path, manifest: Manifest, *, num_threads: int | None, turn: Lock | None = None) -> Session:
+    """Load an exported folder's graph. Sessions that share a `turn` never run at once."""
+    return Session(folder / manifest.graph, num_threads=num_threads, turn=turn)

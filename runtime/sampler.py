@@ -40,6 +40,19 @@ class Draw:
     banned: tuple[int, ...] = ()  # ids that must not be drawn here
     allowed: Bits | None = None  # by a grammar: no other id can be drawn; packed as `constraint.Mask` says
 
+    def after(self, token: int) -> Draw:
+        """How the next position is drawn, should `token` be drawn here. Part of `NextDraw`."""
+        position = self.position + 1
+        history = None if self.history is None else self.history.extended(token)
+        return Draw(
+            self.sampling,
+            self.seed,
+            self.choice,
+            position,
+            history,
+            self.banned if position < self.sampling.min_tokens else (),
+        )
+
     @property
     def is_greedy(self) -> bool:
         """The most likely token, always."""

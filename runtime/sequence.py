@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Values
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from ortserve.plugins.api import Hit, Ticket
@@ -50,6 +50,8 @@ class Sequence:
     num_accepted: int = 0  # draft tokens that equalled the token drawn
     num_rejected: int = 0
     acceptance: float = 0.0  # expected share of drafts that are accepted, kept by `adaptation`
+    coverage: float = 1.0  # expected share of calls in which the drafter has a draft for it, kept by `adaptation`
+    hope: float = 0.0  # share of the way that a bad acceptance fades with each undrafted step, kept by `adaptation`
     hit: Hit | None = None  # while queued and waiting for it, and from admission until its blocks are copied
     ticket: Ticket | None = None  # while it computes tokens that others may use
     num_preemptions: int = 0
@@ -107,6 +109,14 @@ class Sequence:
     def is_end(self, token: int) -> bool:
         """Whether the token ends the request and is not part of the reply's text."""
         return token in self.eos_ids or token in self.stop_ids
+
+    def next_draw(self) -> Draw:
+        """How the token after `tokens` is drawn, for a drafter: stays as it is, and asks for no log-probabilities."""
+        draw = self.draws(())[0]
+        sampling, history = draw.sampling, draw.history
+        if sampling.num_logprobs is not None:
+            sampling = replace(sampling, num_logprobs=None)
+        return replace(draw, sampling=sampling, history=None if history is None else history.copy())
 
     def finish_after(self, token: int) -> FinishReason | None:
         """Whether drawing `token`, the last of `tokens`, ends the request."""

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -49,12 +50,18 @@ class Session:
     """One graph loaded for the CPU. Not thread-safe: one thread runs it."""
 
     def __init__(
-        self, model: Path | bytes, *, num_threads: int | None = None, profile_prefix: str | None = None
+        self,
+        model: Path | bytes,
+        *,
+        num_threads: int | None = None,
+        profile_prefix: str | None = None,
+        turn: Lock | None = None,
     ) -> None:
-        """Load a graph from its path, or from bytes for small ones.
+        """Load a graph from its path, or from bytes for small ones. Bindings that share a `turn` never run at once.
 
         Raises `ModelError` when ONNX Runtime refuses it.
         """
+        self._turn = turn
         options = ort.SessionOptions()
         options.intra_op_num_threads = num_threads or default_num_threads()
         options.inter_op_num_threads = 1
@@ -77,7 +84,7 @@ class Session:
 
     def binding(self) -> Binding:
         """A new binding of this session."""
-        return Binding(self._session)
+        return Binding(self._session, self._turn)
 
     def end_profiling(self) -> Path:
         """Stop profiling and return the JSON file it wrote."""
@@ -87,8 +94,9 @@ class Session:
 class Binding:
     """Inputs and outputs fixed to memory; what is bound stays bound from run to run."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
+    def __init__(self, session: ort.InferenceSession, turn: Lock | None = None) -> None:
         self._session = session
+        self._turn = turn or Lock()
         self._binding = session.io_binding()
         self._held: dict[str, npt.NDArray[np.generic]] = {}  # bound memory must outlive the run
 
@@ -109,7 +117,8 @@ class Binding:
 
     def run(self) -> None:
         """Run the graph over what is bound; the interpreter lock is released meanwhile."""
-        self._session.run_with_iobinding(self._binding)
+        with self._turn:
+            self._session.run_with_iobinding(self._binding)
 
 
 def check_int8_kernels() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ortserve.export.bundled import bundled_model
+from ortserve.export.bundled import bundled_draft, bundled_model
 from ortserve.export.publish import export_checkpoint
 from ortserve.gateway.logs import configure_logs
 from tests.gateway.running import Running, running
@@ -40,4 +40,12 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled model in int8, exported once for all tests."""
     folder = tmp_path_factory.mktemp("pocket") / "int8"
     export_checkpoint(bundled_model(), folder, precision="int8", verify=False, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pocket_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its small sibling in int8."""
+    folder = tmp_path_factory.mktemp("pocket") / "draft-int8"
+    export_checkpoint(bundled_draft(), folder, precision="int8", verify=False, progress=False)
     return folder

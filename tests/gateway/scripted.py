@@ -18,6 +18,7 @@ from ortserve.gateway.service import ModelService, ModelText
 from ortserve.gateway.template import ChatTemplate
 from ortserve.gateway.tokenizer import TextTokenizer
 from ortserve.plugins.api import CacheStats
+from ortserve.runtime.draft_stats import DraftStats
 from ortserve.runtime.driver import AsyncEngine, Outlet
 from ortserve.runtime.engine import EngineStats
 from ortserve.runtime.errors import EngineClosedError, OrtserveError
@@ -129,6 +130,9 @@ class ScriptedDriver:
 
     def cache_stats(self) -> CacheStats:
         return CacheStats()
+
+    def draft_stats(self) -> DraftStats | None:
+        return None
 
     def close(self, *, drain_s: float = 0.0) -> None:
         self._closed = True

@@ -14,7 +14,8 @@ import pytest
 
 from ortserve.gateway import cli
 from ortserve.gateway.cache_cli import seconds_text, size_text
-from ortserve.gateway.cache_options import CacheOptionsError, plugin_options
+from ortserve.gateway.cache_options import plugin_options
+from ortserve.gateway.plugin_options import PluginOptionsError
 from ortserve.gateway.server import Limits
 from ortserve.gateway.service import open_service
 from ortserve.plugins import registry
@@ -137,12 +138,12 @@ def test_options_become_those_of_the_plugin(monkeypatch: pytest.MonkeyPatch) -> 
     assert dict(plugin_options(arguments)) == {"a": "1", "b": "2"}
     assert options("--prompt-cache-option", "c=3") == {"c": "3"}
     monkeypatch.setenv("ORTSERVE_PROMPT_CACHE_OPTION", "a")
-    with pytest.raises(CacheOptionsError, match="ORTSERVE_PROMPT_CACHE_OPTION"):
+    with pytest.raises(PluginOptionsError, match="ORTSERVE_PROMPT_CACHE_OPTION"):
         options()
 
 
 def test_a_bound_without_a_folder_is_refused() -> None:
-    with pytest.raises(CacheOptionsError, match="name that folder too"):
+    with pytest.raises(PluginOptionsError, match="name that folder too"):
         options("--prompt-cache", "prefix", "--prompt-cache-disk", "1GiB")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,15 @@ from typing import Any
 import httpx
 import pytest
 
+from ortserve.gateway.drafter_options import drafter_options, find_draft_model
 from ortserve.gateway.errors import ApiError
+from ortserve.gateway.plugin_options import PluginOptionsError
 from ortserve.gateway.schema.drafting import DraftWish, read_draft_wish
 from ortserve.gateway.schema.fields import Fields
-from tests.gateway.pocket import serving_pocket
+from ortserve.gateway.serve import configure
+from ortserve.runtime.errors import PluginUnusableError
+from tests.gateway.pocket import open_pocket, serving_pocket
+from tests.gateway.test_metrics import Samples, scrape, value
 
 
 @pytest.mark.parametrize(
@@ -60,9 +66,9 @@ TEXT = "the quick brown fox jumps over the lazy dog while the old clock counts t
 REPEAT = [{"role": "user", "content": f"Repeat after me: {TEXT}"}]
 
 
-@pytest.fixture(scope="module", params=["combined", "ngram"])
-def drafted(request: pytest.FixtureRequest, pocket: Path) -> Iterator[str]:
-    with serving_pocket(pocket, drafter=request.param) as url:
+@pytest.fixture(scope="module", params=["combined", "ngram", "model"])
+def drafted(request: pytest.FixtureRequest, pocket: Path, pocket_draft: Path) -> Iterator[str]:
+    with serving_pocket(pocket, drafter=request.param, draft_model=str(pocket_draft)) as url:
         yield url
 
 
@@ -86,7 +92,18 @@ def guesses(reply: dict[str, Any]) -> tuple[int, int]:
     return details["accepted_prediction_tokens"], details["rejected_prediction_tokens"]
 
 
-@pytest.mark.parametrize("fields", [{}, {"temperature": 0.9, "seed": 5}, {"n": 2, "temperature": 1.0, "seed": 6}])
+FIELDS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.9, "seed": 5},
+    {"n": 2, "temperature": 1.0, "seed": 6},
+    {"stop": ["old clock"]},
+    {"stop": "ox", "temperature": 0.8, "seed": 1},
+    {"presence_penalty": 1.0, "frequency_penalty": 0.5, "logit_bias": {"7": 5, "100": -100}},
+    {"prediction": {"type": "content", "content": TEXT}},
+]
+
+
+@pytest.mark.parametrize("fields", FIELDS)
 def test_a_drafted_reply_is_the_plain_one(drafted: str, plain: str, fields: dict[str, Any]) -> None:
     expected = ask(plain, **fields)
     found = ask(drafted, **fields)
@@ -103,3 +120,95 @@ def test_copying_is_guessed_and_counted(drafted: str) -> None:
     off = ask(drafted, speculative={"max_draft": 0})
     assert guesses(off) == (0, 0)
     assert 0 <= accepted <= off["usage"]["completion_tokens"]
+
+
+def test_logprobs_of_a_drafted_reply_are_those_of_the_plain_one(drafted: str, plain: str) -> None:
+    entries = [ask(url, logprobs=True, top_logprobs=2)["choices"][0]["logprobs"]["content"] for url in (drafted, plain)]
+    assert [entry["token"] for entry in entries[0]] == [entry["token"] for entry in entries[1]]
+    for found, expected in zip(*entries, strict=True):  # in default mode kernels differ in their last bits
+        assert found["logprob"] == pytest.approx(expected["logprob"], abs=0.1)
+
+
+def test_metrics_say_what_became_of_the_guesses(drafted: str) -> None:
+    with httpx.Client(base_url=drafted, timeout=30) as client:
+        ask(drafted, prediction={"type": "content", "content": TEXT})
+        samples = scrape(client)
+    assert value(samples, "drafter_on") == 1
+    assert value(samples, "draft_calls_total") > 0
+    assert value(samples, "draft_drafting_seconds_total") > 0
+    proposed = of_source(samples, "draft_proposed_tokens_total")
+    accepted = of_source(samples, "draft_accepted_tokens_total")
+    assert proposed
+    for (source, position), count in proposed.items():
+        assert 0 <= accepted.get((source, position), 0) <= count
+        assert count <= proposed[source, "1"]
+    for source in {source for source, _ in proposed}:
+        held = sum(count for (its, _), count in accepted.items() if its == source)
+        assert value(samples, "draft_accepted_length_sum", source=source) == held
+        assert value(samples, "draft_accepted_length_count", source=source) == proposed[source, "1"]
+        assert value(samples, "draft_accepted_length_bucket", source=source, le="16.0") == proposed[source, "1"]
+
+
+def of_source(samples: Samples, name: str) -> dict[tuple[str, str], float]:
+    return {
+        (dict(labels)["source"], dict(labels)["position"]): count
+        for (found, labels), count in samples.items()
+        if found == f"ortserve_{name}"
+    }
+
+
+def test_without_a_drafter_there_are_no_metrics_of_one(plain: str) -> None:
+    with httpx.Client(base_url=plain, timeout=30) as client:
+        assert not [name for name, _ in scrape(client) if name.startswith("ortserve_draft")]
+
+
+def arguments_of(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    configure(parser)
+    return parser.parse_args(words)
+
+
+def test_options_reach_the_drafter(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--drafter-option", "sources=prediction,model", "--drafter-option", "model.chunk=64"]
+    wanted = (("sources", "prediction,model"), ("model.chunk", "64"))
+    assert drafter_options(arguments_of(*words)) == wanted
+    monkeypatch.setenv("ORTSERVE_DRAFTER_OPTION", "sources=prediction,model, model.chunk=64")
+    assert drafter_options(arguments_of()) == wanted
+    monkeypatch.setenv("ORTSERVE_DRAFTER_OPTION", "=5")
+    with pytest.raises(PluginOptionsError, match="ORTSERVE_DRAFTER_OPTION: =5 is not of the form KEY=VALUE"):
+        drafter_options(arguments_of())
+
+
+@pytest.mark.parametrize(
+    ("words", "resolved"),
+    [
+        (["--drafter", "model"], "pocket-draft"),
+        (["pocket", "--drafter", "model"], "pocket-draft"),
+        (["--drafter", "combined", "--drafter-option", "sources=model,suffix"], "pocket-draft"),
+        (["--drafter", "combined"], None),
+        (["some/other", "--drafter", "model"], None),
+        (["some/other", "--drafter", "strangers", "--draft-model", "some/draft"], "some/draft"),
+    ],
+)
+def test_the_bundled_model_has_a_small_one_of_its_own(words: list[str], resolved: str | None) -> None:
+    asked: list[str | None] = []
+
+    def resolve(name: str | None) -> Path:
+        asked.append(name)
+        return Path("exported")
+
+    found = find_draft_model(arguments_of(*words), resolve)
+    assert (found, asked) == ((None, []) if resolved is None else ("exported", [resolved]))
+
+
+def test_an_exported_small_model_is_taken_as_it_is(pocket_draft: Path) -> None:
+    def resolve(name: str | None) -> Path:
+        raise AssertionError(name)
+
+    words = ("some/other", "--drafter", "model", "--draft-model", str(pocket_draft))
+    assert find_draft_model(arguments_of(*words), resolve) == str(pocket_draft)
+
+
+def test_the_drafter_without_its_model_says_what_to_do(pocket: Path) -> None:
+    with pytest.raises(PluginUnusableError, match=r"the drafter model cannot start .*--draft-model"):
+        open_pocket(pocket, drafter="model")

@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from ortserve.plugins.drafting import Draft, DraftRequest, SequenceView, Verified
+from ortserve.plugins.drafting import Draft, DraftRequest, Ended, SequenceView, Verified
 from ortserve.runtime.audit import audit
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.drafting import MAX_MISSES, Drafting
@@ -31,6 +31,7 @@ class GuessingDrafter:
         self._guess = guess
         self.running: set[str] = set()
         self.results: list[Verified] = []
+        self.outputs: dict[str, tuple[int, ...]] = {}
 
     def start(self, request: DraftRequest) -> None:
         self.running.add(request.id)
@@ -42,8 +43,9 @@ class GuessingDrafter:
     def observe(self, results: Sequence[Verified]) -> None:
         self.results += results
 
-    def forget(self, request_ids: Sequence[str]) -> None:
-        self.running -= set(request_ids)
+    def forget(self, ended: Sequence[Ended]) -> None:
+        self.running -= {one.id for one in ended}
+        self.outputs.update({one.id: one.output for one in ended})
 
     def close(self) -> None:
         self.running.clear()
@@ -71,7 +73,8 @@ def drafted_engine(
     model: SyntheticModel, plan: EnginePlan, drafter: GuessingDrafter, *, prompt_cache: str = "none"
 ) -> Engine:
     engine = model.engine(plan, prompt_cache=prompt_cache)
-    engine.drafting = Drafting(drafter, vocab_size=PADDING_ID, shortest_wait_s=5.0)
+    # The engine's clock stands still: so must the one that says what drafting costs.
+    engine.drafting = Drafting(drafter, vocab_size=PADDING_ID, clock=engine._clock, shortest_wait_s=5.0)
     return engine
 
 
@@ -151,6 +154,12 @@ def test_right_guesses_save_steps_and_are_counted(synthetic: SyntheticModel) -> 
     assert sum(one.num_accepted for one in drafter.results) == reply.usage.num_accepted_tokens
     assert engine.drafting.stats.num_accepted == reply.usage.num_accepted_tokens
     assert drafter.running == set()
+    assert drafter.outputs == {"r": reply.token_ids}  # also the tokens of steps that were not drafted
+    stats = engine.drafting.stats
+    assert stats.num_proposed == stats.num_accepted
+    assert stats.lengths.total() == stats.num_drafts
+    assert sum(length * count for (_, length), count in stats.lengths.items()) == stats.num_accepted
+    assert stats.accepted["guess", 1] == stats.num_drafts >= stats.accepted["guess", 2] > 0
 
 
 def test_wrong_guesses_are_counted_and_become_rare(synthetic: SyntheticModel) -> None:
@@ -176,7 +185,7 @@ def test_a_request_can_switch_drafting_off_or_bound_it(synthetic: SyntheticModel
     assert replies_of(engine, [off])["off"].usage.num_accepted_tokens == 0
     replies_of(engine, [one])
     assert engine.drafting is not None
-    assert max(engine.drafting.stats.accepted_lengths) == 1
+    assert max(place for _, place in engine.drafting.stats.proposed) == 1
 
 
 class Hostile(GuessingDrafter):

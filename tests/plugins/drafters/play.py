@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from ortserve.plugins.api import PluginContext
-from ortserve.plugins.drafting import Drafter, DraftRequest, SequenceView, Verified
+from ortserve.plugins.drafting import Drafter, DraftRequest, Ended, SequenceView, Verified
 from ortserve.plugins.testing import ModelArena
 
 NEVER = float("inf")
@@ -23,7 +23,7 @@ def new_context(options: Mapping[str, str] | None = None, vocab_size: int = 1 <<
         max_context=1 << 16,
         eos_token_ids=(1,),
         digest="",
-        byte_budget=0,
+        byte_budget=1 << 25,
         clock=monotonic,
         wall_clock=monotonic,
         blocks=arena,
@@ -79,5 +79,5 @@ def replay(
         num_steps, num_proposed, num_accepted = num_steps + 1, num_proposed + len(guesses), num_accepted + accepted
         if guesses:
             drafter.observe([Verified(id, drafts[0].source, len(guesses), accepted, committed)])
-    drafter.forget([id])
+    drafter.forget([Ended(id, tuple(reply))])
     return Replay(len(reply) - 1, num_steps, num_proposed, num_accepted)

@@ -10,7 +10,7 @@ import pytest
 
 from ortserve.plugins.api import PluginContext
 from ortserve.plugins.draft_contract import DrafterContract
-from ortserve.plugins.drafting import Draft, Drafter, DraftRequest, SequenceView, Verified
+from ortserve.plugins.drafting import Draft, Drafter, DraftRequest, Ended, SequenceView, Verified
 from ortserve.plugins.ngram import NgramDrafter
 from ortserve.plugins.suffix import SuffixDrafter
 
@@ -23,12 +23,11 @@ class IgnoresSalt(SuffixDrafter):
 class SharesWithTheNameless(SuffixDrafter):
     """Learns for each salt, but tells the requests without one about all."""
 
-    def forget(self, request_ids: Sequence[str]) -> None:
-        for request_id in request_ids:
-            live = self._live.get(request_id)
-            if live is not None:
-                self._learn(b"", live.reply())
-        super().forget(request_ids)
+    def forget(self, ended: Sequence[Ended]) -> None:
+        for request in ended:
+            if request.id in self._live:
+                self._learn(b"", request.output)
+        super().forget(ended)
 
 
 class IgnoresTheLimit(NgramDrafter):
@@ -94,7 +93,7 @@ class ExpectsEveryStep(NgramDrafter):
 
 
 class ForgetsNothing(NgramDrafter):
-    def forget(self, request_ids: Sequence[str]) -> None:
+    def forget(self, ended: Sequence[Ended]) -> None:
         pass
 
 
@@ -107,7 +106,7 @@ class KeepsEveryResult(NgramDrafter):
 
 class LearnsForever(SuffixDrafter):
     def __init__(self, context: PluginContext) -> None:
-        super().__init__(replace(context, options={}))
+        super().__init__(replace(context, options={}, byte_budget=1 << 30))
 
 
 LAWS = DrafterContract.test_the_laws_of_drafters

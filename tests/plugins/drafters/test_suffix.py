@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from ortserve.plugins.drafting import DraftRequest, SequenceView, Verified
+from ortserve.plugins.drafting import DraftRequest, Ended, SequenceView, Verified
 from ortserve.plugins.suffix import RecentReplies, SuffixDrafter
 from tests.plugins.drafters.play import NEVER, new_context, replay
 
@@ -14,7 +14,7 @@ from tests.plugins.drafters.play import NEVER, new_context, replay
 def guess(drafter: SuffixDrafter, tokens: Sequence[int], *, salt: bytes = b"", max_draft: int = 3) -> tuple[int, ...]:
     drafter.start(DraftRequest("asked", salt, tuple(tokens[:1])))
     drafts = drafter.propose([SequenceView("asked", tokens, 1, max_draft)], NEVER)
-    drafter.forget(["asked"])
+    drafter.forget([Ended("asked", tuple(tokens[1:]))])
     return drafts[0].tokens if drafts else ()
 
 
@@ -32,10 +32,8 @@ def test_of_equal_matches_the_most_frequent_wins() -> None:
 def test_a_reply_is_matched_by_later_requests_of_the_same_salt_only() -> None:
     drafter = SuffixDrafter(new_context())
     replay(drafter, [1], [10, 11, 12, 13, 14], salt=b"one")
-    assert guess(drafter, [1, 10, 11], salt=b"one") == (
-        12,
-        13,
-    )  # the last token was never seen: no draft came before it
+    # the last token of the reply too, although no draft came before it
+    assert guess(drafter, [1, 10, 11], salt=b"one") == (12, 13, 14)
     assert guess(drafter, [1, 10, 11], salt=b"two") == ()
     assert guess(drafter, [1, 10, 11], salt=b"") == ()
 
