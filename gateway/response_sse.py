@@ -1,7 +1,7 @@
 """Server-sent events of a streamed response, in OpenAI's order. Knows no socket and no engine.
 
-created, (queued,) in_progress, output_item.added, content_part.added, output_text.delta ..., output_text.done,
-content_part.done, output_item.done, and one of completed, incomplete and failed. Every event has the next number.
+created, (queued,) in_progress; for each item output_item.added, its parts and deltas, output_item.done; and one of
+completed, incomplete and failed. Every event has the next number.
 """
 
 from __future__ import annotations
@@ -10,22 +10,29 @@ import msgspec
 
 from ortserve.gateway.errors import Problem
 from ortserve.gateway.generation import ChoicePiece, TokenUsage
-from ortserve.gateway.response_draft import ResponseDraft
-from ortserve.gateway.schema.response_replies import OutputMessage, OutputText, ResponseReply, text_logprobs
+from ortserve.gateway.response_draft import Change, ResponseDraft
+from ortserve.gateway.response_items import ItemDraft, ItemKind
+from ortserve.gateway.schema.response_replies import OutputItem, OutputText, ResponseReply, text_logprobs
 
-DELTA = b"response.output_text.delta"
+# What an item's text is called: its events, and the field of the last of them that has all of it.
+TEXTS: dict[ItemKind, tuple[bytes, bytes]] = {
+    "message": (b"response.output_text", b"text"),
+    "reasoning": (b"response.reasoning_text", b"text"),
+    "function_call": (b"response.function_call_arguments", b"arguments"),
+    "custom_tool_call": (b"response.custom_tool_call_input", b"input"),
+}
 
 
 class ResponseEvents:
-    """Events of one response with one message."""
+    """Events of one response."""
 
-    __slots__ = ("_draft", "_encode", "_place", "_sequence_number", "include_usage")
+    __slots__ = ("_draft", "_encode", "_places", "_sequence_number", "include_usage")
 
     def __init__(self, draft: ResponseDraft) -> None:
         self._draft = draft
         self._encode = msgspec.json.Encoder().encode
         self._sequence_number = 0
-        self._place = b""  # of the text in the response, once the message has begun
+        self._places: list[bytes] = []  # of each item's text in the response
         self.include_usage = True
 
     @property
@@ -42,18 +49,14 @@ class ResponseEvents:
         return frames + self._response(name, reply)
 
     def piece(self, piece: ChoicePiece) -> bytes:
-        """What it adds; with the last piece, the end of the message."""
+        """What it begins, adds and ends."""
         frames = b""
         if self._draft.reply.status == "queued":
             frames = self._response(b"response.in_progress", self._draft.run())
-        if not self._place:
-            frames += self._begin_message()
-        self._draft.add(piece)
-        if piece.text or piece.tokens:
-            logprobs = self._encode(text_logprobs(piece.tokens)) if piece.tokens else b"[]"
-            delta = self._place + b',"delta":' + self._encode(piece.text) + b',"logprobs":' + logprobs
-            frames += self._event(DELTA, delta)
-        return frames if piece.finish is None else frames + self._end_message()
+        changes = self._draft.add(piece)
+        if len(changes) == 1 and changes[0].kind == "grown":
+            return frames + self._grow(changes[0])
+        return frames + b"".join(map(self._change, changes))
 
     def end(self, usage: TokenUsage) -> bytes:
         """The whole response."""
@@ -68,23 +71,45 @@ class ResponseEvents:
         """The API has no event of this name: an incomplete response whose status says it."""
         return self._last(b"incomplete", self._draft.cancel(usage))
 
-    def _begin_message(self) -> bytes:
-        id_ = self._draft.begin_message()
-        self._place = b'"item_id":"%b","output_index":0,"content_index":0' % id_.encode()
-        item = self._encode(OutputMessage(id_, "in_progress", []))
-        return self._event(b"response.output_item.added", b'"output_index":0,"item":' + item) + self._event(
-            b"response.content_part.added", self._place + b',"part":' + self._encode(OutputText(""))
-        )
+    def _change(self, change: Change) -> bytes:
+        if change.kind == "grown":
+            return self._grow(change)
+        return self._begin(change) if change.kind == "begun" else self._end(change)
 
-    def _end_message(self) -> bytes:
-        part = self._draft.part()
-        text = b',"text":' + self._encode(part.text) + b',"logprobs":' + self._encode(part.logprobs)
-        item = self._encode(self._draft.message(self._draft.item_status))
-        return (
-            self._event(b"response.output_text.done", self._place + text)
-            + self._event(b"response.content_part.done", self._place + b',"part":' + self._encode(part))
-            + self._event(b"response.output_item.done", b'"output_index":0,"item":' + item)
-        )
+    def _begin(self, change: Change) -> bytes:
+        item = change.item
+        place = b'"item_id":"%b","output_index":%d' % (item.id.encode(), change.place)
+        frames = self._item(b"response.output_item.added", change.place, item.begun())
+        if _has_parts(item):
+            place += b',"content_index":0'
+            part = b',"part":' + self._encode(item.empty_part())
+            frames += self._event(b"response.content_part.added", place + part)
+        self._places.append(place)
+        return frames
+
+    def _grow(self, change: Change) -> bytes:
+        fields = self._places[change.place] + b',"delta":' + self._encode(change.text)
+        if change.item.kind == "message":
+            logprobs = self._encode(text_logprobs(change.tokens)) if change.tokens else b"[]"
+            fields += b',"logprobs":' + logprobs
+        return self._event(TEXTS[change.item.kind][0] + b".delta", fields)
+
+    def _end(self, change: Change) -> bytes:
+        item, place = change.item, self._places[change.place]
+        name, field = TEXTS[item.kind]
+        fields = place + b',"%b":' % field + self._encode(item.text)
+        if item.kind == "function_call":
+            fields += b',"name":' + self._encode(item.name)
+        part = item.part()
+        if item.kind == "message" and isinstance(part, OutputText):
+            fields += b',"logprobs":' + self._encode(part.logprobs)
+        frames = self._event(name + b".done", fields)
+        if _has_parts(item):
+            frames += self._event(b"response.content_part.done", place + b',"part":' + self._encode(part))
+        return frames + self._item(b"response.output_item.done", change.place, item.item())
+
+    def _item(self, name: bytes, place: int, item: OutputItem) -> bytes:
+        return self._event(name, b'"output_index":%d,"item":' % place + self._encode(item))
 
     def _last(self, name: bytes, reply: ResponseReply) -> bytes:
         """The number stays: what cannot be kept is failed after all, in the place of what was not sent."""
@@ -99,3 +124,7 @@ class ResponseEvents:
         number = self._sequence_number
         self._sequence_number += 1
         return b'event: %b\ndata: {"type":"%b","sequence_number":%d,%b}\n\n' % (name, name, number, fields)
+
+
+def _has_parts(item: ItemDraft) -> bool:
+    return item.kind in ("message", "reasoning")

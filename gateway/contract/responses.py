@@ -47,9 +47,9 @@ TEXT: tuple[Rule, ...] = (
     honoured("text.verbosity", words(*VERBOSITIES), "echoed; no model here has been trained for it"),
 )
 TOOLS: tuple[Rule, ...] = (
-    honoured("tools", array(OBJECT), "function tools are refused; hosted ones are echoed, never called"),
-    refused("tool_choice", one_of(STRING, OBJECT), "only with tools that are called", neutral=("none", "auto")),
-    honoured("parallel_tool_calls", BOOLEAN, "echoed"),
+    honoured("tools", array(ANYTHING), "`function`, `custom` and `namespace` are called; hosted ones are echoed"),
+    honoured("tool_choice", one_of(STRING, ANYTHING), "as in chat, flat; only with tools that can be called"),
+    honoured("parallel_tool_calls", BOOLEAN, "false: the reply ends after its first call"),
     honoured("max_tool_calls", integer(1), "echoed; no hosted tool is called"),
 )
 STATE: tuple[Rule, ...] = (

@@ -12,12 +12,12 @@ from ortserve.gateway.contract.responses import RESPONSES
 from ortserve.gateway.errors import ApiError
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.followed import FollowedRun
-from ortserve.gateway.generation import ChoicePiece, Generation
+from ortserve.gateway.generation import Generation
 from ortserve.gateway.response_draft import ResponseDraft
 from ortserve.gateway.response_record import ResponseRecord
 from ortserve.gateway.response_sse import ResponseEvents
 from ortserve.gateway.routes.bodies import json_response, now, read_request
-from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
+from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_reply
 from ortserve.gateway.runs import Run, Runs
 from ortserve.gateway.schema.response_replies import InputTokensReply
 from ortserve.gateway.schema.responses import ResponseCall, read_response_call
@@ -49,7 +49,7 @@ class ResponsesRoute:
         thread = await find_thread(self.state, exchange.tenant, call)
         created_at = now()
         generation = await self._start(call, thread, exchange.tenant)
-        draft = ResponseDraft(call.echo, model=self.service.name, created_at=created_at)
+        draft = ResponseDraft(call.echo, model=self.service.name, created_at=created_at, namespaces=call.namespaces)
         record = ResponseRecord(self.state, exchange.tenant, thread)
         if call.echo.background:
             return await self._behind(call, generation, draft, record)
@@ -91,12 +91,9 @@ class ResponsesRoute:
     async def _whole(
         self, request: Request, generation: Generation, draft: ResponseDraft, record: ResponseRecord
     ) -> Response:
-        choices = await wait_for_choices(request, generation, self.patience)
-        if choices is None:
+        reply = await wait_for_reply(request, generation, draft.take(generation), self.patience)
+        if reply is None:
             return Response(status_code=CLIENT_CLOSED)
-        (choice,) = choices
-        draft.add(ChoicePiece(0, choice.text, choice.tokens, choice.finish, choice.stop))
-        reply = draft.complete(generation.usage())
         await record.add(reply)
         return json_response(reply)
 

@@ -18,18 +18,18 @@ CLIENT_CLOSED = 499  # nginx's word for it; only the access log sees it
 
 async def wait_for_choices(request: Request, generation: Generation, patience: Patience) -> list[WholeChoice] | None:
     """All choices; None when the client has left, which cancels them."""
-    exchange = exchange_of(request.scope)
-    choices = None
+    return await wait_for_reply(request, generation, collect(generation), patience)
+
+
+async def wait_for_reply(
+    request: Request, generation: Generation, work: Coroutine[object, object, Result], patience: Patience
+) -> Result | None:
+    """What `work` makes of a generation; None when the client has left, which cancels both."""
     try:
-        async with Watch(request.receive, patience=patience) as watch:
-            choices = await collect(generation)
+        return await wait_while_connected(request, work, patience)
     finally:
         generation.close()
-        exchange.note(generation)
-    if watch.reason is not None:
-        exchange.outcome = watch.reason
-        return None
-    return choices
+        exchange_of(request.scope).note(generation)
 
 
 async def wait_while_connected(

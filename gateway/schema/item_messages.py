@@ -12,6 +12,7 @@ from ortserve.gateway.schema.caching import Mark, read_mark
 from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.schema.items import Item, text_of
 from ortserve.gateway.schema.messages import Message, ToolCall, read_arguments
+from ortserve.gateway.schema.response_tools import full_name
 
 
 def messages_of(items: Sequence[Item]) -> tuple[Message, ...]:
@@ -55,7 +56,8 @@ def _add_call(messages: list[Message], call: ToolCall, thoughts: str | None) -> 
 
 
 def _call(fields: Fields) -> ToolCall:
-    id_, name = fields.required_string("call_id"), fields.required_string("name")
+    id_ = fields.required_string("call_id")
+    name = full_name(fields.string("namespace"), fields.required_string("name"))
     if fields.required_string("type") == "custom_tool_call":
         return ToolCall(id_, name, {"input": fields.string("input") or ""})
     return ToolCall(id_, name, read_arguments(fields, "arguments"))

@@ -154,20 +154,17 @@ def _refused_part(part: Fields, type_: str) -> ApiError:
 def _read_call(fields: Fields) -> Item:
     value = fields.get("arguments")
     arguments = msgspec.json.encode(value).decode() if isinstance(value, dict) else fields.string("arguments") or ""
-    return _filled(
-        fields,
-        "fc",
-        {"call_id": fields.required_string("call_id"), "name": fields.required_string("name"), "arguments": arguments},
-    )
+    return _filled(fields, "fc", {**_read_called(fields), "arguments": arguments})
 
 
 def _read_custom_call(fields: Fields) -> Item:
-    values = {
-        "call_id": fields.required_string("call_id"),
-        "name": fields.required_string("name"),
-        "input": fields.string("input") or "",
-    }
-    return _filled(fields, "ctc", values)
+    return _filled(fields, "ctc", {**_read_called(fields), "input": fields.string("input") or ""})
+
+
+def _read_called(fields: Fields) -> dict[str, object]:
+    called: dict[str, object] = {"call_id": fields.required_string("call_id"), "name": fields.required_string("name")}
+    namespace = fields.string("namespace")
+    return called if namespace is None else {**called, "namespace": namespace}
 
 
 def _read_output(fields: Fields) -> Item:

@@ -59,6 +59,51 @@ class OutputMessage(msgspec.Struct, frozen=True):
     type: Literal["message"] = "message"
 
 
+class ReasoningText(msgspec.Struct, frozen=True):
+    """A part of thoughts."""
+
+    text: str
+    type: Literal["reasoning_text"] = "reasoning_text"
+
+
+class ReasoningItem(msgspec.Struct, frozen=True):
+    """What the model thought before it answered; it is neither summarised nor encrypted."""
+
+    id: str
+    status: ItemStatus
+    content: list[ReasoningText]
+    summary: list[str] = []
+    encrypted_content: None = None
+    type: Literal["reasoning"] = "reasoning"
+
+
+class FunctionCall(msgspec.Struct, frozen=True):
+    """A call of a function; `arguments` is JSON text."""
+
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: ItemStatus
+    namespace: str | msgspec.UnsetType = msgspec.UNSET
+    type: Literal["function_call"] = "function_call"
+
+
+class CustomCall(msgspec.Struct, frozen=True):
+    """A call of a custom tool with its input, which is any text."""
+
+    id: str
+    call_id: str
+    name: str
+    input: str
+    status: ItemStatus
+    namespace: str | msgspec.UnsetType = msgspec.UNSET
+    type: Literal["custom_tool_call"] = "custom_tool_call"
+
+
+OutputItem = OutputMessage | ReasoningItem | FunctionCall | CustomCall
+
+
 class ResponseError(msgspec.Struct, frozen=True):
     """Why a response has failed."""
 
@@ -116,7 +161,7 @@ class ResponseReply(RequestEcho, frozen=True, kw_only=True):
     completed_at: int | None = None
     error: ResponseError | None = None
     incomplete_details: IncompleteDetails | None = None
-    output: list[OutputMessage] = []
+    output: list[OutputItem] = []
     usage: ResponseUsage | None = None
     service_tier: Literal["default"] = "default"
     object: Literal["response"] = "response"
@@ -135,7 +180,7 @@ def response_usage(usage: TokenUsage) -> ResponseUsage:
         input_tokens=usage.num_prompt_tokens,
         input_tokens_details=InputDetails(usage.num_cached_tokens, usage.num_cache_write_tokens),
         output_tokens=usage.num_output_tokens,
-        output_tokens_details=OutputDetails(),
+        output_tokens_details=OutputDetails(usage.num_reasoning_tokens),
         total_tokens=usage.num_prompt_tokens + usage.num_output_tokens,
     )
 

@@ -15,7 +15,7 @@ from ortserve.gateway.schema.items import Item, read_input
 from ortserve.gateway.schema.messages import Message
 from ortserve.gateway.schema.metadata import read_metadata
 from ortserve.gateway.schema.response_replies import ConversationReference, Json, RequestEcho
-from ortserve.gateway.schema.response_tools import read_tool_choice, read_tools
+from ortserve.gateway.schema.response_tools import ResponseTools, read_response_tools
 from ortserve.gateway.schema.sampling import (
     SamplingDefaults,
     Vocabulary,
@@ -49,6 +49,7 @@ class ResponseCall:
     stream: bool
     echo: RequestEcho
     chat: ChatRequest  # all but the messages
+    namespaces: Mapping[str, str]  # of tools, by the names that the model knows
 
     def with_items(self, items: Sequence[Item], model: str) -> ChatRequest:
         """The chat of a whole conversation, with the instructions in front; they are never inherited."""
@@ -73,6 +74,7 @@ def read_response_call(fields: Fields, defaults: SamplingDefaults, vocabulary: V
     sampling = read_sampling(
         fields, defaults, vocabulary, max_tokens=max_output_tokens, num_logprobs=_read_num_logprobs(fields)
     )
+    tools = read_response_tools(fields)
     chat = ChatRequest(
         model="",
         messages=(),
@@ -86,11 +88,12 @@ def read_response_call(fields: Fields, defaults: SamplingDefaults, vocabulary: V
         cache=read_cache_wish(fields),
         draft=read_draft_wish(fields),
         structure=_read_format(fields),
+        tools=tools.use,
     )
-    return ResponseCall(model, items, stream, _read_echo(fields, sampling), chat)
+    return ResponseCall(model, items, stream, _read_echo(fields, sampling, tools), chat, tools.namespaces)
 
 
-def _read_echo(fields: Fields, sampling: SamplingParams) -> RequestEcho:
+def _read_echo(fields: Fields, sampling: SamplingParams, tools: ResponseTools) -> RequestEcho:
     store, background = fields.boolean("store", default=True), fields.boolean("background")
     if background and not store:
         message = "background can only be used when `store` is true."
@@ -108,7 +111,7 @@ def _read_echo(fields: Fields, sampling: SamplingParams) -> RequestEcho:
         max_output_tokens=sampling.max_tokens,
         max_tool_calls=fields.integer("max_tool_calls", 1),
         metadata=read_metadata(fields) or {},
-        parallel_tool_calls=fields.boolean("parallel_tool_calls", default=True),
+        parallel_tool_calls=tools.use.is_parallel,
         presence_penalty=sampling.presence_penalty,
         previous_response_id=previous,
         prompt_cache_key=fields.string("prompt_cache_key"),
@@ -118,8 +121,8 @@ def _read_echo(fields: Fields, sampling: SamplingParams) -> RequestEcho:
         store=store,
         temperature=sampling.temperature,
         text=_read_text(fields),
-        tool_choice=read_tool_choice(fields),
-        tools=list(read_tools(fields)),
+        tool_choice=tools.choice,
+        tools=list(tools.tools),
         top_logprobs=fields.integer("top_logprobs") or 0,
         top_p=sampling.top_p,
         truncation="auto" if fields.choice("truncation", TRUNCATIONS) == "auto" else "disabled",

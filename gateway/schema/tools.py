@@ -103,7 +103,7 @@ def read_tool_use(fields: Fields) -> ToolUse:
     refuse_doubles(tools, "tools")
     if not tools and _is_chosen(fields.get("function_call")):
         raise _without_tools("function_call", "functions")
-    return _choose_tool(fields, tools, is_parallel=is_parallel)
+    return choose_tool(fields, tools, is_parallel=is_parallel)
 
 
 def read_parameters(fields: Fields, key: str) -> Mapping[str, object]:
@@ -128,6 +128,14 @@ def read_name(fields: Fields) -> str:
         )
         raise bad_request(message, param=param, code="invalid_value")
     return name
+
+
+def read_flat_tool(fields: Fields) -> Tool:
+    """A function or custom tool as the Responses API has it, without a nested object."""
+    type_ = fields.choice("type", ("function", "custom"))
+    if type_ is None:
+        raise missing(fields.name("type"))
+    return _read_function(fields) if type_ == "function" else _read_custom(fields)
 
 
 def _read_tool(fields: Fields) -> Tool:
@@ -185,7 +193,8 @@ def refuse_doubles(tools: Sequence[Tool], key: str) -> None:
         seen.add(tool.name)
 
 
-def _choose_tool(fields: Fields, tools: tuple[Tool, ...], *, is_parallel: bool) -> ToolUse:
+def choose_tool(fields: Fields, tools: tuple[Tool, ...], *, is_parallel: bool) -> ToolUse:
+    """The tools with what `tool_choice` says of them."""
     choice = fields.get("tool_choice")
     if not tools and _is_chosen(choice):
         raise _without_tools("tool_choice", "tools")

@@ -154,7 +154,8 @@ HONOURED: Mapping[str, tuple[Body, ...]] = {
             "include": ["message.output_text.logprobs"], "stream": True, "stream_options": {"include_usage": True},
             "text": {"verbosity": "low", "format": {"type": "json_schema", **SCHEMA}},
             "reasoning": {"effort": "low", "summary": "auto"},
-            "tools": [{"type": "web_search"}], "parallel_tool_calls": True, "max_tool_calls": 1, "truncation": "auto",
+            "tools": [{"type": "web_search"}, {"type": "function", "name": "f"}], "tool_choice": "auto",
+            "parallel_tool_calls": True, "max_tool_calls": 1, "truncation": "auto",
             "metadata": {"a": "b"}, "safety_identifier": "x", "user": "me",
             "frequency_penalty": 0.1, "presence_penalty": 0.1, "logit_bias": {"5": 1}, "seed": 1, "stop": "x",
             "prediction": {"type": "content", "content": "x"}, "chat_template_kwargs": {"a": 1},
@@ -229,7 +230,6 @@ REFUSED: Mapping[str, Mapping[str, Body]] = {
         **{name: {**MESSAGES, **body} for name, body in CONSTRAINTS.items()},
     },
     "/v1/responses": {
-        "tool_choice": {"input": "hi", "tool_choice": "required"},
         "prompt": {"input": "hi", "prompt": {"id": "x"}},
         "moderation": {"input": "hi", "moderation": {"model": "x"}},
         "prompt_cache_options.prewarm": {"input": "hi", **PREWARM},
