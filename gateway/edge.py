@@ -27,7 +27,9 @@ OPEN_PATHS = ("/", "/health")  # load balancers have no key
 ADMIN_PATH = "/admin"
 METRICS_PATH = "/metrics"
 # First words of paths that clients send whose base URL lacks /v1.
-ALIASED = ("chat", "completions", "embeddings", "messages", "models", "rerank", "responses", "score")
+ALIASED = (
+    "chat", "completions", "conversations", "embeddings", "messages", "models", "rerank", "responses", "score",
+)  # fmt: skip
 METHODS_WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
+from ortserve.gateway.routes.conversations import ConversationsRoute
 from ortserve.gateway.routes.kept_responses import KeptResponsesRoute
 from ortserve.gateway.routes.responses import ResponsesRoute
 from ortserve.gateway.runs import Runs
@@ -16,6 +17,7 @@ def state_routes(service: ModelService, state: State, runs: Runs, patience: Pati
     """Of the model that generates."""
     responses = ResponsesRoute(service, state, runs, patience)
     kept = KeptResponsesRoute(state, runs, patience)
+    conversations = ConversationsRoute(state, service.pool)
     return [
         Route("/v1/responses", responses.post, methods=["POST"]),
         Route("/v1/responses/input_tokens", responses.input_tokens, methods=["POST"]),
@@ -23,4 +25,12 @@ def state_routes(service: ModelService, state: State, runs: Runs, patience: Pati
         Route("/v1/responses/{id}", kept.delete, methods=["DELETE"]),
         Route("/v1/responses/{id}/cancel", kept.cancel, methods=["POST"]),
         Route("/v1/responses/{id}/input_items", kept.input_items, methods=["GET"]),
+        Route("/v1/conversations", conversations.create, methods=["POST"]),
+        Route("/v1/conversations/{id}", conversations.get, methods=["GET"]),
+        Route("/v1/conversations/{id}", conversations.update, methods=["POST"]),
+        Route("/v1/conversations/{id}", conversations.delete, methods=["DELETE"]),
+        Route("/v1/conversations/{id}/items", conversations.add_items, methods=["POST"]),
+        Route("/v1/conversations/{id}/items", conversations.list_items, methods=["GET"]),
+        Route("/v1/conversations/{id}/items/{item_id}", conversations.get_item, methods=["GET"]),
+        Route("/v1/conversations/{id}/items/{item_id}", conversations.delete_item, methods=["DELETE"]),
     ]

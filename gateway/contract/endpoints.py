@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ortserve.gateway.contract.admin import CLEAR, WARM
 from ortserve.gateway.contract.chat import CHAT
 from ortserve.gateway.contract.completions import COMPLETIONS
+from ortserve.gateway.contract.conversations import CONVERSATION_ITEMS, CONVERSATION_UPDATE, CONVERSATIONS
 from ortserve.gateway.contract.encoders import EMBEDDINGS, RERANK, SCORE
 from ortserve.gateway.contract.messages import MESSAGES
 from ortserve.gateway.contract.responses import RESPONSES
@@ -28,6 +29,9 @@ BODIES = (
     BodyContract("/v1/messages/count_tokens", MESSAGES),
     BodyContract("/v1/responses", RESPONSES),
     BodyContract("/v1/responses/input_tokens", RESPONSES),
+    BodyContract("/v1/conversations", CONVERSATIONS),
+    BodyContract("/v1/conversations/{id}", CONVERSATION_UPDATE),
+    BodyContract("/v1/conversations/{id}/items", CONVERSATION_ITEMS),
     BodyContract("/v1/embeddings", EMBEDDINGS),
     BodyContract("/v1/rerank", RERANK),
     BodyContract("/v1/score", SCORE),

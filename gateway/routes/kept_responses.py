@@ -13,6 +13,7 @@ from ortserve.gateway.errors import ApiError, bad_request, not_found
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.followed import FollowedRun
 from ortserve.gateway.routes.bodies import json_response
+from ortserve.gateway.routes.deleted import DeletedReply
 from ortserve.gateway.routes.pages import (
     list_response,
     query_flag,
@@ -29,14 +30,6 @@ from ortserve.gateway.store.state import State
 from ortserve.gateway.watch import Patience
 
 MAX_EVENTS = 10**9
-
-
-class DeletedReply(msgspec.Struct, frozen=True):
-    """The answer to DELETE."""
-
-    id: str
-    object: str
-    deleted: bool = True
 
 
 class _Kept(msgspec.Struct, frozen=True):

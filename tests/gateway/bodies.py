@@ -10,6 +10,7 @@ from ortserve.gateway.routes.admin import read_clear
 from ortserve.gateway.schema.anthropic import read_counted_call, read_message_call
 from ortserve.gateway.schema.chat import read_chat
 from ortserve.gateway.schema.completions import read_completion
+from ortserve.gateway.schema.conversations import read_conversation_call, read_new_items, read_new_metadata
 from ortserve.gateway.schema.embeddings import read_embedding
 from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.schema.responses import read_response_call
@@ -26,6 +27,9 @@ READERS: Mapping[str, Callable[[Fields], object]] = {
     "/v1/messages": lambda fields: read_message_call(fields, DEFAULTS, VOCABULARY),
     "/v1/messages/count_tokens": lambda fields: read_counted_call(fields, DEFAULTS, VOCABULARY),
     "/v1/responses": lambda fields: read_response_call(fields, DEFAULTS, VOCABULARY),
+    "/v1/conversations": read_conversation_call,
+    "/v1/conversations/{id}": read_new_metadata,
+    "/v1/conversations/{id}/items": read_new_items,
     "/v1/embeddings": read_embedding,
     "/v1/rerank": read_rerank,
     "/v1/score": read_score,
@@ -91,6 +95,9 @@ BLOCKS: list[Body] = [{"type": "text", "text": "hi", **CONTROL}]
 RERANK: Body = {"model": "m", "query": "a", "documents": ["b"]}
 
 HONOURED: Mapping[str, tuple[Body, ...]] = {
+    "/v1/conversations": ({"items": [USER], "metadata": {"a": "b"}},),
+    "/v1/conversations/{id}": ({"metadata": {"a": "b"}},),
+    "/v1/conversations/{id}/items": ({"items": [USER]},),
     "/v1/embeddings": (
         {
             "model": "m", "input": ["a"], "encoding_format": "base64", "dimensions": 2, "truncate_prompt_tokens": 9,
@@ -184,6 +191,9 @@ CONSTRAINTS = {
     **FOREIGN,
 }
 REFUSED: Mapping[str, Mapping[str, Body]] = {
+    "/v1/conversations": {},
+    "/v1/conversations/{id}": {},
+    "/v1/conversations/{id}/items": {},
     "/v1/embeddings": {},
     "/v1/rerank": {
         "rank_fields": {**RERANK, "rank_fields": ["title"]},
