@@ -26,6 +26,7 @@ _NOT_DRAWN = -1  # the row's logits are not finite numbers
 _GREEDY_BELOW = 1e-5  # a temperature this small is the limit; its inverse would overflow float32
 _WHOLE_ROWS = 16_384  # ids: up to here the running sum of every id is cheaper than the calls that would avoid it
 _SUM_BLOCK = 512  # weights per partial sum of the inverse CDF
+_FEW = 4096  # ids that a grammar allows: up to here only they are looked at, and the rest of the row is left alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +92,17 @@ class Sampler:
         assert len(logits) == len(draws)
         rows = logits[:, : self._num_tokens]
         raw = self._raw_rows(rows, draws)
+        tokens = np.full(len(draws), _NOT_DRAWN, np.int64)
+        among_all: list[int] = []
         for place, draw in enumerate(draws):
             _apply_rules(rows[place], draw)
-        tokens = np.full(len(draws), _NOT_DRAWN, np.int64)
-        greedy = [place for place, draw in enumerate(draws) if draw.is_greedy]
-        drawn = [place for place, draw in enumerate(draws) if not draw.is_greedy]
+            few = _apply_grammar(rows[place], draw)
+            if few is None:
+                among_all.append(place)
+            else:
+                tokens[place] = _draw_among(rows[place], few, draw)
+        greedy = [place for place in among_all if draws[place].is_greedy]
+        drawn = [place for place in among_all if not draws[place].is_greedy]
         plain = [place for place in drawn if not draws[place].is_truncated]
         narrowed = [place for place in drawn if draws[place].sampling.top_k > 0]
         truncated = [place for place in drawn if draws[place].is_truncated and draws[place].sampling.top_k == 0]
@@ -192,8 +199,28 @@ def _draw_narrowed(row: Floats, draw: Draw) -> int:
     if not np.isfinite(largest):
         return _NOT_DRAWN
     ids = top_k(row, draw.sampling.top_k)
-    weights = np.exp((row[ids] - largest) * np.float32(1.0 / draw.sampling.temperature))
-    return _draw_weighted(weights, ids, draw)
+    return _draw_weighted(_few_weights(row[ids], largest, draw), ids, draw)
+
+
+def _draw_among(row: Floats, ids: Ids, draw: Draw) -> int:
+    """One of a few allowed ids, ascending."""
+    values = row[ids]
+    if not len(ids) or not np.isfinite(values).any():
+        return _NOT_DRAWN
+    if len(ids) == 1:
+        return int(ids[0])
+    if draw.is_greedy:
+        return int(ids[values.argmax()])
+    largest = values.max()
+    if draw.sampling.top_k > 0:
+        places = top_k(values, draw.sampling.top_k)
+        ids, values = ids[places], values[places]
+    return _draw_weighted(_few_weights(values, largest, draw), ids, draw)
+
+
+def _few_weights(values: Floats, largest: np.float32, draw: Draw) -> Floats:
+    weights: Floats = np.exp((values - largest) * np.float32(1.0 / draw.sampling.temperature))
+    return weights
 
 
 def _draw_weighted(weights: Floats, ids: Ids | None, draw: Draw) -> int:
@@ -247,7 +274,7 @@ def _has_rules(draw: Draw) -> bool:
 
 
 def _apply_rules(row: Floats, draw: Draw) -> None:
-    """Penalties, then bias, then bans, then the grammar's mask, in place."""
+    """Penalties, then bias, then bans, in place."""
     sampling = draw.sampling
     if draw.history is not None:
         ids, counts = draw.history.ids, draw.history.counts
@@ -262,6 +289,21 @@ def _apply_rules(row: Floats, draw: Draw) -> None:
         row[token] += np.float32(bias)
     if draw.banned:
         row[list(draw.banned)] = -np.inf
-    if draw.allowed is not None:
-        allowed = np.unpackbits(draw.allowed, count=len(row), bitorder="little").view(np.bool_)
-        np.putmask(row, ~allowed, np.float32(-np.inf))
+
+
+def _apply_grammar(row: Floats, draw: Draw) -> Ids | None:
+    """The allowed ids where they are few; None otherwise, after those that are not allowed are ruled out in place."""
+    if draw.allowed is None:
+        return None
+    if int(np.bitwise_count(draw.allowed).sum()) <= _FEW:
+        return _ids_in(draw.allowed)
+    row[np.unpackbits(~draw.allowed, count=len(row), bitorder="little").view(np.bool_)] = -np.inf
+    return None
+
+
+def _ids_in(bits: Bits) -> Ids:
+    """The ids of a packed mask, ascending. Bytes without any are never unpacked: few ids cost little."""
+    places = np.flatnonzero(bits)
+    offsets = np.flatnonzero(np.unpackbits(bits[places], bitorder="little"))
+    ids: Ids = places[offsets >> 3] * 8 + (offsets & 7)
+    return ids
