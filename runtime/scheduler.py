@@ -131,7 +131,7 @@ class Scheduler:
         sequence.num_accepted += num_accepted
         sequence.num_rejected += num_drafts - num_accepted
         if finish is None:
-            finish = _take_forced(sequence, added)
+            finish = _take_forced(sequence, added, num_taken)
         if finish in (FinishReason.STOP, FinishReason.LENGTH):
             self.remove(sequence, is_complete=True)
         return Advance(sequence, tuple(added), num_drafts, num_accepted, finish)
@@ -240,12 +240,15 @@ def _take_drawn(sequence: Sequence, drawn: tuple[Drawn, ...], added: list[Drawn]
     return None, len(drawn)
 
 
-def _take_forced(sequence: Sequence, added: list[Drawn]) -> FinishReason | None:
-    """Append what must come next by the grammar. Where log-probabilities are wanted it waits for its logits."""
-    sequence.num_trailing, sequence.forced = 1, ()
+def _take_forced(sequence: Sequence, added: list[Drawn], num_taken: int) -> FinishReason | None:
+    """Append what must come next by the grammar. Where log-probabilities are wanted it waits for its logits.
+
+    `num_taken` tokens have just been drawn, among them those that waited.
+    """
+    sequence.num_trailing = 1
     if sequence.constraint is None:
         return None
-    forced = sequence.constraint.forced()
+    forced = sequence.forced[num_taken:] or sequence.constraint.forced()
     if sequence.request.sampling.num_logprobs is not None:
         sequence.forced = forced
         return None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ortserve.runtime.bell import Bell
 from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.constraint import Grammars
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.kv import SlotKvStore, block_size
 from ortserve.runtime.manifest import Manifest
@@ -54,6 +55,7 @@ class SyntheticModel:
         *,
         prompt_cache: str = "none",
         cache_folder: Path | None = None,
+        grammars: Grammars | None = None,
     ) -> Engine:
         """A new engine with memory and a prompt cache of its own, which may have a folder from one before."""
         store = SlotKvStore(
@@ -64,7 +66,16 @@ class SyntheticModel:
         options = () if cache_folder is None else (("path", str(cache_folder)),)
         config = EngineConfig(prompt_cache=prompt_cache, prompt_cache_options=options)
         reuse = open_cache(self.manifest, plan, config, store, bell)
-        return Engine(self.manifest, plan, runner, self.sampler, reuse=reuse, bell=bell, clock=clock or Clock())
+        return Engine(
+            self.manifest,
+            plan,
+            runner,
+            self.sampler,
+            reuse=reuse,
+            bell=bell,
+            grammars=grammars,
+            clock=clock or Clock(),
+        )
 
 
 def load_synthetic_model(folder: Path, max_context: int) -> SyntheticModel:

@@ -26,7 +26,8 @@ from ortserve.runtime.audit import audit
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.plan import EnginePlan
-from ortserve.runtime.request import CacheHints, Completion, Delta, FinishReason, Request, SamplingParams
+from ortserve.runtime.request import CacheHints, Completion, Delta, FinishReason, Grammar, Request, SamplingParams
+from tests.runtime.constraints import CountingGrammars, counting
 from tests.runtime.synthetic import LAST_ID, Clock, SyntheticModel, greedy_tokens, run_to_end, whole
 
 MAX_CONTEXT = 384
@@ -41,7 +42,7 @@ samplings = st.builds(
     max_tokens=st.sampled_from([1, 5, 20, 30, 40]),
     min_tokens=st.sampled_from([0, 3]),
     ignore_eos=st.booleans(),
-    num_logprobs=st.sampled_from([0, 2]),
+    num_logprobs=st.sampled_from([None, 0, 2]),
 )
 hints = st.builds(
     CacheHints,
@@ -125,7 +126,11 @@ class Equalities(RuleBasedStateMachine):
     def open(self) -> None:
         folder = None if self.folder is None else Path(self.folder.name)
         self.engine: Engine = self.model.engine(
-            self.plan, self.clock, prompt_cache=self.prompt_cache, cache_folder=folder
+            self.plan,
+            self.clock,
+            prompt_cache=self.prompt_cache,
+            cache_folder=folder,
+            grammars=CountingGrammars(),
         )
 
     @precondition(lambda self: self.has_disk and len(self.submitted) < 15)
@@ -156,6 +161,7 @@ class Equalities(RuleBasedStateMachine):
         priority=st.sampled_from([0, 0, 1, 2, -1]),
         choices=st.sampled_from([1, 1, 3]),
         calls=st.integers(1, 2),
+        grammar=st.sampled_from([None, None, counting(0, 25), counting(9, 9), counting(60, 90)]),
     )
     def submit(
         self,
@@ -167,13 +173,14 @@ class Equalities(RuleBasedStateMachine):
         priority: int,
         choices: int,
         calls: int,
+        grammar: Grammar | None,
     ) -> None:
         for _ in range(calls):
             shared = tuple(stride * place * place % (LAST_ID + 1) for place in range(max(length - tail, 1)))
             prompt = (*shared, *((7 + self.count + place) % (LAST_ID + 1) for place in range(tail)))
             group = f"call-{self.count}" if choices > 1 else None
             for choice in range(choices):
-                request = Request(f"r{self.count}", prompt, sampling, priority, choice, group, hints)
+                request = Request(f"r{self.count}", prompt, sampling, priority, choice, group, hints, grammar=grammar)
                 self.count += 1
                 self.add(request)
 
@@ -244,12 +251,12 @@ class Equalities(RuleBasedStateMachine):
             assert found.logprobs == expected.logprobs  # floats: bit for bit
 
     def expected(self, request: Request) -> Completion:
-        """The reply of an engine that runs this request alone, in one chunk."""
+        """The reply of an engine that runs this request alone, in one chunk, and draws what a grammar forces."""
         alone = replace(request, priority=0, group=None, cache=CacheHints())
         key = (self.plan.deterministic, alone)
         if key not in self.alone:
             config = EngineConfig(max_rows=1, max_context=MAX_CONTEXT, deterministic=self.plan.deterministic)
-            engine = self.model.engine(self.model.plan(config))
+            engine = self.model.engine(self.model.plan(config), grammars=CountingGrammars(tells_forced=False))
             self.alone[key] = whole(run_to_end(engine, [alone])[alone.id])
         return self.alone[key]
 
