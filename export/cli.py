@@ -15,7 +15,8 @@ import msgspec
 
 from ortserve.export.bundled import bundled_draft, bundled_model, resolve_source
 from ortserve.export.errors import CheckFailedError
-from ortserve.export.plan import (
+from ortserve.export.precisions import (
+    ACTIVATIONS,
     BLOCK_SIZES,
     CUDA_BLOCK_SIZE,
     DEFAULT_BLOCK_SIZE,
@@ -73,6 +74,15 @@ def configure_export(parser: ArgumentParser) -> None:
         help=f"int4 only: weights per scale (default: {DEFAULT_BLOCK_SIZE}; cuda: {CUDA_BLOCK_SIZE})",
     )
     parser.add_argument("--max-context", type=int, metavar="N", help="tokens (default: the model's own limit)")
+    parser.add_argument(
+        "--activations",
+        choices=ACTIVATIONS,
+        default="calibrated",
+        help="calibrated: scales and outliers measured on text, per layer; token: one scale per token",
+    )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="UTF-8 text to calibrate by (default: text that is bundled)"
+    )
     _add_force(parser)
     parser.add_argument("--no-verify", action="store_true", help="skip the proof; the manifest says so")
     parser.add_argument("--allow-unproven", action="store_true", help="keep the export even if the proof fails")
@@ -92,6 +102,8 @@ def run_export(arguments: Namespace) -> int:
             device=arguments.device,
             block_size=arguments.block_size,
             max_context=arguments.max_context,
+            activations=arguments.activations,
+            calibration_text=arguments.calibration,
             verify=not arguments.no_verify,
             force=arguments.force,
             allow_unproven=arguments.allow_unproven,

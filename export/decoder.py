@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from ortserve.export import paged_attention
 from ortserve.export.architecture import Norm
@@ -30,8 +31,11 @@ def build_decoder(graph: GraphBuilder, plan: ExportPlan, checkpoint: Checkpoint)
     graph.input("logit_index", np.int64, ["L"])
     store_matrix(graph, plan.embedding, checkpoint)
     residual = look_up(graph, plan.embedding, "input_ids")
-    if architecture.embedding_scale != 1.0:
-        scale = graph.constant("embedding_scale", np.array(architecture.embedding_scale, graph.floats))
+    factor = plan.embedding.column_factor
+    if architecture.embedding_scale != 1.0 or factor is not None:
+        # the factor is the output matrix's, whose bytes the embedding shares
+        value = np.array(architecture.embedding_scale, np.float32) / (1 if factor is None else factor)
+        scale = graph.constant("embedding_scale", value.astype(graph.floats))
         residual = graph.node("Mul", [residual, scale], "embedding_scaled")
     delta: str | None = None  # what the previous layer adds to the residual stream
     for layer in plan.layers:
@@ -46,7 +50,8 @@ def _logits(graph: GraphBuilder, plan: ExportPlan, checkpoint: Checkpoint, *, re
     architecture = plan.architecture
     cap = architecture.logit_softcap
     scale = architecture.logit_scale if cap is None else architecture.logit_scale / cap
-    store_norm(graph, architecture.final_norm, checkpoint, "final_norm", scale=scale)
+    divisor = plan.lm_head.column_factor
+    store_norm(graph, architecture.final_norm, checkpoint, "final_norm", scale=scale, divisor=divisor)
     final, _ = add_and_normalize(graph, architecture.final_norm, "final_norm", residual, delta)
     if not plan.shares_embedding:
         store_matrix(graph, plan.lm_head, checkpoint)
@@ -77,8 +82,15 @@ def _layer(
     for matrix in layer.matrices:
         store_matrix(graph, matrix, checkpoint)
     rows = "input_ids"
-    name = f"{prefix}.attention_norm"
-    normed, residual = _read(graph, checkpoint, described.attention_norm, name, residual=residual, delta=delta)
+    normed, residual = _read(
+        graph,
+        checkpoint,
+        described.attention_norm,
+        f"{prefix}.attention_norm",
+        residual=residual,
+        delta=delta,
+        divisor=layer.qkv.column_factor,
+    )
     qkv = multiply(graph, layer.qkv, normed, rows=rows)
     if is_last:
         residual = graph.node("Gather", [residual, "logit_index"], "logit_residual", axis=0)
@@ -87,8 +99,15 @@ def _layer(
     context = attending(graph, plan, checkpoint, layer.index, qkv, only_logits=is_last)
     attention = multiply(graph, layer.attention_output, context, rows=rows)
     attention = _after(graph, checkpoint, described.attention_post_norm, f"{prefix}.attention_post_norm", attention)
-    name = f"{prefix}.mlp_norm"
-    normed, residual = _read(graph, checkpoint, described.mlp_norm, name, residual=residual, delta=attention)
+    normed, residual = _read(
+        graph,
+        checkpoint,
+        described.mlp_norm,
+        f"{prefix}.mlp_norm",
+        residual=residual,
+        delta=attention,
+        divisor=layer.gate.column_factor,
+    )
     gate = _activate(graph, layer, multiply(graph, layer.gate, normed, rows=rows))
     up = multiply(graph, layer.up, normed, rows=rows)
     gated = graph.node("Mul", [gate, up], f"{prefix}.gated")
@@ -97,15 +116,22 @@ def _layer(
 
 
 def _read(
-    graph: GraphBuilder, checkpoint: Checkpoint, norm: Norm | None, name: str, *, residual: str, delta: str | None
+    graph: GraphBuilder,
+    checkpoint: Checkpoint,
+    norm: Norm | None,
+    name: str,
+    *,
+    residual: str,
+    delta: str | None,
+    divisor: NDArray[np.float32] | None,
 ) -> tuple[str, str]:
-    """What a branch reads of `residual + delta`, and the sum."""
+    """What a branch reads of `residual + delta`, and the sum; a norm takes over the divisor of what reads it."""
     if norm is None:
         # Identity costs nothing, and gives what is read a name of its own
         terms = [residual] if delta is None else [residual, delta]
         total = graph.node("Identity" if delta is None else "Add", terms, f"{name}.residual")
         return total, total
-    store_norm(graph, norm, checkpoint, name)
+    store_norm(graph, norm, checkpoint, name, divisor=divisor)
     if delta is None:
         return normalize(graph, norm, name, residual), residual
     return add_and_normalize(graph, norm, name, residual, delta)

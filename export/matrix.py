@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from ortserve.export.architecture import Linear
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.graph_builder import MICROSOFT, GraphBuilder
-from ortserve.export.plan import FLOAT_PRECISIONS, MatrixPlan
+from ortserve.export.plan import MatrixPlan
+from ortserve.export.precisions import FLOAT_PRECISIONS
 from ortserve.export.quantize import INT8_LIMIT, quantize_int4_blocks, quantize_int8_rows
 
 CHUNK_ELEMENTS = 1 << 21  # float32 elements quantized at a time: 8 MB, a few copies of which fit the cache budget
@@ -28,7 +28,7 @@ SMALLEST_SCALE = 1e-30  # an all-zero row divides by this instead of zero
 def store_matrix(graph: GraphBuilder, plan: MatrixPlan, checkpoint: Checkpoint) -> None:
     """Stream the matrix, its scales and its bias into the data file."""
     linear = plan.linear
-    chunks = _scaled(linear, checkpoint.stacked_chunks(linear.weights, CHUNK_ELEMENTS, rows=linear.rows))
+    chunks = _folded(plan, checkpoint.stacked_chunks(linear.weights, CHUNK_ELEMENTS, rows=linear.rows))
     shape = (plan.num_rows, plan.num_columns)
     if plan.precision in FLOAT_PRECISIONS:
         graph.weight(f"{plan.name}.weight", graph.floats, shape, chunks)
@@ -42,9 +42,25 @@ def store_matrix(graph: GraphBuilder, plan: MatrixPlan, checkpoint: Checkpoint) 
         packed = (plan.num_rows, num_blocks, plan.block_size // 2)
         graph.weight(f"{plan.name}.weight", np.uint8, packed, _int4(plan, chunks, scales))
         graph.weight(f"{plan.name}.scale", graph.floats, (plan.num_rows, num_blocks), scales)
-    if linear.biases:
-        biases = _scaled(linear, checkpoint.stacked_chunks(linear.biases, CHUNK_ELEMENTS, rows=linear.rows))
+    if not linear.biases:
+        return
+    biases = list(_folded(plan, checkpoint.stacked_chunks(linear.biases, CHUNK_ELEMENTS, rows=linear.rows)))
+    if _is_static(plan):
+        _store_codes_of_bias(graph, plan, np.concatenate(biases), np.concatenate(scales))
+    else:
         graph.weight(f"{plan.name}.bias", graph.floats, (plan.num_rows,), biases)
+
+
+def _store_codes_of_bias(
+    graph: GraphBuilder, plan: MatrixPlan, bias: NDArray[np.float32], weight_scale: NDArray[np.float32]
+) -> None:
+    """QGemm adds 32-bit integers in units of both scales: a bias rounds to a part of one code's step."""
+    assert plan.recipe is not None
+    codes = np.rint(bias.astype(np.float64) / (np.float64(np.float32(plan.recipe.scale)) * weight_scale))
+    limit = np.iinfo(np.int32).max // 2  # the sums have the other half
+    if np.abs(codes).max(initial=0) > limit:
+        raise ExportError(f"{plan.linear.biases[0]} is too large for its calibrated scale: export with per-token ones")
+    graph.weight(f"{plan.name}.bias", np.int32, (plan.num_rows,), [codes.astype(np.int32)])
 
 
 def multiply(graph: GraphBuilder, plan: MatrixPlan, value: str, *, rows: str, stored_as: str | None = None) -> str:
@@ -58,6 +74,8 @@ def multiply(graph: GraphBuilder, plan: MatrixPlan, value: str, *, rows: str, st
     if plan.precision in FLOAT_PRECISIONS:
         inputs = [value, weight, *([f"{plan.name}.bias"] if plan.linear.biases else [])]
         return graph.node("Gemm", inputs, plan.name, transB=1)
+    if _is_static(plan):
+        return _multiply_static(graph, plan, value, weight=weight, scale=scale)
     raw = f"{plan.name}.unbiased" if plan.linear.biases else plan.name
     if plan.precision == "int8":
         _multiply_int8(graph, value, weight=weight, scale=scale, num_rows=plan.num_rows, output=raw, rows=rows)
@@ -88,18 +106,37 @@ def look_up(graph: GraphBuilder, plan: MatrixPlan, ids: str) -> str:
     return graph.node("DequantizeLinear", [codes, scales], plan.name, axis=0)
 
 
-def _multiply_int8(
-    graph: GraphBuilder, value: str, *, weight: str, scale: str, num_rows: int, output: str, rows: str
-) -> None:
+def _is_static(plan: MatrixPlan) -> bool:
+    return plan.precision == "int8" and plan.recipe is not None and plan.recipe.rounding == "static"
+
+
+def _multiply_static(graph: GraphBuilder, plan: MatrixPlan, value: str, *, weight: str, scale: str) -> str:
+    """One scale for every row, known before: rounding is one pass, and scales and bias are applied to the sums."""
+    assert plan.recipe is not None
+    step = graph.constant(f"{value}.step", np.float32(plan.recipe.scale))
+    zero = graph.constant("activation_zero", np.uint8(ACTIVATION_ZERO))
+    codes = graph.shared(f"{value}.codes", lambda: graph.node("QuantizeLinear", [value, step, zero], f"{value}.codes"))
+    inputs = [codes, step, zero, weight, scale, _weight_zeros(graph, plan.name, plan.num_rows)]
+    inputs += [f"{plan.name}.bias"] if plan.linear.biases else []
+    return graph.node("QGemm", inputs, plan.name, domain=MICROSOFT, transB=1)
+
+
+def _weight_zeros(graph: GraphBuilder, name: str, num_rows: int) -> str:
     """QGemm wants as many weight zero points as scales, though all are 0.
 
     They are not shared between matrices: without VNNI, ONNX Runtime rewrites weights and zero points as unsigned,
     matrix by matrix, and refuses a zero point that it has rewritten before.
     """
+    return graph.weight(f"{name}.weight_zeros", np.int8, (num_rows,), [np.zeros(num_rows, np.int8)])
+
+
+def _multiply_int8(
+    graph: GraphBuilder, value: str, *, weight: str, scale: str, num_rows: int, output: str, rows: str
+) -> None:
     codes = graph.shared(f"{value}.codes", lambda: _quantize_rows(graph, value, rows))
     one = graph.constant("one", np.float32(1))
     zero = graph.constant("activation_zero", np.uint8(ACTIVATION_ZERO))
-    weight_zeros = graph.weight(f"{output}.weight_zeros", np.int8, (num_rows,), [np.zeros(num_rows, np.int8)])
+    weight_zeros = _weight_zeros(graph, output, num_rows)
     unscaled = graph.node(
         "QGemm", [codes, one, zero, weight, scale, weight_zeros], f"{output}.unscaled", domain=MICROSOFT, transB=1
     )
@@ -130,9 +167,18 @@ def _zero_points(graph: GraphBuilder, rows: str) -> str:
     return graph.shared(f"{rows}.zero_points", build)
 
 
-def _scaled(linear: Linear, chunks: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-    """The product's scale, folded into what is stored: it costs nothing at run time."""
-    return chunks if linear.scale == 1.0 else (chunk * np.float32(linear.scale) for chunk in chunks)
+def _folded(plan: MatrixPlan, chunks: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+    """Rows of a matrix, or parts of its bias, with the product's scale and all divisors folded in: free at run time."""
+    start = 0
+    for chunk in chunks:
+        folded = chunk if plan.linear.scale == 1.0 else chunk * np.float32(plan.linear.scale)
+        if plan.column_factor is not None and chunk.ndim == 2:
+            folded = folded * plan.column_factor
+        if plan.row_divisor is not None:
+            divisor = plan.row_divisor[start : start + len(chunk)]
+            folded = folded / (divisor[:, None] if chunk.ndim == 2 else divisor)
+        start += len(chunk)
+        yield folded
 
 
 def _int8(
@@ -147,8 +193,9 @@ def _int8(
 def _int4(
     plan: MatrixPlan, chunks: Iterator[NDArray[np.float32]], scales: list[NDArray[np.float32]]
 ) -> Iterator[NDArray[np.uint8]]:
+    importance = None if plan.recipe is None else plan.recipe.importance
     for chunk in chunks:
-        codes, scale = quantize_int4_blocks(_finite(plan, chunk), plan.block_size)
+        codes, scale = quantize_int4_blocks(_finite(plan, chunk), plan.block_size, importance=importance)
         scales.append(scale)
         yield codes
 

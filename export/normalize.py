@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ortserve.export.architecture import Norm
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.graph_builder import MICROSOFT, GraphBuilder
 
 
-def store_norm(graph: GraphBuilder, norm: Norm, checkpoint: Checkpoint, name: str, *, scale: float = 1.0) -> None:
-    """Write `(offset + weight) * scale` as `{name}.weight`."""
+def store_norm(
+    graph: GraphBuilder,
+    norm: Norm,
+    checkpoint: Checkpoint,
+    name: str,
+    *,
+    scale: float = 1.0,
+    divisor: NDArray[np.float32] | None = None,
+) -> None:
+    """Write `(offset + weight) * scale / divisor` as `{name}.weight`."""
     weight = checkpoint.read(norm.weight)
     if norm.offset or scale != 1.0:
         weight = ((weight.astype(np.float64) + norm.offset) * scale).astype(np.float32)
+    if divisor is not None:
+        weight = weight / divisor
     graph.weight(f"{name}.weight", graph.floats, (norm.width,), [weight])
 
 

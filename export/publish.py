@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,12 +19,15 @@ from ortserve.export.families import read_architecture
 from ortserve.export.graph_builder import GraphBuilder
 from ortserve.export.integrity import DATA_NAME, GRAPH_NAME, file_digest, join_digests
 from ortserve.export.new_folder import new_folder
-from ortserve.export.plan import Device, ExportPlan, plan_export
+from ortserve.export.plan import MAX_CAUTION, ExportPlan, default_block_size, plan_export
+from ortserve.export.precisions import Device
 from ortserve.export.progress import show_progress
+from ortserve.export.recipe import Calibration
+from ortserve.export.sensitivity import measure_options
 from ortserve.export.verify import check_parity
-from ortserve.runtime.manifest import FORMAT_VERSION, MANIFEST_NAME, KvLayout, Manifest, manifest_json
+from ortserve.runtime.manifest import FORMAT_VERSION, MANIFEST_NAME, KvLayout, Manifest, ParityReport, manifest_json
 
-RECIPE = 2  # raise it when the same checkpoint becomes another graph: caches of exports then miss
+RECIPE = 3  # raise it when the same checkpoint becomes another graph: caches of exports then miss
 MIN_ONNXRUNTIME = "1.32"  # GroupQueryAttention with query_seqlens
 MIN_PAGED_ONNXRUNTIME = "1.31.1"  # PagedAttention with slot mapping and attention metadata
 
@@ -36,6 +40,8 @@ def export_checkpoint(
     device: Device = "cpu",
     block_size: int | None = None,
     max_context: int | None = None,
+    activations: str = "calibrated",
+    calibration_text: Path | None = None,
     progress: bool = True,
     verify: bool = True,
     force: bool = False,
@@ -48,30 +54,48 @@ def export_checkpoint(
     checkpoint, an existing destination without `force`, or a full disk.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    plan = plan_export(
-        read_architecture(checkpoint),
+    architecture = read_architecture(checkpoint)
+    plan_with = partial(
+        plan_export,
+        architecture,
         precision=precision,
         device=device,
         block_size=block_size,
         max_context=max_context,
     )
+    plan = plan_with()  # checks the options before minutes are spent on measuring
+    calibration: Calibration | None = None
     with new_folder(destination, force=force, marker=MANIFEST_NAME) as folder:
-        with show_progress(f"export {checkpoint.name} {precision}", plan.num_bytes, wanted=progress) as advance:
-            manifest = _write_model(folder, plan, checkpoint, advance)
-        if verify:
-            parity = check_parity(folder, manifest, plan.architecture, checkpoint)
-            manifest = replace(manifest, parity=parity)
-            if not parity.passed and not allow_unproven:
-                worst = max(case.mean_kl for case in parity.cases)
-                agreement = min(case.top1_agreement for case in parity.cases)
-                raise UnprovenError(
-                    f"{checkpoint.name} in {precision} differs from the reference: mean KL {worst:.3g} (limit"
-                    f" {parity.max_mean_kl:.3g}), top-1 agreement {agreement:.1%}"
-                    f" (limit {parity.min_top1_agreement:.1%}):"
-                    " choose a higher precision, or publish it anyway with --allow-unproven"
-                )
+        if activations == "calibrated" and device == "cpu" and plan.precision != "fp32":
+            calibration = measure_options(
+                checkpoint,
+                architecture,
+                precision=plan.precision,
+                block_size=block_size or default_block_size(device),
+                text=calibration_text,
+            )
+        for caution in range(MAX_CAUTION + 1):
+            plan = plan_with(calibration=calibration, caution=caution)
+            with show_progress(f"export {checkpoint.name} {precision}", plan.num_bytes, wanted=progress) as advance:
+                manifest = _write_model(folder, plan, checkpoint, advance)
+            if verify:
+                manifest = replace(manifest, parity=check_parity(folder, manifest, plan.architecture, checkpoint))
+            if calibration is None or manifest.parity is None or manifest.parity.passed:
+                break
+        if manifest.parity is not None and not manifest.parity.passed and not allow_unproven:
+            raise UnprovenError(_unproven(checkpoint, manifest, manifest.parity))
         (folder / MANIFEST_NAME).write_bytes(manifest_json(manifest))
     return manifest
+
+
+def _unproven(checkpoint: Checkpoint, manifest: Manifest, parity: ParityReport) -> str:
+    worst = max(case.mean_kl for case in parity.cases)
+    agreement = min(case.top1_agreement for case in parity.cases)
+    return (
+        f"{checkpoint.name} in {manifest.precision} differs from the reference: mean KL {worst:.3g} (limit"
+        f" {parity.max_mean_kl:.3g}), top-1 agreement {agreement:.1%} (limit {parity.min_top1_agreement:.1%}):"
+        " choose a higher precision, or publish it anyway with --allow-unproven"
+    )
 
 
 def _write_model(folder: Path, plan: ExportPlan, checkpoint: Checkpoint, advance: Callable[[int], None]) -> Manifest:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,73 +24,125 @@ Floats = NDArray[np.float32]
 HEAD_ROWS = 8192  # rows of the output matrix multiplied at a time
 
 
+class Weights(Protocol):
+    """What the pass multiplies by; see `CheckpointWeights`."""
+
+    def embed(self, architecture: Architecture, tokens: NDArray[np.int64]) -> Floats:
+        """Embedding rows `[T, hidden]`, not scaled."""
+        ...
+
+    def norm_factor(self, norm: Norm) -> Floats:
+        """What normed values are multiplied by, `[width]`."""
+        ...
+
+    def multiply(self, linear: Linear, value: Floats) -> Floats:
+        """`value [T, columns]` to `[T, rows]`, bias and scale included."""
+        ...
+
+    def head(self, architecture: Architecture, value: Floats) -> Floats:
+        """`value [T, hidden]` to logits `[T, vocab_size]`, neither scaled nor capped."""
+        ...
+
+
+class CheckpointWeights:
+    """The checkpoint's own values, read one matrix at a time."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+
+    def embed(self, architecture: Architecture, tokens: NDArray[np.int64]) -> Floats:
+        """One read for each token: an embedding is large and a proof short."""
+        read = self.checkpoint.read_rows
+        return np.stack([read(architecture.embedding, token, token + 1)[0] for token in tokens.tolist()])
+
+    def norm_factor(self, norm: Norm) -> Floats:
+        """The stored weight and the architecture's offset."""
+        return self.checkpoint.read(norm.weight) + np.float32(norm.offset)
+
+    def multiply(self, linear: Linear, value: Floats) -> Floats:
+        """The stacked tensors one after another."""
+        start, stop = linear.rows or (0, None)
+
+        def read(name: str) -> Floats:
+            return self.checkpoint.stored(name).read(start, stop)
+
+        product = np.concatenate([value @ read(name).T for name in linear.weights], axis=1)
+        if linear.biases:
+            product = product + np.concatenate([read(name) for name in linear.biases])
+        return product * np.float32(linear.scale)
+
+    def head(self, architecture: Architecture, value: Floats) -> Floats:
+        """A few thousand rows at a time."""
+        logits = np.empty((len(value), architecture.vocab_size), np.float32)
+        for start in range(0, architecture.vocab_size, HEAD_ROWS):
+            rows = self.checkpoint.read_rows(architecture.lm_head, start, start + HEAD_ROWS)
+            logits[:, start : start + len(rows)] = value @ rows.T
+        return logits
+
+
 def reference_logits(
     checkpoint: Checkpoint, architecture: Architecture, sequences: Sequence[Sequence[int]]
 ) -> list[Floats]:
     """Logits after every token of every sequence, each `[length, vocab_size]`."""
-    lengths = [len(sequence) for sequence in sequences]
-    tokens = np.concatenate([np.asarray(sequence, np.int64) for sequence in sequences])
-    bounds = np.cumsum([0, *lengths])
-    spans = [slice(start, stop) for start, stop in pairwise(bounds)]
-    stream = np.stack([checkpoint.read_rows(architecture.embedding, token, token + 1)[0] for token in tokens])
-    stream = stream * np.float32(architecture.embedding_scale)
-    for layer in architecture.layers:
-        branch = _norm(checkpoint, layer.attention_norm, stream)
-        branch = _attention(checkpoint, architecture, layer.attention, branch, spans)
-        stream = stream + _norm(checkpoint, layer.attention_post_norm, branch)
-        branch = _norm(checkpoint, layer.mlp_norm, stream)
-        branch = _mlp(checkpoint, layer.mlp, branch)
-        stream = stream + _norm(checkpoint, layer.mlp_post_norm, branch)
-    stream = _norm(checkpoint, architecture.final_norm, stream)
-    logits = np.empty((len(tokens), architecture.vocab_size), np.float32)
-    for start in range(0, architecture.vocab_size, HEAD_ROWS):
-        rows = checkpoint.read_rows(architecture.lm_head, start, start + HEAD_ROWS)
-        logits[:, start : start + len(rows)] = stream @ rows.T
+    return logits_by(CheckpointWeights(checkpoint), architecture, sequences)
+
+
+def logits_by(weights: Weights, architecture: Architecture, sequences: Sequence[Sequence[int]]) -> list[Floats]:
+    """The same with other weights in the checkpoint's place."""
+    logits = weights.head(architecture, final_states(weights, architecture, sequences))
     logits = _softcap(logits * np.float32(architecture.logit_scale), architecture.logit_softcap)
-    return [logits[span] for span in spans]
+    return [logits[span] for span in _spans(sequences)]
 
 
-def _linear(checkpoint: Checkpoint, linear: Linear, value: Floats) -> Floats:
-    start, stop = linear.rows or (0, None)
+def final_states(weights: Weights, architecture: Architecture, sequences: Sequence[Sequence[int]]) -> Floats:
+    """What the output matrix is given, `[tokens of all sequences, hidden]`."""
+    tokens = np.concatenate([np.asarray(sequence, np.int64) for sequence in sequences])
+    spans = _spans(sequences)
+    stream = weights.embed(architecture, tokens) * np.float32(architecture.embedding_scale)
+    for layer in architecture.layers:
+        branch = _norm(weights, layer.attention_norm, stream)
+        branch = _attention(weights, architecture, layer.attention, branch, spans)
+        stream = stream + _norm(weights, layer.attention_post_norm, branch)
+        branch = _norm(weights, layer.mlp_norm, stream)
+        branch = _mlp(weights, layer.mlp, branch)
+        stream = stream + _norm(weights, layer.mlp_post_norm, branch)
+    return _norm(weights, architecture.final_norm, stream)
 
-    def read(name: str) -> Floats:
-        return checkpoint.stored(name).read(start, stop)
 
-    product = np.concatenate([value @ read(name).T for name in linear.weights], axis=1)
-    if linear.biases:
-        product = product + np.concatenate([read(name) for name in linear.biases])
-    return product * np.float32(linear.scale)
+def _spans(sequences: Sequence[Sequence[int]]) -> list[slice]:
+    bounds = np.cumsum([0, *(len(sequence) for sequence in sequences)])
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
-def _norm(checkpoint: Checkpoint, norm: Norm | None, value: Floats) -> Floats:
+def _norm(weights: Weights, norm: Norm | None, value: Floats) -> Floats:
     """RMS norm along the last axis; where there is none, the value."""
     if norm is None:
         return value
     mean_square = np.mean(np.square(value, dtype=np.float64), axis=-1, keepdims=True)
-    factor = checkpoint.read(norm.weight) + np.float32(norm.offset)
+    factor = weights.norm_factor(norm)
     normed: Floats = (value / np.sqrt(mean_square + norm.epsilon)).astype(np.float32) * factor
     return normed
 
 
-def _mlp(checkpoint: Checkpoint, mlp: Mlp, value: Floats) -> Floats:
-    gate = _linear(checkpoint, mlp.gate, value)
+def _mlp(weights: Weights, mlp: Mlp, value: Floats) -> Floats:
+    gate = weights.multiply(mlp.gate, value)
     if mlp.activation == "silu":
         gate = gate / (1 + np.exp(-gate))
     else:
         gate = gate / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
-    return _linear(checkpoint, mlp.down, gate * _linear(checkpoint, mlp.up, value))
+    return weights.multiply(mlp.down, gate * weights.multiply(mlp.up, value))
 
 
 def _attention(
-    checkpoint: Checkpoint, architecture: Architecture, attention: Attention, value: Floats, spans: Sequence[slice]
+    weights: Weights, architecture: Architecture, attention: Attention, value: Floats, spans: Sequence[slice]
 ) -> Floats:
     query_size, key_size = architecture.query_size, architecture.key_size
-    both = _linear(checkpoint, attention.qkv, value)
+    both = weights.multiply(attention.qkv, value)
     query, key, value = np.split(both, [query_size, query_size + key_size], axis=1)
     if attention.norm is not None:
         # a norm of the width of the projection sees one group, one of the width of a head as many as there are heads
-        query = _norm(checkpoint, attention.norm.query, query.reshape(len(query), -1, attention.norm.query.width))
-        key = _norm(checkpoint, attention.norm.key, key.reshape(len(key), -1, attention.norm.key.width))
+        query = _norm(weights, attention.norm.query, query.reshape(len(query), -1, attention.norm.query.width))
+        key = _norm(weights, attention.norm.key, key.reshape(len(key), -1, attention.norm.key.width))
     context = [
         _attend(
             attention,
@@ -99,7 +152,7 @@ def _attention(
         )
         for span in spans
     ]
-    return _linear(checkpoint, attention.output, np.concatenate(context))
+    return weights.multiply(attention.output, np.concatenate(context))
 
 
 def _attend(attention: Attention, query: Floats, key: Floats, value: Floats) -> Floats:

@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("ortserve", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ortserve")
 
+# before NumPy is imported: its matrices are small here, and its threads would wait for each other on a busy machine
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: nothing may be downloaded
 
 

@@ -1,0 +1,21 @@
+"""The precisions a graph can have, as words and numbers for options. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+Precision = Literal["fp32", "int8", "int4", "fp16", "bf16"]
+Device = Literal["cpu", "cuda"]
+Activations = Literal["calibrated", "token"]
+DEVICE_PRECISIONS: Mapping[Device, tuple[Precision, ...]] = {
+    "cpu": ("int8", "int4", "fp32"),
+    "cuda": ("bf16", "fp16", "int4"),
+}
+DEVICES: tuple[Device, ...] = ("cpu", "cuda")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4", "fp16", "bf16")
+FLOAT_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+DEFAULT_BLOCK_SIZE = 128
+CUDA_BLOCK_SIZE = 32  # the only int4 form that ONNX Runtime's mixed-type CUDA kernels take
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+ACTIVATIONS: tuple[Activations, ...] = ("calibrated", "token")
