@@ -32,7 +32,7 @@ from ortserve.gateway.routes.scoring import ScoringRoute
 from ortserve.gateway.routes.wrong_model import WrongModelRoute
 from ortserve.gateway.runs import Runs
 from ortserve.gateway.service import ModelService
-from ortserve.gateway.state_routes import state_routes
+from ortserve.gateway.state_routes import file_routes, state_routes
 from ortserve.gateway.store.state import State
 from ortserve.gateway.tenancy import tenant_of
 from ortserve.gateway.watch import Patience
@@ -69,6 +69,7 @@ def build_app(
     routes = [
         *(_decoder_routes(decoder, patience, tenant) if decoder else _refusing_routes(catalog.directory)),
         *(state_routes(decoder, state, runs, patience) if decoder else ()),
+        *file_routes(state),
         Route("/v1/embeddings", EmbeddingsRoute(catalog, patience).post, methods=["POST"]),
         Route("/v1/rerank", scoring.rerank, methods=["POST"]),
         Route("/v1/score", scoring.score, methods=["POST"]),
@@ -125,6 +126,7 @@ def _refusing_routes(directory: Directory) -> list[Route]:
 async def _living(state: State, runs: Runs, _: Starlette) -> AsyncIterator[None]:
     """What runs beside requests, from the server's start to its end."""
     state.responses.end_interrupted(interrupted)
+    state.files.remove_strays()
     state.start()
     try:
         yield

@@ -30,6 +30,7 @@ METRICS_PATH = "/metrics"
 ALIASED = (
     "chat", "completions", "conversations", "embeddings", "messages", "models", "rerank", "responses", "score",
 )  # fmt: skip
+UPLOAD_PATH = "/v1/files"  # its bodies are read as they come, by the route
 METHODS_WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 
 
@@ -76,6 +77,9 @@ class Edge:
         method, path = scope["method"], scope["path"]
         with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
             try:
+                if method == "POST" and canonical_path(path) == UPLOAD_PATH:
+                    await self._pass_through(scope, receive, send_with_id)
+                    return
                 limit = self._max_body_bytes if method in METHODS_WITH_BODY else 0
                 body = await read_body(receive, limit)
                 if body is None:
@@ -86,6 +90,23 @@ class Edge:
             finally:
                 self._metrics.count(exchange, canonical_path(path), time.monotonic() - exchange.started)
                 log().info("request", method=method, path=path, **exchange.log_fields())
+
+    async def _pass_through(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the route read the body. The rest is dropped before the reply: else the server would break off both."""
+        is_read = False
+
+        async def receive_counted() -> Message:
+            nonlocal is_read
+            message = await receive()
+            is_read = message["type"] == "http.disconnect" or not message.get("more_body", False)
+            return message
+
+        async def send_after(message: Message) -> None:
+            while not is_read:
+                await receive_counted()
+            await send(message)
+
+        await self._app(scope, receive_counted, send_after)
 
 
 class Gate:

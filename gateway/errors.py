@@ -49,6 +49,11 @@ def bad_request(message: str, *, param: str | None = None, code: str | None = No
     return ApiError(Problem(400, message, param=param, code=code))
 
 
+def missing_parameter(param: str) -> ApiError:
+    """A 400: a required field is absent."""
+    return bad_request(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+
+
 def unsupported_parameter(param: str, reason: str) -> ApiError:
     """A 400 for a field that means something here would not honour; never silently dropped."""
     return bad_request(f"Unsupported parameter: '{param}' {reason}", param=param, code="unsupported_parameter")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ortserve.gateway.environment import default_of, num_bytes, seconds
+from ortserve.gateway.store.files import FileBounds
 from ortserve.gateway.store.state import TTL_S, StateOptions
 
 
@@ -33,8 +34,20 @@ def add_state_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help=f"seconds since their last use ({TTL_S:.0f}: 30 days)",
     )
+    add(
+        "--files-size",
+        type=num_bytes,
+        default=default_of("--files-size", "2GiB"),
+        metavar="SIZE",
+        help="most bytes of uploaded files and batch results; more are refused (2GiB)",
+    )
 
 
 def state_options(arguments: argparse.Namespace) -> StateOptions:
     """What the stores are opened with."""
-    return StateOptions(arguments.state_dir, arguments.state_size, arguments.state_ttl)
+    return StateOptions(
+        arguments.state_dir,
+        arguments.state_size,
+        arguments.state_ttl,
+        FileBounds(min(FileBounds().max_file_bytes, arguments.files_size), arguments.files_size),
+    )

@@ -5,12 +5,25 @@ from __future__ import annotations
 from starlette.routing import Route
 
 from ortserve.gateway.routes.conversations import ConversationsRoute
+from ortserve.gateway.routes.files import FilesRoute
 from ortserve.gateway.routes.kept_responses import KeptResponsesRoute
 from ortserve.gateway.routes.responses import ResponsesRoute
 from ortserve.gateway.runs import Runs
 from ortserve.gateway.service import ModelService
 from ortserve.gateway.store.state import State
 from ortserve.gateway.watch import Patience
+
+
+def file_routes(state: State) -> list[Route]:
+    """Of whatever models there are."""
+    files = FilesRoute(state)
+    return [
+        Route("/v1/files", files.upload, methods=["POST"]),
+        Route("/v1/files", files.index, methods=["GET"]),
+        Route("/v1/files/{id}", files.get, methods=["GET"]),
+        Route("/v1/files/{id}", files.delete, methods=["DELETE"]),
+        Route("/v1/files/{id}/content", files.content, methods=["GET"]),
+    ]
 
 
 def state_routes(service: ModelService, state: State, runs: Runs, patience: Patience) -> list[Route]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from ortserve.gateway.errors import ApiError, bad_request
+from ortserve.gateway.errors import ApiError, bad_request, missing_parameter
 
 TYPE_NAMES: Mapping[type, str] = {
     str: "a string",
@@ -38,7 +38,7 @@ def invalid_type(param: str, expected: str, value: object) -> ApiError:
 
 def missing(param: str) -> ApiError:
     """A 400: a required field is absent."""
-    return bad_request(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+    return missing_parameter(param)
 
 
 def invalid_value(param: str, value: object, supported: Collection[str]) -> ApiError:

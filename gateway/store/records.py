@@ -6,6 +6,7 @@ Functions run inside a transaction of `Database.run`.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ortserve.gateway.store.pages import CursorError, Page, PageRequest, page_query
@@ -94,8 +95,17 @@ def touch(connection: sqlite3.Connection, position: int, *, now: float, ttl_s: f
     connection.execute("UPDATE records SET used_at = ?, expires_at = ? WHERE position = ?", (now, expires_at, position))
 
 
-def page(connection: sqlite3.Connection, owned: Owned, request: PageRequest, *, now: float) -> Page[Record]:
-    """Records in order of creation. Raises `CursorError`."""
+def page(
+    connection: sqlite3.Connection,
+    owned: Owned,
+    request: PageRequest,
+    *,
+    now: float,
+    matching: Mapping[str, str] | None = None,
+) -> Page[Record]:
+    """Records in order of creation whose bodies have these values at these JSON paths. Raises `CursorError`."""
+    matches = tuple((matching or {}).items())
+    words = [word for match in matches for word in match]
 
     def position_of(parameter: str, id: str | None) -> int | None:
         if id is None:
@@ -111,8 +121,16 @@ def page(connection: sqlite3.Connection, owned: Owned, request: PageRequest, *, 
     rows = connection.execute(
         f"SELECT {COLUMNS} FROM records WHERE kind = ? AND tenant = ?"
         f" AND (is_held OR expires_at IS NULL OR expires_at > ?) AND {query.condition}"
+        f"{' AND json_extract(CAST(body AS TEXT), ?) = ?' * len(matches)}"
         f" ORDER BY {query.order} LIMIT ?",
-        (owned.kind, owned.tenant, now, *query.values, request.limit + 1),
+        (
+            owned.kind,
+            owned.tenant,
+            now,
+            *query.values,
+            *words,
+            request.limit + 1,
+        ),
     ).fetchall()
     return query.page([_record(row) for row in rows], request.limit)
 

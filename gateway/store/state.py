@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from ortserve.gateway.store import bounds
 from ortserve.gateway.store.bounds import SWEEP_ROWS, Bounds
 from ortserve.gateway.store.conversations import Conversations
 from ortserve.gateway.store.database import Database
+from ortserve.gateway.store.files import FileBounds, Files
 from ortserve.gateway.store.responses import Responses
 from ortserve.gateway.store.schema import SCHEMA
 
@@ -31,6 +34,7 @@ class StateOptions:
     folder: Path | None = None
     max_bytes: int | None = None  # None: a size that suits the place
     ttl_s: float = TTL_S
+    files: FileBounds = field(default_factory=FileBounds)
 
 
 class State:
@@ -44,6 +48,10 @@ class State:
         self.database = Database(options.folder, SCHEMA)
         self.responses = Responses(self.database, self.bounds, clock)
         self.conversations = Conversations(self.database, self.bounds, clock)
+        self._made_folder = None if options.folder else Path(tempfile.mkdtemp(prefix="ortserve-files-"))
+        files = self._made_folder or Path(options.folder or "") / "files"
+        files.mkdir(mode=0o700, exist_ok=True)
+        self.files = Files(self.database, files, options.files, clock)
         self._clock = clock
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -57,6 +65,7 @@ class State:
         while True:
             num = await self.database.run(partial(bounds.sweep, now=self._clock()))
             num_swept += num
+            await self.files.sweep()
             if num < SWEEP_ROWS:
                 return num_swept
 
@@ -68,6 +77,8 @@ class State:
                 await self._sweeper
             self._sweeper = None
         await asyncio.to_thread(self.database.close)
+        if self._made_folder is not None:
+            await asyncio.to_thread(shutil.rmtree, self._made_folder, ignore_errors=True)
 
     async def _sweep_always(self) -> None:
         while True:
