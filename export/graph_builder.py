@@ -60,6 +60,10 @@ class GraphBuilder:
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, domain=domain, **attributes))
         return outputs
 
+    def adopt(self, node: onnx.NodeProto) -> None:
+        """Add a node of another graph as it is."""
+        self._nodes.append(node)
+
     def constant(self, name: str, value: NDArray[Any] | np.generic) -> str:
         """A small value stored in the graph itself; asking again for the same name returns the first."""
         if name not in self._initializers:
@@ -78,15 +82,15 @@ class GraphBuilder:
             self._shared[name] = build()
         return self._shared[name]
 
-    def model(self, *, name: str, producer_version: str) -> onnx.ModelProto:
-        """The finished graph."""
+    def model(self, *, name: str, producer_version: str, opset: int = OPSET) -> onnx.ModelProto:
+        """The finished graph. `opset` is that of adopted nodes, where there are any."""
         graph = helper.make_graph(
             self._nodes, name, self._inputs, self._outputs, initializer=list(self._initializers.values())
         )
         return helper.make_model(
             graph,
             ir_version=IR_VERSION,
-            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+            opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(MICROSOFT, 1)],
             producer_name="ortserve",
             producer_version=producer_version,
         )

@@ -11,6 +11,7 @@ import onnx
 from ortserve.export.errors import CheckFailedError
 from ortserve.export.graph_run import RowInput
 from ortserve.export.paged_run import open_graph_run
+from ortserve.runtime.encoder_manifest import EncoderManifest
 from ortserve.runtime.manifest import Manifest, read_manifest
 
 GRAPH_NAME = "model.onnx"
@@ -25,7 +26,7 @@ def check_integrity(folder: Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     graph = read_graph(folder, manifest)
-    _check_external_data(folder, graph)
+    check_external_data(folder, graph)
     if model_digest(folder) != manifest.digest:
         raise CheckFailedError(
             f"{folder}: graph, weights or tokenizer.json changed since the export: export the checkpoint again"
@@ -53,7 +54,7 @@ def file_digest(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def read_graph(folder: Path, manifest: Manifest) -> onnx.ModelProto:
+def read_graph(folder: Path, manifest: Manifest | EncoderManifest) -> onnx.ModelProto:
     """The graph without its weights. Raises `CheckFailedError` when it is missing or damaged."""
     path = folder / manifest.graph
     try:
@@ -64,7 +65,8 @@ def read_graph(folder: Path, manifest: Manifest) -> onnx.ModelProto:
         raise CheckFailedError(f"{path} is no ONNX graph: export the checkpoint again") from None
 
 
-def _check_external_data(folder: Path, graph: onnx.ModelProto) -> None:
+def check_external_data(folder: Path, graph: onnx.ModelProto) -> None:
+    """Raise `CheckFailedError` when the file beside the graph is shorter than the graph says."""
     for tensor in graph.graph.initializer:
         fields = {entry.key: entry.value for entry in tensor.external_data}
         if not fields:

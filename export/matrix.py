@@ -78,7 +78,7 @@ def multiply(graph: GraphBuilder, plan: MatrixPlan, value: str, *, rows: str, st
         return _multiply_static(graph, plan, value, weight=weight, scale=scale)
     raw = f"{plan.name}.unbiased" if plan.linear.biases else plan.name
     if plan.precision == "int8":
-        _multiply_int8(graph, value, weight=weight, scale=scale, num_rows=plan.num_rows, output=raw, rows=rows)
+        multiply_int8(graph, value, weight=weight, scale=scale, num_rows=plan.num_rows, output=raw, rows=rows)
     else:
         graph.node(
             "MatMulNBits",
@@ -130,9 +130,10 @@ def _weight_zeros(graph: GraphBuilder, name: str, num_rows: int) -> str:
     return graph.weight(f"{name}.weight_zeros", np.int8, (num_rows,), [np.zeros(num_rows, np.int8)])
 
 
-def _multiply_int8(
+def multiply_int8(
     graph: GraphBuilder, value: str, *, weight: str, scale: str, num_rows: int, output: str, rows: str
 ) -> None:
+    """`value [T, columns]` times stored codes `[num_rows, columns]` with their scales: `output [T, num_rows]`."""
     codes = graph.shared(f"{value}.codes", lambda: _quantize_rows(graph, value, rows))
     one = graph.constant("one", np.float32(1))
     zero = graph.constant("activation_zero", np.uint8(ACTIVATION_ZERO))

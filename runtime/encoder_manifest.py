@@ -31,9 +31,9 @@ class EncoderCase:
 
     name: str  # one by one, in one batch, ...
     num_texts: int
-    min_cosine: float  # of the worst text; for scores 1 - |difference|
+    min_cosine: float  # of the worst text; of scores: their correlation over all pairs
     mean_cosine: float
-    max_abs_error: float
+    max_error: float  # of any number, relative to its text's largest; of scores: relative to their spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class EncoderProof:
     reference: str  # what it was compared with
     passed: bool
     least_cosine: float  # threshold of every text
+    largest_error: float  # threshold of every number
     cases: tuple[EncoderCase, ...]
 
 

@@ -1,0 +1,1 @@
+"""Encoders: from a sentence-transformers checkpoint, through optimum's graph, to a proven model folder."""

@@ -1,0 +1,69 @@
+"""An exported encoder in words and whole: what its folder holds, and whether that is what was exported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ortserve.export.errors import CheckFailedError
+from ortserve.export.integrity import check_external_data, model_digest, read_graph
+from ortserve.runtime.encoder import Encoder
+from ortserve.runtime.encoder_manifest import EncoderManifest, EncoderProof, read_encoder_manifest
+from ortserve.runtime.encoder_queue import EncoderInput
+
+
+def check_encoder(folder: Path) -> EncoderManifest:
+    """The manifest of a whole folder.
+
+    Raises `ManifestError` when there is no readable manifest, and `CheckFailedError` when graph, weights or tokenizer
+    are missing, damaged or not those the manifest was written for.
+    """
+    manifest = read_encoder_manifest(folder)
+    check_external_data(folder, read_graph(folder, manifest))
+    if model_digest(folder) != manifest.digest:
+        raise CheckFailedError(
+            f"{folder}: graph, weights or tokenizer.json changed since the export: export the checkpoint again"
+        )
+    rows = Encoder(folder, manifest).encode([EncoderInput((0, 1)), EncoderInput((1,))])
+    if not np.isfinite(rows).all():
+        raise CheckFailedError(f"{folder / manifest.graph} runs but computes no usable numbers: export again")
+    return manifest
+
+
+def describe_encoder(manifest: EncoderManifest) -> str:
+    """Aligned lines for a terminal."""
+    after = f"{manifest.pooling}, {'normalized' if manifest.normalized else 'not normalized'}"
+    rows = [
+        ("name", f"{manifest.name} ({manifest.family}, {manifest.precision}, {manifest.task})"),
+        ("source", manifest.source),
+        ("via", manifest.via),
+        ("exporter", manifest.exporter),
+        ("digest", manifest.digest),
+        ("size", f"{manifest.num_parameters:,} parameters, {manifest.weight_bytes / 1e6:,.1f} MB of weights"),
+        ("inputs", f"at most {manifest.max_length:,} tokens of {manifest.vocab_size:,} ids"),
+        ("outputs", f"{manifest.num_outputs} numbers: {after if manifest.task == 'embeddings' else manifest.pooling}"),
+        ("dimensions", ", ".join(map(str, (*manifest.dimensions, manifest.num_outputs)))),
+        ("prompts", ", ".join(f"{name} {text!r}" for name, text in manifest.prompts.items()) or "none"),
+        *(("note", note) for note in manifest.notes),
+    ]
+    lines = [f"{label:12} {text}" for label, text in rows]
+    return "\n".join([*lines, *describe_proof(manifest.proof)]) + "\n"
+
+
+def describe_proof(proof: EncoderProof | None) -> Iterator[str]:
+    """One line for the verdict and one for each comparison."""
+    if proof is None:
+        yield f"{'proof':12} none: exported without verification"
+        return
+    verdict = "passed" if proof.passed else "FAILED"
+    yield (
+        f"{'proof':12} {verdict} (cosine at least {proof.least_cosine:g}, error at most {proof.largest_error:g})"
+        f" against {proof.reference}"
+    )
+    for case in proof.cases:
+        yield (
+            f"  {case.name:18} {case.num_texts} texts: cosine {case.mean_cosine:.6f}, worst {case.min_cosine:.6f},"
+            f" largest error {case.max_error:.2e}"
+        )
