@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, Self
 
 from ortserve.gateway.errors import ApiError, internal_error, unavailable
+from ortserve.gateway.judged import JudgedPrompt
 from ortserve.gateway.pieces import Piece, ShownToken, TextAssembler
 from ortserve.gateway.reply import CallDelta, ReplyPart, ReplyReader, WholeCall, join_calls
 from ortserve.gateway.tally import TOKEN_SECONDS, Tally
@@ -37,6 +38,7 @@ class ChoicePiece:
     stop: str | None = None
     reasoning: str = ""
     calls: tuple[CallDelta, ...] = ()
+    prompt: tuple[ShownToken, ...] = ()  # all of it, once, before the first token
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class WholeChoice:
     stop: str | None = None
     reasoning: str = ""
     calls: tuple[WholeCall, ...] = ()
+    prompt: tuple[ShownToken, ...] = ()  # how likely it was, when asked for
 
 
 class TokenStream(Protocol):
@@ -107,16 +110,24 @@ class Choice:
     """One sequence being generated and its reply so far. Without a `reader` the reply is text and nothing else."""
 
     __slots__ = (
-        "_assembler", "_is_cut", "_num_reasoning", "_reader", "finish", "index", "last_token_at", "stream", "usage",
+        "_assembler", "_is_cut", "_num_reasoning", "_prompt", "_reader", "finish", "index", "last_token_at", "stream",
+        "usage",
     )  # fmt: skip
 
     def __init__(
-        self, index: int, stream: TokenStream, assembler: TextAssembler, reader: ReplyReader | None = None
+        self,
+        index: int,
+        stream: TokenStream,
+        assembler: TextAssembler,
+        reader: ReplyReader | None = None,
+        prompt: JudgedPrompt | None = None,
     ) -> None:
+        """`prompt` collects the log-probabilities of the prompt, where they are wanted."""
         self.index = index
         self.stream = stream
         self._assembler = assembler
         self._reader = reader
+        self._prompt = prompt  # until it is complete
         self._num_reasoning: int | None = None  # once the channel is closed
         self._is_cut = False  # here, by a stop string or after the only call: the engine may have drawn more
         self.usage: Usage | None = None  # the engine's counts, once it has ended the sequence
@@ -139,6 +150,21 @@ class Choice:
 
     def read(self, delta: Delta) -> Sequence[ChoicePiece]:
         """The pieces of one delta, none when nothing can be shown yet. Raises `ApiError` when the engine gave up."""
+        judged = self._read_prompt(delta)
+        return (*judged, *self._read_reply(delta))
+
+    def _read_prompt(self, delta: Delta) -> Sequence[ChoicePiece]:
+        """The whole prompt, once."""
+        prompt = self._prompt
+        if prompt is None:
+            return ()
+        prompt.add(delta.prompt_logprobs)
+        if not prompt.is_complete:
+            return ()
+        self._prompt = None
+        return (ChoicePiece(self.index, "", (), None, prompt=tuple(prompt.tokens)),)
+
+    def _read_reply(self, delta: Delta) -> Sequence[ChoicePiece]:
         assembler = self._assembler
         piece = assembler.feed(delta.token_ids, delta.logprobs) if delta.token_ids else Piece("")
         if piece.stopped:
@@ -342,4 +368,5 @@ def _joined(index: int, pieces: Sequence[ChoicePiece]) -> WholeChoice:
         last.stop,
         "".join(piece.reasoning for piece in pieces),
         join_calls([delta for piece in pieces for delta in piece.calls]),
+        tuple(token for piece in pieces for token in piece.prompt),
     )

@@ -171,11 +171,12 @@ class TextAssembler:
         tokenizer = self._tokenizer
         text = data.decode("utf-8", "replace") if data else tokenizer.token_name(entry.token_id)
         top = tuple(
-            (tokenizer.token_name(token_id), tokenizer.token_bytes(token_id), _finite(logprob))
+            (tokenizer.token_name(token_id), tokenizer.token_bytes(token_id), finite(logprob))
             for token_id, logprob in entry.top
         )
-        return ShownToken(text, data, _finite(entry.logprob), top, self._num_decoded)
+        return ShownToken(text, data, finite(entry.logprob), top, self._num_decoded)
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
+    """JSON has no infinities."""
     return logprob if logprob > LOWEST_LOGPROB else LOWEST_LOGPROB  # also catches NaN

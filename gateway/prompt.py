@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ortserve.gateway.breakpoints import STRANGERS, find_breakpoints, marked_places
-from ortserve.gateway.errors import ApiError, bad_request, context_overflow
+from ortserve.gateway.errors import ApiError, bad_request, context_overflow, unsupported_parameter
+from ortserve.gateway.infill import find_infill
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.reasoning import ReasoningFormat
 from ortserve.gateway.schema.chat import ChatRequest
@@ -57,6 +58,7 @@ class PromptEncoder:
         self._pool = pool
         self._max_context = max_context
         self._empty_prompt = empty_prompt
+        self.infill = find_infill(tokenizer)  # None: the model cannot fill in the middle
 
     async def encode_chat(self, request: ChatRequest, *, num_body_bytes: int, param: str = "messages") -> ChatPrompt:
         """The rendered conversation as ids. The template writes the special tokens itself, so none are added.
@@ -142,6 +144,26 @@ class PromptEncoder:
             return [self._encode(text, "prompt", add_special_tokens=True) for text in texts]
 
         return await self._run(prepare, sum(map(len, texts)))
+
+    async def encode_infills(self, prompts: Sequence[str | tuple[int, ...]], suffix: str) -> list[tuple[int, ...]]:
+        """Prompts that are gone on from with what comes before `suffix`. Raises `ApiError` (400) if that cannot be."""
+        infill = self.infill
+        if infill is None:
+            raise unsupported_parameter("suffix", "is not supported with this model: it cannot fill in the middle.")
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        for text in (*texts, suffix):
+            self._refuse_too_long(len(text), "prompt")
+
+        def prepare() -> list[tuple[int, ...]]:
+            encode = self._tokenizer.encode
+            after = encode(suffix, add_special_tokens=False)
+            found = []
+            for prompt in prompts:
+                before = encode(prompt, add_special_tokens=False) if isinstance(prompt, str) else prompt
+                found.append(self._checked(infill.prompt(before, after), "prompt"))
+            return found
+
+        return await self._run(prepare, sum(map(len, texts)) + len(suffix))
 
     def check_length(self, ids: Sequence[int], param: str) -> None:
         """Raise `ApiError` (400) unless at least one token can be generated after `ids`."""

@@ -13,6 +13,7 @@ from ortserve.gateway.directory import Directory, ServedModel
 from ortserve.gateway.errors import ApiError, from_runtime, internal_error, unsupported_parameter
 from ortserve.gateway.generation import Choice, Generation, NothingToGenerate
 from ortserve.gateway.hints import cache_hints
+from ortserve.gateway.judged import JudgedPrompt
 from ortserve.gateway.pieces import TextAssembler
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.prompt import PromptEncoder
@@ -165,6 +166,8 @@ class ModelService:
         """The prompts as ids; raises `ApiError` for the first that cannot be continued."""
         self.check_model(request.model)
         await self._prepared(request.structure)
+        if request.suffix is not None:
+            return tuple(map(Prompt, await self.prompts.encode_infills(request.prompts, request.suffix)))
         encoded = iter(await self.prompts.encode_texts([item for item in request.prompts if isinstance(item, str)]))
         prompts = []
         for prompt in request.prompts:
@@ -177,10 +180,10 @@ class ModelService:
 
     def start_completion(self, request: CompletionRequest, prompts: Sequence[Prompt], *, tenant: bytes) -> Generation:
         """Submit every prompt's choices: index is prompt * n + choice. Nothing is generated for `max_tokens` 0."""
-        if request.max_tokens == 0:
+        if request.sampling.max_tokens == 0 and request.sampling.num_prompt_logprobs is None:
             silent = [
                 Choice(index, NothingToGenerate(), self._assembler(request.sampling, (), strip=False))
-                for index in range(len(prompts) * request.num_choices)
+                for index in range(len(prompts) * request.num_candidates)
             ]
             return Generation(silent, [len(prompt.ids) for prompt in prompts])
         draft = DraftHints(max_draft=request.max_draft)
@@ -189,8 +192,12 @@ class ModelService:
             _Job(prompt.ids, cache_hints(request.cache, tenant, num_prompt_tokens=len(prompt.ids)), draft, grammar)
             for prompt in prompts
         ]
+        sampling = request.sampling
+        if request.suffix is not None and self.prompts.infill is not None:
+            ends = (*sampling.stop_token_ids, *self.prompts.infill.ends)
+            sampling = replace(sampling, stop_token_ids=tuple(dict.fromkeys(ends)))
         return self._submit(
-            jobs, request.sampling, request.num_choices, request.stops, param="prompt", strip_first_space=False
+            jobs, sampling, request.num_candidates, request.stops, param="prompt", strip_first_space=False
         )
 
     async def compute(self, request: Request) -> int:
@@ -246,7 +253,9 @@ class ModelService:
                         grammar=job.grammar,
                     )
                     assembler = self._assembler(sampling, stops, strip=strip, plan=plan)
-                    choices.append(Choice(index, self._engine.submit(request), assembler, plan.reader()))
+                    wants_prompt = sampling.num_prompt_logprobs is not None
+                    judged = JudgedPrompt(self.tokenizer, job.ids) if wants_prompt else None
+                    choices.append(Choice(index, self._engine.submit(request), assembler, plan.reader(), judged))
         except BaseException as error:
             for choice in choices:
                 choice.stream.close()

@@ -159,7 +159,7 @@ class ChatChunks(_Envelope):
 class CompletionChunks(_Envelope):
     """text_completion frames: text, then an empty text with the finish. `echoes` come first, one per choice."""
 
-    __slots__ = ("_echoes",)
+    __slots__ = ("_echoes", "_judges_prompt")
 
     def __init__(
         self,
@@ -170,6 +170,7 @@ class CompletionChunks(_Envelope):
         model: str,
         fingerprint: str,
         include_usage: bool,
+        judges_prompt: bool = False,
     ) -> None:
         super().__init__(
             "text_completion",
@@ -180,20 +181,26 @@ class CompletionChunks(_Envelope):
             include_usage=include_usage,
         )
         self._echoes = echoes
+        self._judges_prompt = judges_prompt
 
     def begin(self, num_choices: int) -> bytes:
         """Echoed prompts, when asked for."""
         assert num_choices == len(self._echoes)
+        if self._judges_prompt:
+            return b""  # each comes with its log-probabilities, once they are known
         return b"".join(self._text(index, echo, b"null") for index, echo in enumerate(self._echoes) if echo)
 
     def piece(self, piece: ChoicePiece) -> bytes:
         """Text and its log-probabilities; the finish in a chunk of its own."""
-        frames = b""
+        frames, echo = b"", self._echoes[piece.index]
+        if piece.prompt:
+            logprobs = completion_logprobs((), offset=0, prompt=piece.prompt)
+            frames = self._text(piece.index, echo, self._encode(logprobs))
         if piece.tokens:
-            logprobs = completion_logprobs(piece.tokens, offset=len(self._echoes[piece.index]))
-            frames = self._text(piece.index, piece.text, self._encode(logprobs))
+            logprobs = completion_logprobs(piece.tokens, offset=len(echo))
+            frames += self._text(piece.index, piece.text, self._encode(logprobs))
         elif piece.text:
-            frames = self._text(piece.index, piece.text, b"null")
+            frames += self._text(piece.index, piece.text, b"null")
         return frames if piece.finish is None else frames + self.finish(piece.index, piece.finish)
 
     def finish(self, index: int, finish: FinishWord) -> bytes:

@@ -55,6 +55,11 @@ class TextTokenizer:
             ids = ids[1:]
         return tuple(ids)
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a vocabulary entry by its exact name."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
     def encode_measured(self, text: str) -> MeasuredTokens:
         """Ids without special tokens that also know where in `text` they are."""
         (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)

@@ -56,7 +56,8 @@ def build_batch(step: Step, *, num_rows: int, capacity: int) -> Batch:
         input_ids += row.tokens
         position_ids += range(row.start, row.end)
         unpad_index += range(row.slot * longest, row.slot * longest + count)
-        logit_index += range(first + count - row.num_logits, first + count)
+        end = first + count - row.num_silent
+        logit_index += range(end - row.num_logits, end)
         seqlens_k[row.slot] = row.end - 1
         query_lengths[row.slot] = count
         pad_index[row.slot, :count] = range(first, first + count) if count > 1 else first
@@ -80,6 +81,6 @@ def _check(step: Step, *, num_rows: int, capacity: int) -> None:
         assert row.slot < num_rows, f"slot {row.slot} beyond the {num_rows} bound rows"
         assert row.tokens, "a row feeds at least one token"
         assert row.start >= 0, "negative start"
-        assert 0 <= row.num_logits <= len(row.tokens), "logits of tokens that are not fed"
+        assert 0 <= row.num_logits <= len(row.tokens) - row.num_silent, "logits of tokens that are not fed"
     reach = max(row.start for row in step.rows) + max(len(row.tokens) for row in step.rows)
     assert reach <= capacity, f"padded rows reach {reach}, the capacity is {capacity}"

@@ -26,11 +26,11 @@ from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Delta, FinishReason, Request, Usage
 from ortserve.runtime.reuse import Reuse, new_reuse
 from ortserve.runtime.runner import Logits, Runner
-from ortserve.runtime.sampler import Drawn, Sampler
+from ortserve.runtime.sampler import Sampler
 from ortserve.runtime.scheduler import Advance, Drafts, Scheduler
 from ortserve.runtime.sequence import Sequence, Stage
 from ortserve.runtime.step import Step
-from ortserve.runtime.verify import draw_rows
+from ortserve.runtime.verify import Picked, draw_rows
 
 
 @dataclass(slots=True)
@@ -135,14 +135,14 @@ class Engine:
             finally:
                 masks.exception()  # whatever happens, the constraints are left alone before anybody touches them
             ran = self._clock()
-            drawn = self._pick(step, logits, masks.result())
+            picked = self._pick(step, logits, masks.result())
         except Exception as error:  # whatever the kernels, the memory or the sampler raise: nothing is committed yet
             self._log.exception("step failed", step=number, requests=sorted(step.request_ids))
             return self._abandon(step, error)
         now = self._clock()
-        if step.rows:
+        if step.rows and not any(row.num_scored for row in step.rows):  # whose logits cost time of their own
             self._pace.observe(step.num_tokens, step.num_attended, (ran - begun) * 1000)
-        advances = self.scheduler.commit(step, drawn, now_s=now, seconds=ran - begun)
+        advances = self.scheduler.commit(step, picked, now_s=now, seconds=ran - begun)
         self._stats.num_steps += 1
         self._stats.num_fed_tokens += step.num_tokens
         self._stats.num_output_tokens += sum(len(advance.added) for advance in advances)
@@ -192,6 +192,8 @@ class Engine:
             return
         results = []
         for advance in advances:
+            if not advance.added:
+                continue
             learn(advance.sequence, advance.num_drafts, advance.num_accepted)
             tokens = tuple(one.token_id for one in advance.added if one.token_id is not None)
             seconds = token_s * advance.num_drafts
@@ -200,14 +202,14 @@ class Engine:
 
     def _constrained(self, step: Step) -> list[tuple[str, Constraint, tuple[int, ...]]]:
         """The rows of requests with a grammar that draw in this step."""
-        found = [(row, self.scheduler.find(row.request_id)) for row in step.rows if row.num_logits]
+        found = [(row, self.scheduler.find(row.request_id)) for row in step.rows if row.num_drawn]
         return [
             (row.request_id, sequence.constraint, row.drafts)
             for row, sequence in found
             if sequence is not None and sequence.constraint is not None
         ]
 
-    def _pick(self, step: Step, logits: Logits, masks: Masks) -> list[tuple[Drawn, ...]]:
+    def _pick(self, step: Step, logits: Logits, masks: Masks) -> list[Picked]:
         found = [(row, self.scheduler.find(row.request_id)) for row in step.rows if row.num_logits]
         rows = [(row, sequence) for row, sequence in found if sequence is not None]
         return draw_rows(self._sampler, rows, logits, masks)
@@ -233,6 +235,7 @@ class Engine:
             logprobs=tuple(one.logprobs for one in shown if one.logprobs is not None),
             finish=finish,
             usage=None if finish is None else _usage(sequence, now_s),
+            prompt_logprobs=advance.scored,
         )
 
     def _end(self, sequence: Sequence, finish: FinishReason, error: str | None = None) -> Delta:

@@ -142,7 +142,8 @@ def join(deltas: Sequence[Delta]) -> Completion:
     assert last.usage is not None
     tokens: tuple[int, ...] = tuple(itertools.chain.from_iterable(delta.token_ids for delta in deltas))
     logprobs: tuple[TokenLogprobs, ...] = tuple(itertools.chain.from_iterable(delta.logprobs for delta in deltas))
-    return Completion(last.request_id, tokens, logprobs, last.finish, last.usage)
+    scored: tuple[TokenLogprobs, ...] = tuple(itertools.chain.from_iterable(delta.prompt_logprobs for delta in deltas))
+    return Completion(last.request_id, tokens, logprobs, last.finish, last.usage, scored)
 
 
 class _QueueOutlet:

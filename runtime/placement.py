@@ -115,6 +115,8 @@ class Placement:
         request = sequence.request
         if request.group is None or sequence.stage is not Stage.WAITING or self._num_shared(sequence) == 0:
             return None
+        if sequence.is_scoring:
+            return None  # its own logits are wanted at every position
         return next(
             (
                 other

@@ -37,11 +37,12 @@ class SamplingParams:
     presence_penalty: float = 0.0  # once if it occurs in the output
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
-    max_tokens: int | None = None  # None: the rest of the context
+    max_tokens: int | None = None  # None: the rest of the context; 0: only the prompt is computed
     min_tokens: int = 0  # end-of-sequence ids cannot be drawn before that many tokens
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     num_logprobs: int | None = None  # None: none; 0: the drawn token's only; n: that and the n most likely
+    num_prompt_logprobs: int | None = None  # the same of the prompt's tokens but the first, each given those before
 
     def __post_init__(self) -> None:
         """Raise `RequestError` naming the first value outside its interval."""
@@ -53,10 +54,11 @@ class SamplingParams:
         _require(0.0 < penalty < math.inf, "repetition_penalty", "above 0 and finite", penalty)
         _require(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "between -2 and 2", self.frequency_penalty)
         _require(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "between -2 and 2", self.presence_penalty)
-        _require(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
+        _require(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", "at least 0", self.max_tokens)
         _require(self.min_tokens >= 0, "min_tokens", "at least 0", self.min_tokens)
-        in_range = self.num_logprobs is None or 0 <= self.num_logprobs <= 20
-        _require(in_range, "num_logprobs", "between 0 and 20", self.num_logprobs)
+        for name in ("num_logprobs", "num_prompt_logprobs"):
+            number = getattr(self, name)
+            _require(number is None or 0 <= number <= 20, name, "between 0 and 20", number)
         for _, bias in self.logit_bias:
             _require(math.isfinite(bias), "logit_bias", "of finite numbers", bias)
 
@@ -158,6 +160,7 @@ class Delta:
     finish: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None  # one line, with FinishReason.ERROR
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt's next tokens, when asked for; all before the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,3 +172,4 @@ class Completion:
     logprobs: tuple[TokenLogprobs, ...]
     finish: FinishReason
     usage: Usage
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of every prompt token but the first, when asked for

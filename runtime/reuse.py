@@ -233,6 +233,8 @@ class Reuse:
         return refused
 
     def _is_on(self, sequence: Sequence) -> bool:
+        if sequence.request.sampling.num_prompt_logprobs is not None:
+            return False  # every position is computed for its logits
         return sequence.request.cache.mode is not CacheMode.OFF and not isinstance(self.cache, NoCache)
 
     def _limit(self, sequence: Sequence) -> int:

@@ -6,6 +6,7 @@ along one row in a fixed order, so a batch of any size gives the same bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -113,18 +114,37 @@ class Sampler:
                 tokens[chunk] = pick(values, [draws[place] for place in chunk])
         return [_drawn(token, raw.get(place), draws[place]) for place, token in enumerate(tokens.tolist())]
 
+    def score(self, logits: Floats, tokens: Sequence[int], num_top: Sequence[int]) -> list[TokenLogprobs | None]:
+        """How likely each row of `logits [rows, vocab]` makes the token given for it, and its most likely ones.
+
+        None where the logits are no numbers. Changes nothing.
+        """
+        assert len(logits) == len(tokens) == len(num_top)
+        found: list[TokenLogprobs | None] = []
+        for values, chunk in self._chunks(logits[:, : self._num_tokens], list(range(len(tokens)))):
+            normalizers = self._normalizers(values)
+            for index, place in enumerate(chunk):
+                row = _RawRow(values[index], normalizers[index])
+                found.append(row.of(tokens[place], num_top[place]) if math.isfinite(normalizers[index]) else None)
+        return found
+
     def _raw_rows(self, rows: Floats, draws: Sequence[Draw]) -> dict[int, _RawRow]:
         """What log-probabilities need of the raw logits, taken before penalties overwrite them, by place."""
         found: dict[int, _RawRow] = {}
         wanted = [place for place, draw in enumerate(draws) if draw.sampling.num_logprobs is not None]
         for values, chunk in self._chunks(rows, wanted):
-            largest = values.max(axis=1)
-            weights = self._exponential.weights(values, largest, np.ones(len(chunk)))
-            normalizers = largest + np.log(weights.sum(axis=1, dtype=np.float64))
+            normalizers = self._normalizers(values)
             for index, place in enumerate(chunk):
                 logits = values[index].copy() if _has_rules(draws[place]) else values[index]
-                found[place] = _RawRow(logits, float(normalizers[index]))
+                found[place] = _RawRow(logits, normalizers[index])
         return found
+
+    def _normalizers(self, values: Floats) -> list[float]:
+        """The logarithm of each row's sum of exponentials."""
+        largest = values.max(axis=1)
+        weights = self._exponential.weights(values, largest, np.ones(len(values)))
+        normalizers = largest + np.log(weights.sum(axis=1, dtype=np.float64))
+        return [float(normalizer) for normalizer in normalizers]
 
     def _chunks(self, rows: Floats, places: list[int]) -> Iterator[tuple[Floats, list[int]]]:
         """The rows at `places`, a cacheful at a time; neighbours are views, others copies."""

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Values
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from ortserve.runtime.pace import Pace
 from ortserve.runtime.placement import Placement
 from ortserve.runtime.plan import EXACT_CUT, EnginePlan
-from ortserve.runtime.request import FinishReason
+from ortserve.runtime.request import FinishReason, TokenLogprobs
 from ortserve.runtime.sampler import Drawn
 from ortserve.runtime.sequence import Sequence, Stage
 from ortserve.runtime.step import Row, Step
+from ortserve.runtime.verify import Picked
 
 MAX_FORCED = 16  # tokens that a decode carries at the most: a step stays a step, and the rest comes in the next
 
@@ -26,13 +27,14 @@ Drafts: TypeAlias = Mapping[str, tuple[int, ...]]  # guesses by request id, each
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """What one committed step did to one sequence that drew tokens."""
+    """What one committed step did to one sequence that had logits."""
 
     sequence: Sequence
     added: tuple[Drawn, ...]  # drawn or forced by its grammar, up to and including the one that ended it
     num_drafts: int  # guesses of a drafter
     num_accepted: int  # of them
     finish: FinishReason | None
+    scored: tuple[TokenLogprobs, ...] = ()  # prompt tokens it judged
 
 
 class Scheduler:
@@ -90,18 +92,19 @@ class Scheduler:
                 sequence.first_run_s = now_s
         return Step(number, moves, rows)
 
-    def commit(self, step: Step, drawn: Values[tuple[Drawn, ...]], *, now_s: float, seconds: float) -> list[Advance]:
-        """Take over a step that has run in `seconds`; `drawn` belongs to its rows with logits, in order.
+    def commit(self, step: Step, picked: Values[Picked], *, now_s: float, seconds: float) -> list[Advance]:
+        """Take over a step that has run in `seconds`; `picked` belongs to its rows with logits, in order.
 
         Finished sequences are removed. A sequence whose logits are no numbers is left for the caller to fail.
         """
         self.placement.reuse.step_ended(ok=True)
-        remaining = iter(drawn)
+        remaining = iter(picked)
         advances: list[Advance] = []
         for row in step.rows:
             sequence = self._sequences[row.request_id]
-            # Drafts count as computed once they are accepted; what is stored beyond is overwritten.
-            sequence.num_computed = row.end - len(row.drafts)
+            if not row.num_silent:
+                # Drafts count as computed once they are accepted; what is stored beyond is overwritten.
+                sequence.num_computed = row.end - len(row.drafts)
             sequence.seconds_unsaved += seconds * len(row.tokens) / step.num_tokens
             if row.num_logits:
                 advances.append(self._advance(sequence, row, next(remaining), now_s))
@@ -118,13 +121,22 @@ class Scheduler:
             self.remove(sequence)
         return lost
 
-    def _advance(self, sequence: Sequence, row: Row, drawn: tuple[Drawn, ...], now_s: float) -> Advance:
+    def _advance(self, sequence: Sequence, row: Row, picked: Picked, now_s: float) -> Advance:
+        sequence.num_scored += row.num_scored
+        scored = tuple(entry for entry in picked.scored if entry is not None)
+        if len(scored) < len(picked.scored):
+            return Advance(sequence, (), 0, 0, FinishReason.ERROR)
+        if not row.num_drawn:
+            return Advance(sequence, (), 0, 0, None, scored)
+        if sequence.max_tokens == 0:
+            self.remove(sequence, is_complete=True)
+            return Advance(sequence, (), 0, 0, FinishReason.LENGTH, scored)
         num_drafts = 0 if sequence.forced else len(row.drafts)  # what had to come was no guess
         added: list[Drawn] = []
         if sequence.first_token_s is None:
             sequence.first_token_s = now_s
             added += map(Drawn, sequence.tokens[sequence.num_prompt_tokens :])  # forced before anything was drawn
-        finish, num_taken = _take_drawn(sequence, drawn, added)
+        finish, num_taken = _take_drawn(sequence, picked.drawn, added)
         # The last one was drawn, not guessed (or ends the request).
         sequence.num_computed += max(num_taken - 1, 0)
         num_accepted = min(num_taken - 1, num_drafts)
@@ -134,7 +146,7 @@ class Scheduler:
             finish = _take_forced(sequence, added, num_taken)
         if finish in (FinishReason.STOP, FinishReason.LENGTH):
             self.remove(sequence, is_complete=True)
-        return Advance(sequence, tuple(added), num_drafts, num_accepted, finish)
+        return Advance(sequence, tuple(added), num_drafts, num_accepted, finish, scored)
 
     def _plan_decodes(self, drafts: Drafts) -> list[Row]:
         """A row for each running sequence with one token to compute; when memory runs out, the youngest gives way."""
@@ -146,6 +158,8 @@ class Scheduler:
             ready.sort(key=lambda sequence: sequence.last_step)  # whoever has waited longest
             ready = ready[: self._plan.max_logit_rows]
         spare = self._plan.max_logit_rows - len(ready)
+        if any(sequence.is_scoring for sequence in self.placement.by_age()):
+            spare = 0  # guesses would take the rows that a prompt is judged with
         rows: list[Row] = []
         for sequence in ready:
             count = self._decode_length(sequence)
@@ -191,12 +205,32 @@ class Scheduler:
             count = self._chunk_length(sequence, budget, is_first=sequence is waiting[0])
             if count <= 0:
                 return
-            row = self._row(sequence, count)
-            if num_logits + row.num_logits > self._plan.max_logit_rows:
+            row = self._chunk(sequence, count, self._plan.max_logit_rows - num_logits)
+            if row is None:
                 continue
             num_logits += row.num_logits
             budget -= count
             yield row
+
+    def _chunk(self, sequence: Sequence, count: int, num_spare: int) -> Row | None:
+        """The next `count` tokens of a prompt, with logits where they are judged; None when those do not fit.
+
+        What exceeds the spare logits rows comes in the next step. In deterministic mode chunks are not cut for that:
+        the same chunk is fed again, with logits at its next positions.
+        """
+        if not sequence.is_scoring:
+            row = self._row(sequence, count)
+            return row if row.num_logits <= num_spare else None
+        begin = max(sequence.num_scored, sequence.num_computed)  # of the positions with logits
+        num_silent = max(0, sequence.num_computed + count - begin - num_spare)
+        if num_spare == 0 and num_silent:
+            return None
+        if not self._plan.deterministic:
+            count, num_silent = count - num_silent, 0
+        end = sequence.num_computed + count - num_silent
+        num_scored = max(0, min(end, sequence.num_prompt_tokens - 1) - begin)
+        row = self._row(sequence, count)
+        return replace(row, num_logits=max(0, end - begin), num_scored=num_scored, num_silent=num_silent)
 
     def _chunk_length(self, sequence: Sequence, budget: int, *, is_first: bool) -> int:
         if not self._plan.deterministic:
@@ -221,9 +255,10 @@ def _open(sequence: Sequence) -> None:
 
     The last one is left to be drawn: it may complete the reply, and a reply comes out of a step.
     """
-    if sequence.constraint is None or sequence.request.sampling.num_logprobs is not None:
+    sampling = sequence.request.sampling
+    if sequence.constraint is None or sampling.num_logprobs is not None or sampling.num_prompt_logprobs is not None:
         return
-    for token in sequence.constraint.forced()[:-1][: sequence.max_tokens - 1]:
+    for token in sequence.constraint.forced()[:-1][: max(sequence.max_tokens - 1, 0)]:
         if sequence.is_end(token) or not sequence.take(token):
             return
 

@@ -47,6 +47,7 @@ class Sequence:
     seconds_unsaved: float = 0.0  # spent on computing what has not been saved yet
     num_trailing: int = 1  # last tokens that came since logits were drawn from: one drawn, others forced by the grammar
     forced: tuple[int, ...] = ()  # what must come next and waits for its logits, which the request wants to see
+    num_scored: int = 0  # prompt positions whose logits have judged the token after them
     num_accepted: int = 0  # draft tokens that equalled the token drawn
     num_rejected: int = 0
     acceptance: float = 0.0  # expected share of drafts that are accepted, kept by `adaptation`
@@ -79,6 +80,12 @@ class Sequence:
     def is_decoding(self) -> bool:
         """The next step of this sequence computes what came since logits were drawn from: mostly one token."""
         return self.num_pending <= self.num_trailing
+
+    @property
+    def is_scoring(self) -> bool:
+        """Log-probabilities of the prompt are wanted, and not all are known yet."""
+        wanted = self.request.sampling.num_prompt_logprobs is not None
+        return wanted and self.num_scored < self.num_prompt_tokens - 1
 
     def draws(self, drafts: Values[int], masks: Values[Mask] = ()) -> list[Draw]:
         """How the token after `tokens` is drawn, and those after each draft as if the drafts before had been drawn.

@@ -12,8 +12,9 @@ class Row:
 
     ```
     stored:   [0 ............ start)
-    fed:                     [start ... start + len(tokens))
-    logits:                         [last num_logits of them)
+    fed:                     [start ............... start + len(tokens))
+    logits:                         [num_logits)[num_silent)
+                                    [num_scored)[drawn)
     ```
     """
 
@@ -22,6 +23,8 @@ class Row:
     start: int  # position of the first token fed
     tokens: tuple[int, ...]
     num_logits: int  # 0 for a prompt chunk that is not the last, 1 for a decode, k + 1 to verify k drafts
+    num_scored: int = 0  # the first of the logits rows only judge the prompt tokens that follow them
+    num_silent: int = 0  # tokens after those with logits; they are fed again to be judged, so nothing is gained yet
 
     @property
     def end(self) -> int:
@@ -29,9 +32,14 @@ class Row:
         return self.start + len(self.tokens)
 
     @property
+    def num_drawn(self) -> int:
+        """Logits rows that tokens are drawn from."""
+        return self.num_logits - self.num_scored
+
+    @property
     def drafts(self) -> tuple[int, ...]:
-        """Guesses at the end of `tokens`: every logits row but the last is drawn to verify one."""
-        return self.tokens[len(self.tokens) - self.num_logits + 1 :] if self.num_logits > 1 else ()
+        """Guesses at the end of `tokens`: every drawn logits row but the last verifies one."""
+        return self.tokens[len(self.tokens) - self.num_drawn + 1 :] if self.num_drawn > 1 else ()
 
 
 @dataclass(frozen=True, slots=True)

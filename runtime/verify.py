@@ -9,12 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Values
+from dataclasses import dataclass
 
 from ortserve.runtime.constraint import Mask
 from ortserve.runtime.exponential import Floats
+from ortserve.runtime.request import TokenLogprobs
 from ortserve.runtime.sampler import Draw, Drawn, Sampler
 from ortserve.runtime.sequence import Sequence
 from ortserve.runtime.step import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """What the logits of one row say: its accepted drafts and the token after them, and how likely its prompt is."""
+
+    drawn: tuple[Drawn, ...]
+    scored: tuple[TokenLogprobs | None, ...] = ()  # None where the logits are no numbers
 
 
 def draw_rows(
@@ -22,22 +32,45 @@ def draw_rows(
     rows: Values[tuple[Row, Sequence]],
     logits: Floats,
     masks: Mapping[str, tuple[Mask, ...]],
-) -> list[tuple[Drawn, ...]]:
-    """For each row that has logits, the tokens it adds: its accepted drafts and the one drawn after them.
+) -> list[Picked]:
+    """For each row that has logits, the tokens it adds, and the prompt tokens it judges.
 
     `logits [sum of num_logits, vocab]` belong to the rows in order and are overwritten where rules apply. `masks` are
     of requests with a grammar, by id, at each of their positions.
     """
+    scored = _score(sampler, rows, logits)
     draws: list[Draw] = []
-    for row, sequence in rows:
-        draws += sequence.draws(row.drafts, masks.get(row.request_id, ()))
-    drawn = sampler.draw(logits, draws) if draws else []
-    found: list[tuple[Drawn, ...]] = []
+    places: list[int] = []
     begin = 0
-    for row, _ in rows:
-        found.append(_accepted(row.drafts, drawn[begin : begin + row.num_logits]))
+    for row, sequence in rows:
+        if row.num_drawn:
+            draws += sequence.draws(row.drafts, masks.get(row.request_id, ()))
+            places += range(begin + row.num_scored, begin + row.num_logits)
         begin += row.num_logits
-    assert begin == len(draws)
+    assert len(draws) == len(places)
+    drawn = sampler.draw(logits if len(places) == begin else logits[places], draws) if draws else []
+    found: list[Picked] = []
+    end = 0
+    for index, (row, _) in enumerate(rows):
+        begin, end = end, end + row.num_drawn
+        found.append(Picked(_accepted(row.drafts, drawn[begin:end]), scored.get(index, ())))
+    return found
+
+
+def _score(
+    sampler: Sampler, rows: Values[tuple[Row, Sequence]], logits: Floats
+) -> dict[int, tuple[TokenLogprobs | None, ...]]:
+    """By the index of the row, for those that judge anything."""
+    found: dict[int, tuple[TokenLogprobs | None, ...]] = {}
+    begin = 0
+    for index, (row, sequence) in enumerate(rows):
+        if row.num_scored:
+            first = sequence.num_scored + 1
+            tokens = sequence.tokens[first : first + row.num_scored]
+            num_top = sequence.request.sampling.num_prompt_logprobs or 0
+            values = logits[begin : begin + row.num_scored]
+            found[index] = tuple(sampler.score(values, tokens, [num_top] * row.num_scored))
+        begin += row.num_logits
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ortserve.gateway.contract.rules import honoured, refused, required
+from ortserve.gateway.contract.rules import honoured, required
 from ortserve.gateway.contract.sampling import CACHING, CHOOSING, EXTENSIONS, FOREIGN, FORMATS, TOKEN_ID
 from ortserve.gateway.contract.shapes import BOOLEAN, STRING, array, integer, one_of
 from ortserve.gateway.contract.table import FieldTable
@@ -18,9 +18,9 @@ COMPLETIONS = FieldTable(
         honoured("max_tokens", integer(0), f"{DEFAULT_MAX_TOKENS} when absent; 0 only with `echo`"),
         *CHOOSING,
         honoured("echo", BOOLEAN),
-        honoured("logprobs", integer(0, MAX_LOGPROBS), "log-softmax of the raw logits"),
-        refused("best_of", integer(0, MAX_BEST_OF), "more than `n`", neutral=(0, 1)),
-        refused("suffix", STRING, "the model cannot fill in the middle", neutral=("",)),
+        honoured("logprobs", integer(0, MAX_LOGPROBS), "log-softmax of the raw logits; with `echo` of the prompt too"),
+        honoured("best_of", integer(0, MAX_BEST_OF), "the `n` with the largest mean log-probability; not streamed"),
+        honoured("suffix", STRING, "a 400 when the model has no tokens for filling in the middle"),
         *CACHING,
         *EXTENSIONS,
         *FORMATS,

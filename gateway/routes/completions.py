@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,6 +51,7 @@ class CompletionRoute:
             model=service.name,
             fingerprint=service.fingerprint,
             include_usage=completion.include_usage,
+            judges_prompt=completion.sampling.num_prompt_logprobs is not None,
         )
         return EventStream(generation, chunks, self.patience)
 
@@ -60,13 +62,14 @@ class CompletionRoute:
         choices = await wait_for_choices(request, generation, self.patience)
         if choices is None:
             return Response(status_code=CLIENT_CLOSED)
-        with_logprobs = completion.sampling.num_logprobs is not None
+        choices = _best(choices, completion)
         reply = CompletionReply(
             id=reply_id("cmpl"),
             created=created,
             model=self.service.name,
             choices=[
-                _choice(choice, echo, with_logprobs=with_logprobs) for choice, echo in zip(choices, echoes, strict=True)
+                _choice(index, choice, echo, with_logprobs=completion.with_logprobs)
+                for index, (choice, echo) in enumerate(zip(choices, echoes, strict=True))
             ],
             usage=usage_reply(generation.usage()),
             system_fingerprint=self.service.fingerprint,
@@ -74,6 +77,23 @@ class CompletionRoute:
         return json_response(reply)
 
 
-def _choice(choice: WholeChoice, echo: str, *, with_logprobs: bool) -> CompletionChoice:
-    logprobs = completion_logprobs(choice.tokens, offset=len(echo)) if with_logprobs else None
-    return CompletionChoice(choice.index, echo + choice.text, logprobs, choice.finish)
+def _choice(index: int, choice: WholeChoice, echo: str, *, with_logprobs: bool) -> CompletionChoice:
+    logprobs = completion_logprobs(choice.tokens, offset=len(echo), prompt=choice.prompt) if with_logprobs else None
+    return CompletionChoice(index, echo + choice.text, logprobs, choice.finish)
+
+
+def _best(choices: list[WholeChoice], completion: CompletionRequest) -> list[WholeChoice]:
+    """Of each prompt's candidates as many as are wanted, the one with the largest mean log-probability first."""
+    total, wanted = completion.num_candidates, completion.num_choices
+    if total == wanted:
+        return choices
+    best: list[WholeChoice] = []
+    for begin in range(0, len(choices), total):
+        best += sorted(choices[begin : begin + total], key=_mean_logprob, reverse=True)[:wanted]
+    return best
+
+
+def _mean_logprob(choice: WholeChoice) -> float:
+    if not choice.tokens:
+        return -math.inf
+    return math.fsum(token.logprob for token in choice.tokens) / len(choice.tokens)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ortserve.gateway.errors import bad_request, unsupported_parameter
+from ortserve.gateway.errors import bad_request
 from ortserve.gateway.schema.caching import CacheWish, read_cache_wish
 from ortserve.gateway.schema.drafting import read_max_draft
 from ortserve.gateway.schema.fields import Fields, empty_array, invalid_type
@@ -31,15 +31,20 @@ TYPE_OF_PROMPT = "one of a string, array of strings, array of integers or array 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """One validated call. A prompt is text or token ids; `max_tokens` 0 generates nothing (only with `echo`)."""
+    """One validated call. A prompt is text or token ids.
+
+    `sampling.max_tokens` 0 generates nothing (only with `echo`). With `echo` and `logprobs` the prompt is judged too.
+    """
 
     model: str
     prompts: tuple[str | tuple[int, ...], ...]
     sampling: SamplingParams
-    max_tokens: int
     num_choices: int
+    num_candidates: int  # generated for each prompt; the best ones are returned
+    suffix: str | None  # what comes after the text to be written
     stops: tuple[str, ...]
     echo: bool
+    with_logprobs: bool
     stream: bool
     include_usage: bool
     cache: CacheWish
@@ -52,29 +57,41 @@ def read_completion(fields: Fields, defaults: SamplingDefaults, vocabulary: Voca
     model = fields.required_string("model")
     prompts = _read_prompts(fields, vocabulary)
     echo = fields.boolean("echo")
+    stream = fields.boolean("stream")
     num_choices = read_num_choices(fields)
-    if len(prompts) * num_choices > MAX_SEQUENCES:
+    num_candidates = _read_num_candidates(fields, num_choices, stream=stream)
+    if len(prompts) * num_candidates > MAX_SEQUENCES:
+        param = "n" if num_candidates == num_choices else "best_of"
         message = (
-            f"Invalid 'n': {len(prompts)} prompts with n={num_choices} exceed {MAX_SEQUENCES} choices in one request."
+            f"Invalid '{param}': {len(prompts)} prompts with {param}={num_candidates} exceed {MAX_SEQUENCES} choices in"
+            " one request."
         )
-        raise bad_request(message, param="n", code="integer_above_max_value")
+        raise bad_request(message, param=param, code="integer_above_max_value")
     num_logprobs = fields.integer("logprobs", 0, MAX_LOGPROBS)
-    _refuse_unsupported(fields, num_choices=num_choices, scores_prompt=echo and num_logprobs is not None)
     max_tokens = fields.integer("max_tokens", 0)
     max_tokens = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
     if max_tokens == 0 and not echo:
         message = "Invalid 'max_tokens': 0 is only allowed with 'echo', since nothing would be returned."
         raise bad_request(message, param="max_tokens", code="integer_below_min_value")
-    stream = fields.boolean("stream")
-    sampling = read_sampling(fields, defaults, vocabulary, max_tokens=max(max_tokens, 1), num_logprobs=num_logprobs)
+    sampling = read_sampling(fields, defaults, vocabulary, max_tokens=max_tokens, num_logprobs=num_logprobs)
+    suffix = fields.string("suffix") or None
+    if echo and num_logprobs is not None:
+        if suffix is not None:
+            message = "Invalid 'logprobs': a prompt with 'suffix' cannot be judged."
+            raise bad_request(message, param="logprobs", code="invalid_value")
+        sampling = replace(sampling, num_prompt_logprobs=num_logprobs)
+    if num_candidates > num_choices and num_logprobs is None:
+        sampling = replace(sampling, num_logprobs=0)  # by which they are ranked
     return CompletionRequest(
         model=model,
         prompts=prompts,
         sampling=sampling,
-        max_tokens=max_tokens,
         num_choices=num_choices,
+        num_candidates=num_candidates,
+        suffix=suffix,
         stops=read_stops(fields),
         echo=echo,
+        with_logprobs=num_logprobs is not None,
         stream=stream,
         include_usage=read_include_usage(fields, stream=stream),
         cache=read_cache_wish(fields),
@@ -112,11 +129,15 @@ def _read_prompt(item: object, param: str, vocabulary: Vocabulary) -> str | tupl
     raise invalid_type(param, "one of a string or array of integers", item)
 
 
-def _refuse_unsupported(fields: Fields, *, num_choices: int, scores_prompt: bool) -> None:
-    if fields.string("suffix"):
-        raise unsupported_parameter("suffix", "is not supported with this model: it cannot fill in the middle.")
-    if scores_prompt:
-        raise unsupported_parameter("logprobs", "together with 'echo' is not supported by this version.")
+def _read_num_candidates(fields: Fields, num_choices: int, *, stream: bool) -> int:
+    """`best_of`, at least `n`; 0 is as good as absent."""
     best_of = fields.integer("best_of", 0, MAX_BEST_OF)
-    if best_of is not None and best_of > max(num_choices, 1):
-        raise unsupported_parameter("best_of", "greater than 'n' is not supported by this version.")
+    if not best_of:
+        return num_choices
+    if best_of < num_choices:
+        message = f"Invalid 'best_of': it must not be less than 'n', which is {num_choices}."
+        raise bad_request(message, param="best_of", code="integer_below_min_value")
+    if best_of > num_choices and stream:
+        message = "Invalid 'best_of': the best of several choices is known at their end, so it cannot be streamed."
+        raise bad_request(message, param="best_of", code="invalid_value")
+    return best_of

@@ -134,8 +134,8 @@ class CompletionLogprobs(msgspec.Struct, frozen=True):
     """Log-probabilities of a text choice, or of one of its chunks; offsets are characters of the whole text."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -262,16 +262,21 @@ def chat_logprobs(tokens: tuple[ShownToken, ...]) -> ChatLogprobs:
     )
 
 
-def completion_logprobs(tokens: tuple[ShownToken, ...], *, offset: int) -> CompletionLogprobs:
+def completion_logprobs(
+    tokens: tuple[ShownToken, ...], *, offset: int, prompt: tuple[ShownToken, ...] = ()
+) -> CompletionLogprobs:
     """Parallel lists, as the older API has them; `offset` characters come before the generated text.
 
-    The drawn token is always among the top ones, with the same float.
+    An echoed prompt comes first, and its first token has no probability. The drawn token is always among the top ones,
+    with the same float.
     """
+    first = [None] if prompt else []
+    shown = (*prompt[1:], *tokens)
     return CompletionLogprobs(
-        tokens=[shown.text for shown in tokens],
-        token_logprobs=[shown.logprob for shown in tokens],
-        top_logprobs=[_top(shown) for shown in tokens],
-        text_offset=[offset + shown.offset for shown in tokens],
+        tokens=[token.text for token in (*prompt, *tokens)],
+        token_logprobs=[*first, *(token.logprob for token in shown)],
+        top_logprobs=[*first, *map(_top, shown)],
+        text_offset=[*(token.offset for token in prompt), *(offset + token.offset for token in tokens)],
     )
 
 

@@ -129,7 +129,7 @@ HONOURED: Mapping[str, tuple[Body, ...]] = {
     ),
     "/v1/completions": (
         {**TEXT, **CHOOSING, **EXTENSIONS, **CACHING, "max_tokens": 8, "echo": True},
-        {**TEXT, "logprobs": 2},
+        {**TEXT, "logprobs": 2, "best_of": 3, "suffix": "x"},
         *({**TEXT, **form} for form in FORMS),
     ),
     "/v1/messages": (
@@ -212,8 +212,6 @@ REFUSED: Mapping[str, Mapping[str, Body]] = {
         **{name: {**CHAT, **body} for name, body in FOREIGN.items()},
     },
     "/v1/completions": {
-        "best_of": {**TEXT, "best_of": 2},
-        "suffix": {**TEXT, "suffix": "x"},
         "prompt_cache_options.prewarm": {**TEXT, **PREWARM},
         **{name: {**TEXT, **body} for name, body in FOREIGN.items()},
     },

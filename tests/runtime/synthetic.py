@@ -11,6 +11,7 @@ from ortserve.runtime.constraint import Grammars
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.kv import SlotKvStore, block_size
 from ortserve.runtime.manifest import Manifest
+from ortserve.runtime.model import join
 from ortserve.runtime.opening import open_cache
 from ortserve.runtime.plan import EnginePlan, plan_engine
 from ortserve.runtime.request import Completion, Delta, Request, SamplingParams
@@ -103,16 +104,7 @@ def run_to_end(engine: Engine, requests: list[Request]) -> dict[str, list[Delta]
 
 def whole(deltas: list[Delta]) -> Completion:
     """The deltas of one finished request, joined."""
-    last = deltas[-1]
-    assert last.finish is not None
-    assert last.usage is not None
-    return Completion(
-        last.request_id,
-        tuple(token for delta in deltas for token in delta.token_ids),
-        tuple(entry for delta in deltas for entry in delta.logprobs),
-        last.finish,
-        last.usage,
-    )
+    return join(deltas)
 
 
 def greedy_tokens(prompt: tuple[int, ...], sampling: SamplingParams, eos: int = 0) -> list[int]:

@@ -40,9 +40,10 @@ def sequence_of(model: SyntheticModel, prompt: tuple[int, ...], **sampling: Any)
         ("repetition_penalty", (0.01, 1.0, 2.0), (0.0, -1.0, math.nan, math.inf)),
         ("frequency_penalty", (-2.0, 0.0, 2.0), (-2.1, 2.1, math.nan)),
         ("presence_penalty", (-2.0, 0.0, 2.0), (-2.1, 2.1, math.nan)),
-        ("max_tokens", (None, 1, 10**9), (0, -1)),
+        ("max_tokens", (None, 0, 1, 10**9), (-1,)),
         ("min_tokens", (0, 5), (-1,)),
         ("num_logprobs", (None, 0, 20), (-1, 21)),
+        ("num_prompt_logprobs", (None, 0, 20), (-1, 21)),
         ("logit_bias", ((), ((3, -100.0),)), (((3, math.nan),), ((3, math.inf),), ((1, 0.0), (3, -math.inf)))),
     ],
 )

@@ -39,10 +39,11 @@ samplings = st.builds(
     repetition_penalty=st.sampled_from([1.0, 1.0, 1.3]),
     presence_penalty=st.sampled_from([0.0, 0.5]),
     seed=st.integers(0, 3),
-    max_tokens=st.sampled_from([1, 5, 20, 30, 40]),
+    max_tokens=st.sampled_from([0, 1, 5, 20, 30, 40]),
     min_tokens=st.sampled_from([0, 3]),
     ignore_eos=st.booleans(),
     num_logprobs=st.sampled_from([None, 0, 2]),
+    num_prompt_logprobs=st.sampled_from([None, None, 0, 2]),
 )
 hints = st.builds(
     CacheHints,
@@ -247,8 +248,10 @@ class Equalities(RuleBasedStateMachine):
             return
         assert found.finish == expected.finish
         assert found.token_ids == expected.token_ids
+        assert [entry.token_id for entry in found.prompt_logprobs] == judged(request)
         if self.plan.deterministic:
             assert found.logprobs == expected.logprobs  # floats: bit for bit
+            assert found.prompt_logprobs == expected.prompt_logprobs
 
     def expected(self, request: Request) -> Completion:
         """The reply of an engine that runs this request alone, in one chunk, and draws what a grammar forces."""
@@ -259,6 +262,11 @@ class Equalities(RuleBasedStateMachine):
             engine = self.model.engine(self.model.plan(config), grammars=CountingGrammars(tells_forced=False))
             self.alone[key] = whole(run_to_end(engine, [alone])[alone.id])
         return self.alone[key]
+
+
+def judged(request: Request) -> list[int]:
+    """The prompt tokens whose log-probabilities are wanted."""
+    return [] if request.sampling.num_prompt_logprobs is None else list(request.prompt[1:])
 
 
 def run(machine: type[Equalities], num_examples: int) -> None:
