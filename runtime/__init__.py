@@ -8,7 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.request import Completion, Delta, FinishReason, Request, SamplingParams, TokenLogprobs, Usage
+from ortserve.runtime.request import (
+    Completion,
+    Delta,
+    FinishReason,
+    Grammar,
+    GrammarKind,
+    Request,
+    SamplingParams,
+    TokenLogprobs,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from ortserve.runtime.model import Model, open
@@ -18,6 +28,8 @@ __all__ = [
     "Delta",
     "EngineConfig",
     "FinishReason",
+    "Grammar",
+    "GrammarKind",
     "Model",
     "Request",
     "SamplingParams",

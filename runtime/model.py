@@ -24,7 +24,7 @@ from ortserve.runtime.errors import EngineError
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.opening import open_driver
 from ortserve.runtime.plan import EnginePlan
-from ortserve.runtime.request import Completion, Delta, FinishReason, Request, SamplingParams, TokenLogprobs
+from ortserve.runtime.request import Completion, Delta, FinishReason, Grammar, Request, SamplingParams, TokenLogprobs
 
 
 def open(folder: str | os.PathLike[str], config: EngineConfig | None = None) -> Model:
@@ -57,23 +57,33 @@ class Model:
         return self._driver.stats()
 
     def stream(
-        self, prompt: Sequence[int], sampling: SamplingParams | None = None, *, request_id: str | None = None
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        grammar: Grammar | None = None,
     ) -> DeltaIterator:
         """Deltas as they are generated; the last one carries `finish` and `usage`. Closing or dropping it cancels.
 
-        Raises `RequestError` (`ContextLengthError`, or `request_id` in use), `OverloadedError` or `EngineClosedError`
-        at once, and `EngineError` in the middle when the engine loses the request.
+        Raises `RequestError` (`ContextLengthError`, a bad grammar, or `request_id` in use), `OverloadedError` or
+        `EngineClosedError` at once, and `EngineError` in the middle when the engine loses the request.
         """
         name = f"local-{next(self._numbers)}" if request_id is None else request_id
         outlet = _QueueOutlet()
-        self._driver.submit(Request(name, tuple(prompt), sampling or SamplingParams()), outlet)
+        self._driver.submit(Request(name, tuple(prompt), sampling or SamplingParams(), grammar=grammar), outlet)
         return DeltaIterator(name, self._driver, outlet.deltas)
 
     def generate(
-        self, prompt: Sequence[int], sampling: SamplingParams | None = None, *, request_id: str | None = None
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        grammar: Grammar | None = None,
     ) -> Completion:
         """The whole reply. Raises as `stream` does."""
-        with self.stream(prompt, sampling, request_id=request_id) as deltas:
+        with self.stream(prompt, sampling, request_id=request_id, grammar=grammar) as deltas:
             return join(list(deltas))
 
     def cancel(self, request_id: str) -> None:

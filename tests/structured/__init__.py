@@ -1,0 +1,1 @@
+"""Structured output on models that were not asked whether they can."""
