@@ -162,7 +162,7 @@ def measure_forced(engine: Engine, rows: int, num_rounds: int) -> tuple[Spread, 
             seconds, num_steps[is_forced], num_tokens = run_all(engine, requests_of(rows, sampling, FORM))
             sides[is_forced].append(num_tokens / seconds)
     engine.grammars = real
-    details = {"steps": num_steps[True], "steps_drawn": num_steps[False]}
+    details: dict[str, Any] = {"steps": num_steps[True], "steps_drawn": num_steps[False]}
     details |= {"tokens_per_s": sides[True], "tokens_per_s_drawn": sides[False]}
     return spread([forced / drawn for forced, drawn in zip(sides[True], sides[False], strict=True)]), details
 
