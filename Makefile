@@ -8,6 +8,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL ?=
 PYTEST_FLAGS ?=
+E2E_FLAGS ?=
 BENCH_FLAGS ?= --concurrency 1,8,16
 
 BIN := $(VENV)/bin
@@ -16,10 +17,10 @@ SERVE_STAMP := $(VENV)/.installed-serve
 TEST_STAMP := $(VENV)/.installed-test
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve bench test check optimum clean
+.PHONY: help venv serve bench test e2e check optimum clean
 
 help:  ## print this
-	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z0-9]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
 
 venv: $(TEST_STAMP)  ## make the environment for tests and checks in $(VENV)
 
@@ -31,6 +32,9 @@ bench: $(SERVE_STAMP)  ## measure the server that runs on HOST and PORT
 
 test: $(TEST_STAMP)  ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+e2e: $(TEST_STAMP)  ## drive strangers' clients, each from an environment of its own
+	$(BIN)/python -m tests.e2e $(E2E_FLAGS)
 
 check: $(TEST_STAMP)  ## lint, format, types and layers; changes nothing
 	$(BIN)/ruff check .

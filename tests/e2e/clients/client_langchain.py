@@ -1,0 +1,19 @@
+"""langchain-openai, by LangChain's own standard tests for chat models."""
+
+from langchain_openai import ChatOpenAI
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+from served import BASE_URL, KEY, MODEL
+
+
+class TestChatCompletions(ChatModelIntegrationTests):
+    @property
+    def chat_model_class(self):
+        return ChatOpenAI
+
+    @property
+    def chat_model_params(self):
+        return {"model": MODEL, "base_url": BASE_URL, "api_key": KEY, "temperature": 0, "stream_usage": True}
+
+    @property
+    def supports_json_mode(self):
+        return True
