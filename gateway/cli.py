@@ -38,6 +38,11 @@ class Verb:
     summary: str
     load: Callable[[], Pair]
 
+    @property
+    def words(self) -> list[str]:
+        """As they are typed."""
+        return self.name.split()
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one verb. 0: done, 1: a check failed, 2: bad usage or input, 130: interrupted."""
@@ -51,7 +56,7 @@ def main(words: Sequence[str] | None = None) -> int:
         configure, run = verb.load()
         parser = argparse.ArgumentParser(prog=f"{PROGRAM} {verb.name}")
         configure(parser)
-        return run(parser.parse_args(words[1:]))
+        return run(parser.parse_args(words[len(verb.words) :]))
     except OrtserveError as error:
         sys.stderr.write(f"{PROGRAM}: {error}\n")
         return 2
@@ -63,19 +68,21 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _named(words: list[str]) -> Verb | None:
-    return next((verb for verb in VERBS if words[:1] == [verb.name]), None)
+    """The longest that fits: `bench speculation` before `bench`."""
+    fitting = [verb for verb in VERBS if words[: len(verb.words)] == verb.words]
+    return max(fitting, key=lambda verb: len(verb.words), default=None)
 
 
 def _overview() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="An OpenAI-compatible inference gateway on ONNX Runtime.",
-        epilog="verbs:\n" + "".join(f"  {verb.name:<10}{verb.summary}\n" for verb in VERBS) + "\n" + EPILOG,
+        epilog="verbs:\n" + "".join(f"  {verb.name:<19}{verb.summary}\n" for verb in VERBS) + "\n" + EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage=f"{PROGRAM} VERB [options]",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
-    parser.add_argument("verb", nargs="?", choices=[verb.name for verb in VERBS], metavar="VERB", help="see below")
+    parser.add_argument("verb", nargs="?", choices=[verb.words[0] for verb in VERBS], metavar="VERB", help="see below")
     return parser
 
 
@@ -133,6 +140,12 @@ def _load_bench() -> Pair:
     return cli.configure, cli.run
 
 
+def _load_speculation() -> Pair:
+    from ortserve.gateway.bench import speculation_cli
+
+    return speculation_cli.configure, speculation_cli.run
+
+
 def _load_doctor() -> Pair:
     from ortserve.gateway.doctor import cli
 
@@ -161,6 +174,7 @@ VERBS = (
     Verb("cache", "look at and change the prompt cache of a running server", _load_cache),
     Verb("plugins", "list installed plugins and where they come from", _load_plugins),
     Verb("bench", "load a running server and measure it", _load_bench),
+    Verb("bench speculation", "measure what a running server's drafter brings", _load_speculation),
     Verb("doctor", "check this machine and installation, and recommend a precision", _load_doctor),
     Verb("toy", "write a random checkpoint of a real shape, to measure speed", partial(_load_export, "toy")),
     Verb("widen", "widen a small checkpoint to the cost of a larger shape", partial(_load_export, "widen")),

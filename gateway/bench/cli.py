@@ -10,15 +10,14 @@ import secrets
 import sys
 from pathlib import Path
 
-from ortserve.gateway.bench.calibrate import Calibration, Probe, list_models
+from ortserve.gateway.bench.calibrate import Calibration, Probe
 from ortserve.gateway.bench.client import Client
 from ortserve.gateway.bench.load import LoadGenerator
+from ortserve.gateway.bench.options import DEFAULT_URL, count, counts, positive, rates, served_model, temperature, whole
 from ortserve.gateway.bench.plot import check_plot, write_plot
 from ortserve.gateway.bench.report import BenchReport, build_report, report_json, write_table
 from ortserve.gateway.bench.statistics import LevelReport, summarize
 from ortserve.gateway.bench.workload import Api, BenchError, ClosedLoop, Level, OpenLoop, Target, Workload, parse_target
-
-DEFAULT_URL = "http://127.0.0.1:8000"
 
 DESCRIPTION = """Measure an OpenAI-compatible server over HTTP: time to first token, inter-token latency, throughput.
 
@@ -43,31 +42,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--api", type=Api, choices=list(Api), default=Api.COMPLETIONS, help="endpoint (default %(default)s)"
     )
     where.add_argument("--api-key", default=os.environ.get("ORTSERVE_API_KEY"), help="default: ORTSERVE_API_KEY")
-    where.add_argument(
-        "--timeout", type=_positive, default=600.0, metavar="S", help="per request (default %(default)g)"
-    )
+    where.add_argument("--timeout", type=positive, default=600.0, metavar="S", help="per request (default %(default)g)")
     load = parser.add_argument_group("load")
     shape = load.add_mutually_exclusive_group()
-    shape.add_argument(
-        "--concurrency", type=_counts, metavar="N,N", help="requests at once, one level each (default 1)"
-    )
-    shape.add_argument("--rate", type=_rates, metavar="R,R", help="requests per second on average, one level each")
+    shape.add_argument("--concurrency", type=counts, metavar="N,N", help="requests at once, one level each (default 1)")
+    shape.add_argument("--rate", type=rates, metavar="R,R", help="requests per second on average, one level each")
     length = load.add_mutually_exclusive_group()
     length.add_argument(
-        "--requests", type=_count, metavar="N", help="per level (default 4 per concurrent request, or 32)"
+        "--requests", type=count, metavar="N", help="per level (default 4 per concurrent request, or 32)"
     )
     length.add_argument(
-        "--duration", type=_positive, metavar="S", help="seconds per level instead of a number of requests"
+        "--duration", type=positive, metavar="S", help="seconds per level instead of a number of requests"
     )
     load.add_argument(
-        "--warmup", type=_whole, default=1, metavar="N", help="per worker, not counted (default %(default)s)"
+        "--warmup", type=whole, default=1, metavar="N", help="per worker, not counted (default %(default)s)"
     )
     work = parser.add_argument_group("requests")
-    work.add_argument("--prompt-tokens", type=_count, default=128, metavar="N", help="default %(default)s")
-    work.add_argument("--output-tokens", type=_count, default=64, metavar="N", help="default %(default)s")
-    work.add_argument("--shared-prefix-tokens", type=_whole, default=0, metavar="N", help="of the prompt, equal in all")
-    work.add_argument("--temperature", type=_temperature, default=0.0, help="default %(default)g")
-    work.add_argument("--seed", type=_whole, help="of prompts and arrivals (default: another one each time)")
+    work.add_argument("--prompt-tokens", type=count, default=128, metavar="N", help="default %(default)s")
+    work.add_argument("--output-tokens", type=count, default=64, metavar="N", help="default %(default)s")
+    work.add_argument("--shared-prefix-tokens", type=whole, default=0, metavar="N", help="of the prompt, equal in all")
+    work.add_argument("--temperature", type=temperature, default=0.0, help="default %(default)g")
+    work.add_argument("--seed", type=whole, help="of prompts and arrivals (default: another one each time)")
     reports = parser.add_argument_group("reports")
     reports.add_argument("--json", type=Path, metavar="FILE", help="write everything measured; - is standard output")
     reports.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it (needs the extra `plot`)")
@@ -94,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 async def _measure(arguments: argparse.Namespace, target: Target, levels: list[Level]) -> BenchReport:
     with contextlib.closing(Client(target, arguments.timeout)) as client:
         workload = Workload(
-            model=await _served_model(client, target, arguments.model),
+            model=await served_model(client, target, arguments.model),
             api=arguments.api,
             num_prompt_tokens=arguments.prompt_tokens,
             num_output_tokens=arguments.output_tokens,
@@ -123,19 +118,6 @@ async def _run_levels(
     return tuple(reports)
 
 
-async def _served_model(client: Client, target: Target, wanted: str | None) -> str:
-    """The name to ask for. `wanted` may also be the path or hub id from which the server's only model came."""
-    names = [str(entry["id"]) for entry in await list_models(client, target) if "id" in entry]
-    if wanted is None:
-        if not names:
-            raise BenchError(f"{target.url} lists no models: name one with --model")
-        return names[0]
-    if wanted not in names and len(names) == 1 and "/" in wanted:
-        sys.stderr.write(f"the server calls its model {names[0]}\n")
-        return names[0]
-    return wanted
-
-
 def _levels(arguments: argparse.Namespace) -> list[Level]:
     warmup, duration = arguments.warmup, arguments.duration
     if arguments.rate is not None:
@@ -158,49 +140,3 @@ def _write_json(report: BenchReport, path: Path) -> None:
         path.write_bytes(data)
     except OSError as error:
         raise BenchError(f"--json {path}: {error.strerror}") from None
-
-
-def _counts(text: str) -> list[int]:
-    return [_count(word) for word in text.split(",")]
-
-
-def _rates(text: str) -> list[float]:
-    return [_positive(word) for word in text.split(",")]
-
-
-def _count(text: str) -> int:
-    return _at_least(_whole(text), 1)
-
-
-def _whole(text: str) -> int:
-    try:
-        return _at_least(int(text), 0)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-
-
-def _at_least(value: int, least: int) -> int:
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{value} is below {least}")
-    return value
-
-
-def _positive(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def _temperature(text: str) -> float:
-    value = _number(text)
-    if not 0 <= value <= 2:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None

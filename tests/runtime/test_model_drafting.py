@@ -12,6 +12,7 @@ from threading import Lock
 import pytest
 
 from ortserve.plugins.draft_model import ModelDrafter
+from ortserve.runtime.adaptation import DraftCost
 from ortserve.runtime.audit import audit
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
@@ -26,6 +27,13 @@ from tests.runtime.synthetic import SyntheticModel, block_tokens, run_to_end, wh
 GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, num_logprobs=1)
 SAMPLED = replace(GREEDY, temperature=1.0, seed=3)
 RULED = replace(SAMPLED, repetition_penalty=1.2, presence_penalty=0.5, logit_bias=((7, 2.0),), min_tokens=5, top_k=20)
+
+
+class Free(DraftCost):
+    """Guesses cost nothing."""
+
+    def observe(self, longest: int, milliseconds: float) -> None:
+        pass
 
 
 def plan_of(synthetic: SyntheticModel, *, rows: int = 4) -> EnginePlan:
@@ -45,7 +53,8 @@ def drafted(
     engine.drafting = open_drafter(synthetic.manifest, plan, config, store, loaded)
     assert engine.drafting is not None
     engine.drafting._shortest_wait_s = 5.0
-    engine.drafting._clock = engine._clock
+    # Steps take no time by the engine's clock: guesses must not seem dear beside them.
+    engine.drafting.cost = Free()
     return engine
 
 
@@ -80,8 +89,8 @@ def test_every_guess_of_mixed_rows_holds(
     accepted, rejected = check(synthetic, engine, plan, requests)
     again = [replace(request, id=f"again {request.id}") for request in requests]
     more, worse = check(synthetic, engine, plan, again)
-    assert accepted > 60
-    assert more > 60
+    assert accepted > 100
+    assert more > 100
     assert rejected == worse == 0
     engine.close()
 
@@ -91,7 +100,7 @@ def test_choices_are_guessed_for_each(synthetic: SyntheticModel) -> None:
     engine = drafted(synthetic, plan)
     requests = [Request(f"c{n}", (5, 6, 7, 8), SAMPLED, choice=n, group="call") for n in range(4)]
     accepted, rejected = check(synthetic, engine, plan, requests)
-    assert accepted > 60
+    assert accepted > 100
     assert rejected == 0
     engine.close()
 
@@ -102,7 +111,7 @@ def test_preempted_requests_are_guessed_for_again(synthetic: SyntheticModel) -> 
     requests = [Request(f"r{n}", prompt(110, n), GREEDY) for n in range(3)]
     accepted, rejected = check(synthetic, engine, plan, requests)
     assert engine.stats().num_preemptions > 0
-    assert accepted > 30
+    assert accepted > 50
     assert rejected == 0
     engine.close()
 
@@ -116,7 +125,7 @@ def test_a_cancelled_request_leaves_its_row_to_the_next(synthetic: SyntheticMode
             engine.step()
         engine.cancel(f"gone {number}")
     accepted, rejected = check(synthetic, engine, plan, [Request("last", prompt(20, 50), GREEDY)])
-    assert accepted > 15
+    assert accepted > 25
     assert rejected == 0
     engine.close()
 
