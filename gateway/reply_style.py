@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ortserve.gateway.calling import Calling
 from ortserve.gateway.reasoning import ReasoningFormat, detect_reasoning
 from ortserve.gateway.reply import ReplyPlan
 from ortserve.gateway.schema.tools import ToolUse
+from ortserve.gateway.structured import Structure
 from ortserve.gateway.template import ChatTemplate
 from ortserve.gateway.tools.detect import detect_tool_format
 from ortserve.gateway.tools.format import ToolFormat, new_call_id
@@ -23,6 +25,10 @@ class ReplyStyle:
     format: ToolFormat
     is_parallel: bool = True  # several calls in one reply can be put before the template again
     new_id: Callable[[], str] = new_call_id
+
+    def calling(self, tools: ToolUse, otherwise: Structure | None) -> Calling:
+        """What the engine must see to; `otherwise` is what a reply without calls must be."""
+        return Calling(tools, self.format, tools.is_parallel and self.is_parallel, otherwise)
 
     def plan(self, tools: ToolUse, *, is_reasoning_open: bool) -> ReplyPlan:
         """The reading of one request's replies."""

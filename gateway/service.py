@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ortserve.gateway.calling import after_reasoning
 from ortserve.gateway.directory import Directory, ServedModel
 from ortserve.gateway.errors import ApiError, from_runtime, internal_error, unsupported_parameter
 from ortserve.gateway.generation import Choice, Generation, NothingToGenerate
@@ -22,7 +23,6 @@ from ortserve.gateway.reply_style import reply_style
 from ortserve.gateway.schema.chat import ChatRequest
 from ortserve.gateway.schema.completions import CompletionRequest
 from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
-from ortserve.gateway.schema.tools import ToolMode
 from ortserve.gateway.structured import Structure
 from ortserve.gateway.template import ChatTemplate
 from ortserve.gateway.template_files import load_chat_template
@@ -138,16 +138,14 @@ class ModelService:
         `param` is the field that carried the conversation, as errors name it.
         """
         self.check_model(request.model)
-        if request.tools.mode is ToolMode.REQUIRED:
-            key = "function_call" if request.tools.is_legacy else "tool_choice"
-            raise unsupported_parameter(key, "cannot demand a call: replies cannot be constrained yet.")
         if request.demands_reasoning and self._style.reasoning is None:
             raise unsupported_parameter("thinking", "cannot be enabled: this model has no channel for it.")
         prompt = await self.prompts.encode_chat(request, num_body_bytes=num_body_bytes, param=param)
         hints = cache_hints(request.cache, tenant, num_prompt_tokens=len(prompt.ids), breakpoints=prompt.breakpoints)
         draft = await self.prompts.encode_prediction(request.draft)
+        grammar = await self._constrained(request, is_reasoning_open=prompt.is_reasoning_open)
         return self._submit(
-            [_Job(prompt.ids, hints, draft, await self._prepared(request.structure))],
+            [_Job(prompt.ids, hints, draft, grammar)],
             request.sampling,
             request.num_choices,
             request.stops,
@@ -213,6 +211,23 @@ class ModelService:
         finally:
             stream.close()
         return num_cached
+
+    async def _constrained(self, request: ChatRequest, *, is_reasoning_open: bool) -> Grammar | None:
+        """What replies must look like: the request's structure, its demands on calls, or both, after reasoning."""
+        calling = self._style.calling(request.tools, request.structure)
+        structure = calling.structure() if calling.is_constrained else request.structure
+        if structure is None:
+            return None
+        reasoning = self._style.reasoning
+        try:
+            return await self._prepared(after_reasoning(structure, reasoning, is_open=is_reasoning_open))
+        except ApiError:
+            if not calling.is_constrained:
+                raise
+        for culprit in calling.culprits():
+            await self._prepared(culprit)  # names the tool, if it is one alone
+        loose = after_reasoning(calling.structure(is_loose=True), reasoning, is_open=is_reasoning_open)
+        return await self._prepared(loose)
 
     async def _prepared(self, structure: Structure | None) -> Grammar | None:
         """Compile a grammar in the worker pool, so that the engine takes it in no time. Raises `ApiError` (400)."""

@@ -208,15 +208,40 @@ def _source(tokenizer: llguidance.LLTokenizer, grammar: Grammar) -> str:
             text = json.loads(llguidance.LLMatcher.grammar_from_regex(grammar.text))["grammars"][0]["lark_grammar"]
             body = {"name": name, "lark_grammar": text}
         case GrammarKind.LARK:
-            body = {"name": name, "lark_grammar": grammar.text}
+            rules = _marker_rules(tokenizer, grammar)
+            body = {"name": name, "lark_grammar": "\n".join([grammar.text, *rules])}
     if not grammar.after:
         return json.dumps({"grammars": [body]})
-    ids = tokenizer.tokenize_str(grammar.after, parse_special=True)
-    if len(ids) == 1 and tokenizer.is_special_token(ids[0]):  # no part of any text: named by its id
-        opening = f"start: TEXT <[{ids[0]}]> GAP? @{name}\nTEXT: /(.|\\n)*/\nGAP: /{_GAP}/"
-    else:
-        opening = f"start: text GAP? @{name}\ntext[suffix={json.dumps(grammar.after)}]: /(.|\\n)*/\nGAP: /{_GAP}/"
+    rules = [f"GAP: /{_GAP}/", *_rules_of(tokenizer, grammar.after, 0)]
+    start = "until_marker_0 GAP?"
+    if grammar.opener:
+        rules += _rules_of(tokenizer, grammar.opener, 1)
+        start = f"(marker_1 {start})?"
+    opening = "\n".join([f"start: {start} @{name}", *rules])
     return json.dumps({"grammars": [{"name": "opening", "lark_grammar": opening}, body]})
+
+
+def _marker_rules(tokenizer: llguidance.LLTokenizer, grammar: Grammar) -> list[str]:
+    return [rule for place, marker in enumerate(grammar.markers) for rule in _rules_of(tokenizer, marker, place)]
+
+
+def _rules_of(tokenizer: llguidance.LLTokenizer, marker: str, place: int) -> list[str]:
+    """The three rules of a marker. A special token is no part of any text, so it is named by its id."""
+    spelled = "".join(character if character.isalnum() else f"\\x{{{ord(character):x}}}" for character in marker)
+    ids = tokenizer.tokenize_str(marker, parse_special=True)
+    rules = [
+        f"without_marker_{place}: WITHOUT_{place}?",
+        f"WITHOUT_{place}: /(?s:.+)/ & ~/(?s:.*){spelled}(?s:.*)/",
+    ]
+    if len(ids) == 1 and tokenizer.is_special_token(ids[0]):
+        return [
+            *rules,
+            f"marker_{place}: <[{ids[0]}]>",
+            f"until_marker_{place}: TEXT_{place}? marker_{place}",
+            f"TEXT_{place}: /(?s:.+)/",
+        ]
+    text = json.dumps(marker, ensure_ascii=False)
+    return [*rules, f"marker_{place}: {text}", f"until_marker_{place}[suffix={text}]: /(?s:.*)/"]
 
 
 def _limits() -> llguidance.LLParserLimits:

@@ -99,12 +99,18 @@ class GrammarKind(StrEnum):
 class Grammar:
     """What a reply must look like, as text that only the engine's grammar library reads.
 
-    With `after`, anything may be said first: the grammar holds for what follows the first occurrence of that text.
+    With `after`, anything may be said first: the grammar holds for what follows the first occurrence of that text. With
+    `opener` as well, only by a reply that begins with it; any other is held to the grammar from its first token.
+
+    Each of `markers`, which may be special tokens, gives a Lark grammar three rules: `marker_0`, the text itself;
+    `until_marker_0`, any text up to and with it; `without_marker_0`, any text that does not have it, perhaps none.
     """
 
     kind: GrammarKind
     text: str
     after: str = ""
+    opener: str = ""
+    markers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

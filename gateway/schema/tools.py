@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from ortserve.gateway.errors import ApiError, bad_request
 from ortserve.gateway.schema.fields import Fields, invalid_type, invalid_value, missing
-from ortserve.gateway.tools.custom import INPUT_SCHEMA
+from ortserve.gateway.tools.custom import INPUT, INPUT_SCHEMA
 from ortserve.gateway.tools.format import ToolShape
 
 NAME = re.compile(r"[a-zA-Z0-9_.:/-]{1,128}")  # OpenAI's characters and those that other servers' names have
@@ -46,8 +46,18 @@ class Tool:
 
     @property
     def shape(self) -> ToolShape:
-        """What reading its calls needs."""
-        return ToolShape(self.name, self.parameters)
+        """What reading and constraining its calls needs. A regular expression holds in JSON too, Lark does not."""
+        if self.grammar is None:
+            return ToolShape(self.name, self.parameters)
+        if self.grammar.syntax == "lark":
+            return ToolShape(self.name, self.parameters, self.grammar.definition)
+        text = {"type": "string", "pattern": f"^(?:{self.grammar.definition})$"}
+        return ToolShape(self.name, {**INPUT_SCHEMA, "properties": {INPUT: text}, "additionalProperties": False})
+
+    @property
+    def is_constrained(self) -> bool:
+        """Its arguments must be what was asked for even where the model decides to call it."""
+        return self.is_strict or self.grammar is not None
 
     def template_value(self) -> dict[str, object]:
         """The mapping that chat templates read."""

@@ -7,12 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ortserve.gateway.tools.events import CallArguments
-from ortserve.gateway.tools.format import ToolShape
+from ortserve.gateway.tools.format import CallLayout, CallWords, ToolShape, UnwritableError, raw_input
+from ortserve.gateway.tools.grammar import members, text_rule, whole
 from ortserve.gateway.tools.json_text import BLANKS, MAX_KEY, read_scalar
 from ortserve.gateway.tools.prose import end_call, read_marked_calls
 from ortserve.gateway.tools.source import NotACallError, Source, Steps
 
 MAX_DEPTH = 64  # of values within values
+PLAIN_KEYWORDS = frozenset(
+    [
+        "type", "description", "title", "default", "examples", "pattern", "properties", "required",
+        "additionalProperties", "items",
+    ]
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,56 @@ class GemmaFormat:
     def read(self, source: Source, tools: Mapping[str, ToolShape]) -> Steps[None]:  # noqa: ARG002  # marked: any name
         """Part of `ToolFormat`."""
         yield from read_marked_calls(source, (self.opener,), self._read_call)
+
+    @property
+    def layout(self) -> CallLayout:
+        """Part of `ToolFormat`."""
+        return CallLayout(self.opener)
+
+    def write_call(self, tool: ToolShape, words: CallWords, arguments: str) -> str:
+        """Part of `ToolFormat`."""
+        del arguments
+        inner = self._write_object(tool, words, tool.parameters, 0)
+        return f"{words.text(f'call:{tool.name}')} {inner} {words.text(self.closer)}"
+
+    def _write_object(self, tool: ToolShape, words: CallWords, schema: Mapping[str, object], depth: int) -> str:
+        def write(name: str, inner: Mapping[str, object]) -> str:
+            if tool.input_grammar is not None:
+                quote = words.text(self.quote)
+                return f"{words.text(f'{name}:')} {quote} {raw_input(tool.input_grammar)} {quote}"
+            return f"{words.text(f'{name}:')} {self._write_value(tool, words, inner, depth + 1)}"
+
+        return f"{words.text('{')} {members(schema, words.text(','), write)} {words.text('}')}"
+
+    def _write_value(self, tool: ToolShape, words: CallWords, schema: Mapping[str, object], depth: int) -> str:
+        quote = words.text(self.quote)
+        type_ = schema.get("type")
+        options = schema.get("enum", [schema["const"]] if "const" in schema else None)
+        if isinstance(options, list):
+            texts = [
+                f"{quote} {words.text(one)} {quote}" if isinstance(one, str) else words.text(_dumped(one))
+                for one in options
+            ]
+            return f"({' | '.join(texts)})"
+        if type_ in ("integer", "number", "boolean", "null"):
+            return words.rule(text_rule(schema))
+        unknown = schema.keys() - PLAIN_KEYWORDS
+        if unknown or depth > MAX_DEPTH:
+            keyword = min(unknown, default="type")
+            raise UnwritableError(f"'{tool.name}' has the keyword '{keyword}', which this format cannot be held to")
+        if type_ == "string":
+            pattern = schema.get("pattern")
+            inner = f"/{whole(pattern)}/ {quote}" if isinstance(pattern, str) else self._rest_of_text(words)
+            return f"{quote} {inner}"
+        if type_ == "array" and isinstance(items := schema.get("items"), dict):
+            one = self._write_value(tool, words, items, depth + 1)
+            return f"{words.text('[')} ({one} ({words.text(',')} {one})*)? {words.text(']')}"
+        if type_ == "object":
+            return self._write_object(tool, words, schema, depth)
+        raise UnwritableError(f"'{tool.name}' has a parameter of no single type, which this format cannot be held to")
+
+    def _rest_of_text(self, words: CallWords) -> str:
+        return f"until_marker_{words.place(self.quote)}"
 
     def _read_call(self, source: Source, _: str) -> Steps[None]:
         yield from source.skip(BLANKS)

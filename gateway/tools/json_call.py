@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 
+from ortserve.gateway.tools.custom import INPUT
 from ortserve.gateway.tools.events import CallArguments, CallEnded
+from ortserve.gateway.tools.format import RAW, RAW_END
 from ortserve.gateway.tools.json_text import (
     BLANKS,
     read_key,
@@ -13,7 +16,7 @@ from ortserve.gateway.tools.json_text import (
     stream_container,
     stream_string,
 )
-from ortserve.gateway.tools.source import NotACallError, Source, Steps
+from ortserve.gateway.tools.source import NotACallError, Source, Steps, num_held
 
 NAME_KEYS = frozenset(["name", "function", "tool"])
 ARGUMENT_KEYS = frozenset(["arguments", "parameters"])
@@ -127,9 +130,32 @@ class _Call:
             yield source.begin(name)
             self.has_begun = True
             yield from stream_string(source)
+        elif first == "<":
+            yield from source.expect(RAW)
+            yield source.begin(name)
+            self.has_begun = True
+            yield from _stream_raw(source)
         else:
             if (yield from read_scalar(source)) != "null":
                 raise NotACallError
             yield source.begin(name)
             self.has_begun = True
             yield CallArguments("{}")
+
+
+def _stream_raw(source: Source) -> Steps[None]:
+    """A custom tool's input between its tags, as the arguments it amounts to."""
+    yield CallArguments(f'{{"{INPUT}": "')
+    while True:
+        rest = source.rest
+        end = rest.find(RAW_END)
+        length = end if end >= 0 else len(rest) - num_held(rest, (RAW_END,))
+        if length:
+            yield CallArguments(json.dumps(rest[:length], ensure_ascii=False)[1:-1])
+            source.at += length
+        if end >= 0:
+            source.at += len(RAW_END)
+            yield CallArguments('"}')
+            return
+        if not (yield from source.more()):
+            return

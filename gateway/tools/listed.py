@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ortserve.gateway.tools.format import ToolShape
+from ortserve.gateway.tools.format import CallLayout, CallWords, ToolShape, write_json_call
 from ortserve.gateway.tools.json_call import read_call_list
 from ortserve.gateway.tools.json_text import BLANKS
 from ortserve.gateway.tools.prose import read_marked_calls
@@ -25,6 +25,15 @@ class ListedFormat:
     def read(self, source: Source, tools: Mapping[str, ToolShape]) -> Steps[None]:  # noqa: ARG002  # marked: any name
         """Part of `ToolFormat`."""
         yield from read_marked_calls(source, (OPENER, PHI_WORD), _read_calls)
+
+    @property
+    def layout(self) -> CallLayout:
+        """Part of `ToolFormat`."""
+        return CallLayout(OPENER, is_opener_repeated=False, before="[", between=", ", after="]")
+
+    def write_call(self, tool: ToolShape, words: CallWords, arguments: str) -> str:
+        """Part of `ToolFormat`."""
+        return write_json_call(tool, words, arguments)
 
 
 def _read_calls(source: Source, opener: str) -> Steps[None]:

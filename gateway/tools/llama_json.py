@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ortserve.gateway.tools.events import CallEnded
-from ortserve.gateway.tools.format import ToolShape, known_names
+from ortserve.gateway.tools.format import CallLayout, CallWords, ToolShape, known_names, write_json_call
 from ortserve.gateway.tools.json_call import read_call_list, read_call_object
 from ortserve.gateway.tools.json_text import BLANKS
 from ortserve.gateway.tools.prose import read_marked_calls, read_or_show
@@ -43,6 +43,15 @@ class LlamaJsonFormat:
         yield from _read_first(source, read_calls(source), "{")
         yield from read_marked_calls(source, (PYTHON_TAG,), read_calls)
 
+    @property
+    def layout(self) -> CallLayout:
+        """Part of `ToolFormat`."""
+        return CallLayout(None, between="; ")
+
+    def write_call(self, tool: ToolShape, words: CallWords, arguments: str) -> str:
+        """Part of `ToolFormat`."""
+        return write_json_call(tool, words, arguments, key="parameters")
+
 
 @dataclass(frozen=True, slots=True)
 class PlainFormat:
@@ -70,6 +79,15 @@ class PlainFormat:
 
         yield from _read_first(source, read_calls(), "{[`")
         yield from read_marked_calls(source, (), lambda *_: read_calls())
+
+    @property
+    def layout(self) -> CallLayout:
+        """Part of `ToolFormat`."""
+        return CallLayout(None, between="\n")
+
+    def write_call(self, tool: ToolShape, words: CallWords, arguments: str) -> str:
+        """Part of `ToolFormat`."""
+        return write_json_call(tool, words, arguments)
 
 
 def _read_first(source: Source, calls: Steps[None], first: str) -> Steps[None]:

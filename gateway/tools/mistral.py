@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ortserve.gateway.tools.events import CallArguments
-from ortserve.gateway.tools.format import ToolShape
+from ortserve.gateway.tools.format import CallLayout, CallWords, ToolShape, UnwritableError, write_json_call
 from ortserve.gateway.tools.json_call import read_call_list
 from ortserve.gateway.tools.json_text import BLANKS, MAX_KEY, stream_container
 from ortserve.gateway.tools.prose import end_call, read_marked_calls
@@ -28,6 +28,21 @@ class MistralFormat:
     def read(self, source: Source, tools: Mapping[str, ToolShape]) -> Steps[None]:  # noqa: ARG002  # marked: any name
         """Part of `ToolFormat`."""
         yield from read_marked_calls(source, (OPENER,), _read_calls)
+
+    @property
+    def layout(self) -> CallLayout:
+        """Part of `ToolFormat`."""
+        if self.is_named:
+            return CallLayout(OPENER)
+        return CallLayout(OPENER, is_opener_repeated=False, before="[", between=", ", after="]")
+
+    def write_call(self, tool: ToolShape, words: CallWords, arguments: str) -> str:
+        """Part of `ToolFormat`."""
+        if not self.is_named:
+            return write_json_call(tool, words, arguments)
+        if tool.input_grammar is not None:
+            raise UnwritableError(f"the input of '{tool.name}' has a grammar that cannot be written as JSON")
+        return f"{words.text(tool.name + ARGUMENTS)} {arguments}"
 
 
 def _read_calls(source: Source, _: str) -> Steps[None]:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ortserve.gateway.tools.events import CallArguments, CallEnded
-from ortserve.gateway.tools.format import ToolShape
+from ortserve.gateway.tools.format import CallLayout, CallWords, ToolShape, UnwritableError
+from ortserve.gateway.tools.grammar import members, text_rule
 from ortserve.gateway.tools.json_text import BLANKS, MAX_KEY
 from ortserve.gateway.tools.prose import read_marked_calls, read_or_show
 from ortserve.gateway.tools.source import NotACallError, Source, Steps
@@ -48,6 +49,23 @@ class PythonicFormat:
             if said.text:
                 yield said
         yield from read_marked_calls(source, (START,), read_calls)
+
+    @property
+    def layout(self) -> CallLayout:
+        """Part of `ToolFormat`."""
+        return CallLayout(None, before="[", between=", ", after="]")
+
+    def write_call(self, tool: ToolShape, words: CallWords, arguments: str) -> str:
+        """Part of `ToolFormat`. Values are JSON, which is read too."""
+        del arguments
+        if tool.input_grammar is not None:
+            raise UnwritableError(f"the input of '{tool.name}' has a grammar that cannot be written as a string")
+
+        def write(name: str, schema: Mapping[str, object]) -> str:
+            return f"{words.text(f'{name}=')} {words.rule(text_rule(schema))}"
+
+        inner = members(tool.parameters, words.text(", "), write)
+        return f"{words.text(f'{tool.name}(')} {inner} {words.text(')')}"
 
 
 def _read_call(source: Source, tools: Mapping[str, ToolShape]) -> Steps[None]:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ortserve.gateway.tools.events import CallArguments
-from ortserve.gateway.tools.format import ToolShape
+from ortserve.gateway.tools.format import CallLayout, CallWords, ToolShape, UnwritableError, raw_input
+from ortserve.gateway.tools.grammar import members, text_rule, whole
 from ortserve.gateway.tools.json_text import BLANKS, MAX_KEY
 from ortserve.gateway.tools.prose import end_call, read_marked_calls
 from ortserve.gateway.tools.source import Source, Steps, find_first, num_held
@@ -18,6 +19,8 @@ from ortserve.gateway.tools.source import Source, Steps, find_first, num_held
 OPENER, CLOSER = "<tool_call>", "</tool_call>"
 FUNCTION, FUNCTION_END = "<function=", "</function>"
 PARAMETER, PARAMETER_END = "<parameter=", "</parameter>"
+NEWLINE = "\n"
+PLAIN_KEYWORDS = frozenset(["type", "description", "title", "default", "examples", "pattern", "$defs", "definitions"])
 VALUE_ENDS = ("\n</parameter>", "</parameter>", "\n<parameter=", "\n</function>")
 
 
@@ -45,6 +48,22 @@ class QwenXmlFormat:
             yield from end_call(source, (CLOSER,))
 
         yield from read_marked_calls(source, (OPENER, FUNCTION), read_call)  # some calls lack the outer tag
+
+    @property
+    def layout(self) -> CallLayout:
+        """Part of `ToolFormat`."""
+        return CallLayout(OPENER, between="\n")
+
+    def write_call(self, tool: ToolShape, words: CallWords, arguments: str) -> str:
+        """Part of `ToolFormat`."""
+
+        def write(name: str, schema: Mapping[str, object]) -> str:
+            value = write_value(tool, words, name, schema)
+            return f"{words.text(f'{PARAMETER}{name}>{NEWLINE}')} {value} {words.text(NEWLINE)}"
+
+        del arguments
+        head = words.text(f"{NEWLINE}{FUNCTION}{tool.name}>{NEWLINE}")
+        return f"{head} {members(tool.parameters, '', write)} {words.text(FUNCTION_END + NEWLINE + CLOSER)}"
 
 
 def _read_parameters(source: Source, schema: Mapping[str, object]) -> Steps[None]:
@@ -119,3 +138,25 @@ def value_of(text: str) -> str:
     except (ValueError, RecursionError):
         return json.dumps(text, ensure_ascii=False)
     return words.get(stripped, stripped)
+
+
+def write_value(tool: ToolShape, words: CallWords, name: str, schema: Mapping[str, object]) -> str:
+    """A parameter's value and its end as Lark. Raises `UnwritableError` for what raw text cannot be held to."""
+    end = words.text(NEWLINE + PARAMETER_END)
+    if tool.input_grammar is not None:
+        return f"{raw_input(tool.input_grammar)} {end}"
+    if schema.get("type") != "string":
+        return f"{words.rule(text_rule(schema))} {end}"
+    options = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    if isinstance(options, list):
+        texts = [words.text(option) for option in options if isinstance(option, str)]
+        return f"({' | '.join(texts)}) {end}"
+    unknown = schema.keys() - PLAIN_KEYWORDS
+    if unknown:
+        raise UnwritableError(
+            f"'{tool.name}.{name}' has the keyword '{min(unknown)}', which raw text cannot be held to"
+        )
+    pattern = schema.get("pattern")
+    if isinstance(pattern, str):
+        return f"/{whole(pattern)}/ {end}"
+    return words.rule("/(?s:.*)/", f"[suffix={json.dumps(NEWLINE + PARAMETER_END)}]")
