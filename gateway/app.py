@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from ortserve.gateway.catalog import Catalog
 from ortserve.gateway.directory import Directory
@@ -23,6 +23,7 @@ from ortserve.gateway.response_record import interrupted
 from ortserve.gateway.routes.admin import CacheRoute
 from ortserve.gateway.routes.chat import ChatRoute
 from ortserve.gateway.routes.completions import CompletionRoute
+from ortserve.gateway.routes.documentation import DocumentationRoute
 from ortserve.gateway.routes.embeddings import EmbeddingsRoute
 from ortserve.gateway.routes.health import HealthRoute
 from ortserve.gateway.routes.messages import MessagesRoute
@@ -79,6 +80,8 @@ def build_app(
         Route("/metrics", MetricsRoute(metrics).get),
         Route("/", health.get),
     ]
+    described = DocumentationRoute(routes)
+    routes += [Route("/openapi.json", described.document), Route("/docs", described.page)]
     middleware = [
         Middleware(Edge, metrics=metrics, max_body_bytes=max_body_bytes, strict_parameters=strict_parameters),
         Middleware(
@@ -140,8 +143,10 @@ async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.scope["raw_path"].decode("latin-1")  # as the client wrote it
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        problem = method_not_allowed(request.method, path, ", ".join(sorted(allowed.split(", "))))
+        # Starlette names only the methods of the first of a path's routes.
+        routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        allowed = {method for route in routes for method in route.methods}
+        problem = method_not_allowed(request.method, path, ", ".join(sorted(allowed)))
     elif error.status_code == 404:
         problem = invalid_url(request.method, path)
     else:

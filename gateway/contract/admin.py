@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ortserve.gateway.contract.chat import MESSAGES
 from ortserve.gateway.contract.rules import extension
 from ortserve.gateway.contract.sampling import TOKEN_ID
@@ -13,7 +15,7 @@ SALT = extension("cache_salt", STRING)
 
 WARM = FieldTable(
     (
-        *MESSAGES,
+        *(replace(rule, is_required=False) if rule.path == "messages" else rule for rule in MESSAGES),
         extension("prompt", one_of(STRING, array(TOKEN_ID)), "instead of `messages`"),
         extension("ttl", STRING, "whole s, m or h up to 24h; absent: as long as the server runs"),
         KEY,

@@ -51,7 +51,8 @@ CONVERSATION: tuple[Rule, ...] = (
     required("messages[].role", words(*ROLES)),
     required("messages[].content", TEXT_OR_BLOCKS, "a last one of the assistant is gone on from"),
     required("messages[].content[].type", words(*dict.fromkeys(name for names in BLOCKS.values() for name in names))),
-    *(rule.below("messages[].content[]") for rule in BLOCK[1:]),
+    honoured("messages[].content[].text", STRING, "of `text`"),
+    *(rule.below("messages[].content[]") for rule in BLOCK[2:]),
     honoured("messages[].content[].thinking", STRING, "if the template shows it"),
     ignored("messages[].content[].signature", STRING, "thoughts are believed"),
     ignored("messages[].content[].data", STRING, "of redacted thinking, which nobody here can read"),
@@ -85,7 +86,7 @@ TOOLS: tuple[Rule, ...] = (
     *(refused(f"tools[].{name}", note="of a tool that Anthropic runs") for name in OTHER_TOOLS),
     honoured("tool_choice", OBJECT),
     required("tool_choice.type", words(*CHOICES), "`none` hides the tools from the model"),
-    required("tool_choice.name", STRING, "of the type `tool`"),
+    honoured("tool_choice.name", STRING, "of the type `tool`"),
     honoured("tool_choice.disable_parallel_tool_use", BOOLEAN, "true: the reply ends after its first call"),
 )
 
