@@ -36,6 +36,7 @@ class Finished:
     def __init__(self, names: Sequence[str]) -> None:
         self.tokens: dict[str, list[int]] = {name: [] for name in names}
         self.accepted = 0
+        self.rejected = 0
         self._open = set(names)
         self._changed = threading.Condition()
 
@@ -47,7 +48,9 @@ class Finished:
                 self.tokens[delta.request_id] += delta.token_ids
                 if delta.finish is not None:
                     self._open.discard(delta.request_id)
-                    self.accepted += 0 if delta.usage is None else delta.usage.num_accepted_tokens
+                    if delta.usage is not None:
+                        self.accepted += delta.usage.num_accepted_tokens
+                        self.rejected += delta.usage.num_rejected_tokens
             self._changed.notify_all()
 
     def wait(self) -> None:
