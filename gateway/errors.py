@@ -16,6 +16,8 @@ from ortserve.runtime.errors import (
     RequestError,
 )
 
+MAX_MESSAGE = 2000  # characters
+MAX_PARAM = 200
 MAX_RETRY_AFTER_S = 60.0  # the SDKs ignore or refuse longer waits
 
 
@@ -29,6 +31,12 @@ class Problem:
     param: str | None = None
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Cut what a client has said at length: it is named, not repeated."""
+        object.__setattr__(self, "message", _shortened(self.message, MAX_MESSAGE))
+        if self.param is not None:
+            object.__setattr__(self, "param", _shortened(self.param, MAX_PARAM))
 
     def body(self) -> bytes:
         """The envelope with all four keys, UTF-8 JSON."""
@@ -143,3 +151,8 @@ def too_many(reason: str, *, retry_after_s: float) -> Problem:
 def _retry_headers(seconds: float) -> dict[str, str]:
     bounded = min(seconds, MAX_RETRY_AFTER_S)
     return {"retry-after": str(math.ceil(bounded)), "retry-after-ms": str(math.ceil(bounded * 1000))}
+
+
+def _shortened(text: str, limit: int) -> str:
+    """Beginning and end: the middle is where the client's own words are."""
+    return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
