@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -14,8 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
+from ortserve.gateway.batch_jobs import BatchJobs
 from ortserve.gateway.catalog import Catalog
 from ortserve.gateway.directory import Directory
+from ortserve.gateway.dispatch import Dispatcher, Handler
 from ortserve.gateway.edge import MAX_BODY_BYTES, Edge, Gate, problem_response
 from ortserve.gateway.errors import ApiError, Problem, invalid_url, method_not_allowed
 from ortserve.gateway.metrics import Metrics
@@ -32,8 +34,9 @@ from ortserve.gateway.routes.models import ModelsRoute
 from ortserve.gateway.routes.scoring import ScoringRoute
 from ortserve.gateway.routes.wrong_model import WrongModelRoute
 from ortserve.gateway.runs import Runs
+from ortserve.gateway.schema.batches import ENDPOINTS
 from ortserve.gateway.service import ModelService
-from ortserve.gateway.state_routes import file_routes, state_routes
+from ortserve.gateway.state_routes import kept_routes, response_routes
 from ortserve.gateway.store.state import State
 from ortserve.gateway.tenancy import tenant_of
 from ortserve.gateway.watch import Patience
@@ -67,11 +70,18 @@ def build_app(
     scoring = ScoringRoute(catalog, patience)
     state, runs = state or State(), Runs()
     tenant = tenant_of((api_key or "").encode())
+    answering = [
+        *(_decoder_routes(decoder, patience, tenant) if decoder else ()),
+        *(response_routes(decoder, state, runs, patience) if decoder else ()),
+    ]
+    embeddings = Route("/v1/embeddings", EmbeddingsRoute(catalog, patience).post, methods=["POST"])
+    jobs = BatchJobs(
+        state, Dispatcher(_handlers([*answering, embeddings] if catalog.encoders else answering), metrics.count)
+    )
     routes = [
-        *(_decoder_routes(decoder, patience, tenant) if decoder else _refusing_routes(catalog.directory)),
-        *(state_routes(decoder, state, runs, patience) if decoder else ()),
-        *file_routes(state),
-        Route("/v1/embeddings", EmbeddingsRoute(catalog, patience).post, methods=["POST"]),
+        *(answering if decoder else _refusing_routes(catalog.directory)),
+        *kept_routes(state, runs, jobs, catalog.services[0].pool, patience),
+        embeddings,
         Route("/v1/rerank", scoring.rerank, methods=["POST"]),
         Route("/v1/score", scoring.score, methods=["POST"]),
         Route("/v1/models", models.index),
@@ -96,7 +106,7 @@ def build_app(
     app = Starlette(
         routes=routes,
         middleware=middleware,
-        lifespan=partial(_living, state, runs),
+        lifespan=partial(_living, state, runs, jobs),
         exception_handlers={HTTPException: _http_problem, ApiError: _api_problem},
     )
     app.router.redirect_slashes = False
@@ -119,6 +129,11 @@ def _decoder_routes(service: ModelService, patience: Patience, tenant: bytes) ->
     ]
 
 
+def _handlers(routes: Sequence[Route]) -> Mapping[str, Handler]:
+    """What batches may ask, by path."""
+    return {route.path: route.endpoint for route in routes if route.path in ENDPOINTS}
+
+
 def _refusing_routes(directory: Directory) -> list[Route]:
     """The same paths where no model generates: which of the models the caller named is for something else."""
     refusal = WrongModelRoute(directory)
@@ -126,14 +141,15 @@ def _refusing_routes(directory: Directory) -> list[Route]:
 
 
 @asynccontextmanager
-async def _living(state: State, runs: Runs, _: Starlette) -> AsyncIterator[None]:
+async def _living(state: State, runs: Runs, jobs: BatchJobs, _: Starlette) -> AsyncIterator[None]:
     """What runs beside requests, from the server's start to its end."""
     state.responses.end_interrupted(interrupted)
-    state.files.remove_strays()
+    jobs.resume()
     state.start()
     try:
         yield
     finally:
+        await jobs.close()
         await runs.close()
         await state.close()
 

@@ -28,7 +28,8 @@ ADMIN_PATH = "/admin"
 METRICS_PATH = "/metrics"
 # First words of paths that clients send whose base URL lacks /v1.
 ALIASED = (
-    "chat", "completions", "conversations", "embeddings", "messages", "models", "rerank", "responses", "score",
+    "batches", "chat", "completions", "conversations", "embeddings", "files", "messages", "models", "rerank",
+    "responses", "score",
 )  # fmt: skip
 UPLOAD_PATH = "/v1/files"  # its bodies are read as they come, by the route
 METHODS_WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")

@@ -36,6 +36,7 @@ class Exchange:
     first_token_s: float | None = None  # from the request to the first token
     timings: Timings | None = None
     body: bytes = b""
+    priority: int = 0  # of what it generates; larger runs first
     is_strict: bool = False  # fields that no table knows are refused
     unheeded: Unheeded = field(default_factory=Unheeded)  # fields of the body that have no effect
     send_piece: Send | None = None  # the server's own send, past the layers that only look at a reply's head

@@ -25,13 +25,13 @@ UNKNOWN = "unknown"  # whatever strangers call it
 ROUTES = (
     "/", "/health", "/metrics", "/openapi.json", "/docs", "/v1/chat/completions", "/v1/completions", "/v1/models",
     "/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/v1/responses/input_tokens",
-    "/v1/conversations", "/v1/files",
+    "/v1/conversations", "/v1/files", "/v1/batches",
     "/v1/embeddings", "/v1/rerank", "/v1/score",
     "/admin/cache/stats", "/admin/cache/entries", "/admin/cache/clear", "/admin/cache/warm",
 )  # fmt: skip
 PATTERNS = (
     "/v1/responses/{id}", "/v1/responses/{id}/cancel", "/v1/responses/{id}/input_items",
-    "/v1/files/{id}", "/v1/files/{id}/content",
+    "/v1/batches/{id}", "/v1/batches/{id}/cancel", "/v1/files/{id}", "/v1/files/{id}/content",
     "/v1/conversations/{id}", "/v1/conversations/{id}/items", "/v1/conversations/{id}/items/{item}",
 )  # fmt: skip
 MODEL_ROUTE = "/v1/models/"  # names may have slashes

@@ -131,11 +131,18 @@ class ModelService:
         self.directory.find(name, "generate")
 
     async def start_chat(
-        self, request: ChatRequest, *, tenant: bytes, num_body_bytes: int, param: str = "messages"
+        self,
+        request: ChatRequest,
+        *,
+        tenant: bytes,
+        num_body_bytes: int,
+        param: str = "messages",
+        priority: int = 0,
     ) -> Generation:
         """Validate, tokenize and submit. Everything wrong with the request raises `ApiError` here.
 
-        `param` is the field that carried the conversation, as errors name it.
+        `param` is the field that carried the conversation, as errors name it; of two requests that wait, the one of
+        larger `priority` runs first.
         """
         self.check_model(request.model)
         if request.demands_reasoning and self._style.reasoning is None:
@@ -151,6 +158,7 @@ class ModelService:
             request.stops,
             param=param,
             strip_first_space=not request.continue_final_message,  # there, it separates two words
+            priority=priority,
             plan=self._style.plan(request.tools, is_reasoning_open=prompt.is_reasoning_open),
         )
 
@@ -176,7 +184,9 @@ class ModelService:
                 prompts.append(Prompt(prompt, self._decode(prompt) if request.echo else ""))
         return tuple(prompts)
 
-    def start_completion(self, request: CompletionRequest, prompts: Sequence[Prompt], *, tenant: bytes) -> Generation:
+    def start_completion(
+        self, request: CompletionRequest, prompts: Sequence[Prompt], *, tenant: bytes, priority: int = 0
+    ) -> Generation:
         """Submit every prompt's choices: index is prompt * n + choice. Nothing is generated for `max_tokens` 0."""
         if request.sampling.max_tokens == 0 and request.sampling.num_prompt_logprobs is None:
             silent = [
@@ -195,7 +205,13 @@ class ModelService:
             ends = (*sampling.stop_token_ids, *self.prompts.infill.ends)
             sampling = replace(sampling, stop_token_ids=tuple(dict.fromkeys(ends)))
         return self._submit(
-            jobs, sampling, request.num_candidates, request.stops, param="prompt", strip_first_space=False
+            jobs,
+            sampling,
+            request.num_candidates,
+            request.stops,
+            param="prompt",
+            strip_first_space=False,
+            priority=priority,
         )
 
     async def compute(self, request: Request) -> int:
@@ -248,6 +264,7 @@ class ModelService:
         *,
         param: str,
         strip_first_space: bool,
+        priority: int,
         plan: ReplyPlan = PLAIN_TEXT,
     ) -> Generation:
         call = secrets.token_hex(8)
@@ -266,6 +283,7 @@ class ModelService:
                         cache=job.cache,
                         draft=job.draft,
                         grammar=job.grammar,
+                        priority=priority,
                     )
                     assembler = self._assembler(sampling, stops, strip=strip, plan=plan)
                     wants_prompt = sampling.num_prompt_logprobs is not None

@@ -1,9 +1,12 @@
-"""The endpoints that remember: responses and what is kept of them. Knows no socket and no layer."""
+"""The endpoints that remember, and which of them need a model that generates. Knows no socket and no layer."""
 
 from __future__ import annotations
 
 from starlette.routing import Route
 
+from ortserve.gateway.batch_jobs import BatchJobs
+from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.routes.batches import BatchesRoute
 from ortserve.gateway.routes.conversations import ConversationsRoute
 from ortserve.gateway.routes.files import FilesRoute
 from ortserve.gateway.routes.kept_responses import KeptResponsesRoute
@@ -14,26 +17,21 @@ from ortserve.gateway.store.state import State
 from ortserve.gateway.watch import Patience
 
 
-def file_routes(state: State) -> list[Route]:
-    """Of whatever models there are."""
-    files = FilesRoute(state)
-    return [
-        Route("/v1/files", files.upload, methods=["POST"]),
-        Route("/v1/files", files.index, methods=["GET"]),
-        Route("/v1/files/{id}", files.get, methods=["GET"]),
-        Route("/v1/files/{id}", files.delete, methods=["DELETE"]),
-        Route("/v1/files/{id}/content", files.content, methods=["GET"]),
-    ]
-
-
-def state_routes(service: ModelService, state: State, runs: Runs, patience: Patience) -> list[Route]:
+def response_routes(service: ModelService, state: State, runs: Runs, patience: Patience) -> list[Route]:
     """Of the model that generates."""
     responses = ResponsesRoute(service, state, runs, patience)
-    kept = KeptResponsesRoute(state, runs, patience)
-    conversations = ConversationsRoute(state, service.pool)
     return [
         Route("/v1/responses", responses.post, methods=["POST"]),
         Route("/v1/responses/input_tokens", responses.input_tokens, methods=["POST"]),
+    ]
+
+
+def kept_routes(state: State, runs: Runs, jobs: BatchJobs, pool: WorkPool, patience: Patience) -> list[Route]:
+    """Of what is kept, whatever models there are."""
+    kept = KeptResponsesRoute(state, runs, patience)
+    conversations = ConversationsRoute(state, pool)
+    files, batches = FilesRoute(state), BatchesRoute(state, jobs, pool)
+    return [
         Route("/v1/responses/{id}", kept.get, methods=["GET"]),
         Route("/v1/responses/{id}", kept.delete, methods=["DELETE"]),
         Route("/v1/responses/{id}/cancel", kept.cancel, methods=["POST"]),
@@ -46,4 +44,13 @@ def state_routes(service: ModelService, state: State, runs: Runs, patience: Pati
         Route("/v1/conversations/{id}/items", conversations.list_items, methods=["GET"]),
         Route("/v1/conversations/{id}/items/{item_id}", conversations.get_item, methods=["GET"]),
         Route("/v1/conversations/{id}/items/{item_id}", conversations.delete_item, methods=["DELETE"]),
+        Route("/v1/files", files.upload, methods=["POST"]),
+        Route("/v1/files", files.index, methods=["GET"]),
+        Route("/v1/files/{id}", files.get, methods=["GET"]),
+        Route("/v1/files/{id}", files.delete, methods=["DELETE"]),
+        Route("/v1/files/{id}/content", files.content, methods=["GET"]),
+        Route("/v1/batches", batches.create, methods=["POST"]),
+        Route("/v1/batches", batches.index, methods=["GET"]),
+        Route("/v1/batches/{id}", batches.get, methods=["GET"]),
+        Route("/v1/batches/{id}/cancel", batches.cancel, methods=["POST"]),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ortserve.gateway.contract.admin import CLEAR, WARM
+from ortserve.gateway.contract.batches import BATCHES
 from ortserve.gateway.contract.chat import CHAT
 from ortserve.gateway.contract.completions import COMPLETIONS
 from ortserve.gateway.contract.conversations import CONVERSATION_ITEMS, CONVERSATION_UPDATE, CONVERSATIONS
@@ -32,6 +33,7 @@ BODIES = (
     BodyContract("/v1/conversations", CONVERSATIONS),
     BodyContract("/v1/conversations/{id}", CONVERSATION_UPDATE),
     BodyContract("/v1/conversations/{id}/items", CONVERSATION_ITEMS),
+    BodyContract("/v1/batches", BATCHES),
     BodyContract("/v1/embeddings", EMBEDDINGS),
     BodyContract("/v1/rerank", RERANK),
     BodyContract("/v1/score", SCORE),

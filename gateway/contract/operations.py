@@ -8,6 +8,7 @@ from ortserve.gateway.routes.admin import ClearedReply, EntriesReply, StatsReply
 from ortserve.gateway.routes.deleted import DeletedReply
 from ortserve.gateway.routes.pages import ListReply
 from ortserve.gateway.schema.anthropic_replies import MessageReply, TokenCountReply
+from ortserve.gateway.schema.batches import BatchReply
 from ortserve.gateway.schema.conversations import ConversationReply
 from ortserve.gateway.schema.embeddings import EmbeddingReply
 from ortserve.gateway.schema.files import FileReply
@@ -51,6 +52,10 @@ OPERATIONS = (
     Operation("GET", "/v1/files/{id}", "A file's record", FileReply),
     Operation("DELETE", "/v1/files/{id}", "Delete a file", DeletedReply),
     Operation("GET", "/v1/files/{id}/content", "A file's bytes", "application/octet-stream"),
+    Operation("POST", "/v1/batches", "Run the requests of a file", BatchReply),
+    Operation("GET", "/v1/batches", "All batches", ListReply),
+    Operation("GET", "/v1/batches/{id}", "A batch", BatchReply),
+    Operation("POST", "/v1/batches/{id}/cancel", "Run no more of a batch", BatchReply),
     Operation("POST", "/v1/embeddings", "Embed texts", EmbeddingReply),
     Operation("POST", "/v1/rerank", "Order documents by a query", RerankReply),
     Operation("POST", "/v1/score", "Score pairs of texts", ScoreReply),

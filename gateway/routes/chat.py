@@ -34,7 +34,9 @@ class ChatRoute:
         chat = await read_request(
             request, CHAT, lambda fields: read_chat(fields, service.defaults, service.vocabulary), service.pool
         )
-        generation = await service.start_chat(chat, tenant=exchange.tenant, num_body_bytes=len(exchange.body))
+        generation = await service.start_chat(
+            chat, tenant=exchange.tenant, num_body_bytes=len(exchange.body), priority=exchange.priority
+        )
         if not chat.stream:
             return await self._whole(request, chat, generation)
         chunks = ChatChunks(

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from ortserve.gateway.contract.responses import RESPONSES
 from ortserve.gateway.errors import ApiError
-from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.exchange import Exchange, exchange_of
 from ortserve.gateway.followed import FollowedRun
 from ortserve.gateway.generation import Generation
 from ortserve.gateway.response_draft import ResponseDraft
@@ -48,7 +48,7 @@ class ResponsesRoute:
             self.runs.check_room()
         thread = await find_thread(self.state, exchange.tenant, call)
         created_at = now()
-        generation = await self._start(call, thread, exchange.tenant)
+        generation = await self._start(call, thread, exchange)
         draft = ResponseDraft(call.echo, model=self.service.name, created_at=created_at, namespaces=call.namespaces)
         record = ResponseRecord(self.state, exchange.tenant, thread)
         if call.echo.background:
@@ -77,10 +77,16 @@ class ResponsesRoute:
     def _model(self, call: ResponseCall) -> str:
         return self.service.name if call.model is None else call.model
 
-    async def _start(self, call: ResponseCall, thread: Thread, tenant: bytes) -> Generation:
+    async def _start(self, call: ResponseCall, thread: Thread, exchange: Exchange) -> Generation:
         service, items, model = self.service, thread.items(), self._model(call)
         num_bytes = thread.num_bytes + len(call.echo.instructions or "")
-        start = partial(service.start_chat, tenant=tenant, num_body_bytes=num_bytes, param=PARAM)
+        start = partial(
+            service.start_chat,
+            tenant=exchange.tenant,
+            num_body_bytes=num_bytes,
+            param=PARAM,
+            priority=exchange.priority,
+        )
         try:
             return await start(call.with_items(items, model))
         except ApiError as error:

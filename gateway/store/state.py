@@ -7,6 +7,7 @@ import contextlib
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from ortserve.gateway.logs import log
 from ortserve.gateway.store import bounds
+from ortserve.gateway.store.batches import Batches
 from ortserve.gateway.store.bounds import SWEEP_ROWS, Bounds
 from ortserve.gateway.store.conversations import Conversations
 from ortserve.gateway.store.database import Database
@@ -48,10 +50,16 @@ class State:
         self.database = Database(options.folder, SCHEMA)
         self.responses = Responses(self.database, self.bounds, clock)
         self.conversations = Conversations(self.database, self.bounds, clock)
-        self._made_folder = None if options.folder else Path(tempfile.mkdtemp(prefix="ortserve-files-"))
-        files = self._made_folder or Path(options.folder or "") / "files"
-        files.mkdir(mode=0o700, exist_ok=True)
+        self._remove_files: Callable[[], object] | None = None
+        if options.folder is None:
+            files = Path(tempfile.mkdtemp(prefix="ortserve-files-"))
+            # Also when nobody closes this: with the process at the latest.
+            self._remove_files = weakref.finalize(self, shutil.rmtree, files, ignore_errors=True)
+        else:
+            files = options.folder / "files"
+            files.mkdir(mode=0o700, exist_ok=True)
         self.files = Files(self.database, files, options.files, clock)
+        self.batches = Batches(self.database, options.ttl_s, clock)
         self._clock = clock
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -77,8 +85,8 @@ class State:
                 await self._sweeper
             self._sweeper = None
         await asyncio.to_thread(self.database.close)
-        if self._made_folder is not None:
-            await asyncio.to_thread(shutil.rmtree, self._made_folder, ignore_errors=True)
+        if self._remove_files is not None:
+            await asyncio.to_thread(self._remove_files)
 
     async def _sweep_always(self) -> None:
         while True:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from ortserve.gateway.contract.messages import OTHER_RESULTS, OTHER_TOOLS
 from ortserve.gateway.routes.admin import read_clear
 from ortserve.gateway.schema.anthropic import read_counted_call, read_message_call
+from ortserve.gateway.schema.batches import read_batch_call
 from ortserve.gateway.schema.chat import read_chat
 from ortserve.gateway.schema.completions import read_completion
 from ortserve.gateway.schema.conversations import read_conversation_call, read_new_items, read_new_metadata
@@ -27,6 +28,7 @@ READERS: Mapping[str, Callable[[Fields], object]] = {
     "/v1/messages": lambda fields: read_message_call(fields, DEFAULTS, VOCABULARY),
     "/v1/messages/count_tokens": lambda fields: read_counted_call(fields, DEFAULTS, VOCABULARY),
     "/v1/responses": lambda fields: read_response_call(fields, DEFAULTS, VOCABULARY),
+    "/v1/batches": read_batch_call,
     "/v1/conversations": read_conversation_call,
     "/v1/conversations/{id}": read_new_metadata,
     "/v1/conversations/{id}/items": read_new_items,
@@ -95,6 +97,12 @@ BLOCKS: list[Body] = [{"type": "text", "text": "hi", **CONTROL}]
 RERANK: Body = {"model": "m", "query": "a", "documents": ["b"]}
 
 HONOURED: Mapping[str, tuple[Body, ...]] = {
+    "/v1/batches": (
+        {
+            "input_file_id": "f", "endpoint": "/v1/responses", "completion_window": "24h", "metadata": {"a": "b"},
+            "output_expires_after": {"anchor": "created_at", "seconds": 3600},
+        },
+    ),
     "/v1/conversations": ({"items": [USER], "metadata": {"a": "b"}},),
     "/v1/conversations/{id}": ({"metadata": {"a": "b"}},),
     "/v1/conversations/{id}/items": ({"items": [USER]},),
@@ -191,6 +199,7 @@ CONSTRAINTS = {
     **FOREIGN,
 }
 REFUSED: Mapping[str, Mapping[str, Body]] = {
+    "/v1/batches": {},
     "/v1/conversations": {},
     "/v1/conversations/{id}": {},
     "/v1/conversations/{id}/items": {},

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from anthropic.types.message_count_tokens_params import MessageCountTokensParams
 from anthropic.types.message_create_params import MessageCreateParams
+from openai.types.batch_create_params import BatchCreateParams
 from openai.types.chat.completion_create_params import CompletionCreateParams as ChatCreateParams
 from openai.types.completion_create_params import CompletionCreateParams
 from openai.types.embedding_create_params import EmbeddingCreateParams
@@ -16,6 +17,7 @@ from typing_extensions import get_type_hints, is_typeddict
 SPECIFICATIONS: Mapping[str, Any] = {
     "/v1/chat/completions": ChatCreateParams,
     "/v1/completions": CompletionCreateParams,
+    "/v1/batches": BatchCreateParams,
     "/v1/embeddings": EmbeddingCreateParams,
     "/v1/responses": ResponseCreateParams,
     "/v1/messages": MessageCreateParams,

@@ -20,7 +20,7 @@ THOUGHT = "The weather is wanted."
 REPLY = f"<think>{THOUGHT}</think>\n\n{SAID}\n{CALL}\n{TIME}"
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOLS: list[dict[str, Any]] = [
-    {"type": "function", "name": "get_weather", "description": "d", "parameters": PARAMETERS, "strict": True},
+    {"type": "function", "name": "get_weather", "description": "d", "parameters": PARAMETERS, "strict": False},
     {"type": "function", "name": "get_time", "parameters": {"type": "object", "properties": {}}, "strict": False},
     {"type": "web_search"},
 ]
