@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from ortserve.gateway.calling import after_reasoning
 from ortserve.gateway.directory import Directory, ServedModel
 from ortserve.gateway.errors import ApiError, from_runtime, internal_error, unsupported_parameter
+from ortserve.gateway.fingerprint import installed_versions, system_fingerprint
 from ortserve.gateway.generation import Choice, Generation, NothingToGenerate
 from ortserve.gateway.hints import cache_hints
 from ortserve.gateway.judged import JudgedPrompt
@@ -108,7 +108,7 @@ class ModelService:
         self.manifest = manifest
         self.pool = pool
         self.vocabulary = Vocabulary(min(manifest.num_tokens, manifest.vocab_size))
-        self.fingerprint = _fingerprint(manifest, defaults)
+        self.fingerprint = system_fingerprint(manifest, defaults, installed_versions())
         self.tokenizer = text.tokenizer
         self._engine = engine
         self._style = reply_style(text.template)
@@ -358,9 +358,3 @@ def _first_id(manifest: Manifest) -> int | None:
     if manifest.bos_token_id is not None:
         return manifest.bos_token_id
     return manifest.eos_token_ids[0] if manifest.eos_token_ids else None
-
-
-def _fingerprint(manifest: Manifest, defaults: SamplingDefaults) -> str:
-    """Changes whenever the same request and seed may give another reply."""
-    text = f"{manifest.digest} {manifest.precision} {manifest.exporter} {defaults}"
-    return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
