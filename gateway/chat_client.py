@@ -159,7 +159,9 @@ def _open_speaker(arguments: argparse.Namespace, resolve_model: Callable[[str | 
         runner = stack.enter_context(asyncio.Runner())
 
         async def open_in_loop() -> ModelService:
-            return open_service(folder, driver, defaults=arguments.generation_defaults)
+            return open_service(
+                folder, driver, defaults=arguments.generation_defaults, chat_template=arguments.chat_template
+            )
 
         service = runner.run(open_in_loop())
         stack.callback(service.pool.close)

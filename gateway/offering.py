@@ -40,6 +40,24 @@ def with_instructions(messages: Values, tools: Values) -> list[Mapping[str, obje
     return [{"role": "system", "content": text}, *spoken]
 
 
+def with_calls_as_text(messages: Values, *, in_tags: bool) -> list[Mapping[str, object]]:
+    """For templates that show results and lose the calls before them (Phi, Granite, SmolLM3): calls as they were said.
+
+    `in_tags`: each between <tool_call> tags, otherwise all in an array.
+    """
+    changed: list[Mapping[str, object]] = []
+    for message in messages:
+        calls = message.get("tool_calls")
+        if isinstance(calls, list) and calls:
+            text = f"<|tool_call|>{_dumped([_spoken(call) for call in calls])}"
+            if in_tags:
+                text = "\n".join(f"<tool_call>\n{_dumped(_spoken(call))}\n</tool_call>" for call in calls)
+            changed.append({"role": "assistant", "content": f"{message['content']}{text}"})
+        else:
+            changed.append(message)
+    return changed
+
+
 def with_short_ids(messages: Values) -> list[Mapping[str, object]]:
     """Ids of calls as nine letters and digits, equal where they were equal."""
     changed: list[Mapping[str, object]] = []
@@ -108,11 +126,15 @@ def _call_in_words(message: Mapping[str, object]) -> Mapping[str, object]:
     calls = message.get("tool_calls")
     if not isinstance(calls, list):
         return message
-    written = [
-        _dumped({"name": call["function"]["name"], "arguments": call["function"]["arguments"]}) for call in calls
-    ]
+    written = [_dumped(_spoken(call)) for call in calls]
     shown = [str(message["content"])] if message["content"] else []
     return {"role": "assistant", "content": "\n".join([*shown, *written])}
+
+
+def _spoken(call: Mapping[str, object]) -> Mapping[str, object]:
+    function = call["function"]
+    assert isinstance(function, dict)
+    return {"name": function["name"], "arguments": function["arguments"]}
 
 
 def _dumped(value: object) -> str:

@@ -137,7 +137,15 @@ def open_catalog(models: OpenedModels, arguments: argparse.Namespace) -> Catalog
     if models.decoder is not None:
         folder, engine = models.decoder
         defaults, created = arguments.generation_defaults, _created(folder)
-        decoder = open_service(folder, engine, name=name, defaults=defaults, created=created, directory=directory)
+        decoder = open_service(
+            folder,
+            engine,
+            name=name,
+            defaults=defaults,
+            created=created,
+            directory=directory,
+            chat_template=arguments.chat_template,
+        )
     encoders = [
         open_encoder_service(
             folder,

@@ -73,7 +73,7 @@ class PromptEncoder:
 
         def render(messages: Sequence[Message]) -> str:
             if request.continue_final_message:
-                return _render_unfinished(template, messages, request.template_options, tools)
+                return render_unfinished(template, messages, request.template_options, tools)
             return template.render(
                 [message.template_value() for message in messages],
                 add_generation_prompt=request.add_generation_prompt,
@@ -202,7 +202,7 @@ class PromptEncoder:
             raise ApiError(context_overflow(num_tokens, self._max_context, param=param, exact=False))
 
 
-def _render_unfinished(
+def render_unfinished(
     template: ChatTemplate,
     messages: Sequence[Message],
     options: Mapping[str, object],

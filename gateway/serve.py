@@ -150,6 +150,13 @@ def add_model_options(parser: argparse.ArgumentParser, *, several: bool = False)
         default=default_of("--generation-defaults", "model"),
         help="sampling values when a request omits them: the model author's, or OpenAI's (model)",
     )
+    add(
+        "--chat-template",
+        type=Path,
+        default=default_of("--chat-template"),
+        metavar="FILE",
+        help="a Jinja file in place of the model's own template; it also says how tools are called (the model's)",
+    )
     add_cache_options(parser)
     add_drafter_options(parser)
     add_state_options(parser)

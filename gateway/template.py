@@ -133,6 +133,7 @@ class CompiledTemplate:
         self.reads_tools = "tools" in variables
         self.reads_system_tools = not self.reads_tools and ("['tools']" in source or ".tools" in source)
         self._is_tool_aware = "tool" in source
+        self._loses_calls = self._is_tool_aware and "tool_calls" not in source
         self._wants_short_ids = "length 9" in source  # of its complaint about others
         self._special_tokens = dict(special_tokens)
 
@@ -149,6 +150,8 @@ class CompiledTemplate:
             messages = offering.with_tools_in_system(messages, tools)
         elif not self._is_tool_aware or (tools and not self.reads_tools):
             messages = offering.with_instructions(messages, tools)
+        if self._loses_calls:
+            messages = offering.with_calls_as_text(messages, in_tags="<tool_call>" in self.source)
         return self._template.render(
             {
                 **self._special_tokens,

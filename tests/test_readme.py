@@ -15,7 +15,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ADDRESS = "http://127.0.0.1:8000"
-EXPECTED = {"23 + 58": "23 + 58 = 81", "capital of France": "Paris", "good morning": "good morning", "Hello!": "Hello!"}
+EXPECTED = {
+    "23 + 58": "23 + 58 = 81",
+    "capital of France": "Paris",
+    "good morning": "good morning",
+    "Hello!": "Hello!",
+    "get_weather": "The temperature is 21",
+}
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,30 @@ def test_a_template_file_wins(tmp_path: Path) -> None:
     assert load(tmp_path) == "file"
 
 
+def test_tools_have_a_template_of_their_own_if_there_is_one(tmp_path: Path) -> None:
+    write_config(tmp_path, chat_template=[{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}])
+    (tmp_path / "additional_chat_templates").mkdir()
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    template = load_chat_template(tmp_path)
+    assert template is not None
+    assert template.render(HELLO, add_generation_prompt=False, options={}, tools=[tool]) == "T"
+    assert template.render(HELLO, add_generation_prompt=False, options={}) == "D"
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools[0].function.name }}")
+    template = load_chat_template(tmp_path)
+    assert template is not None
+    assert template.render(HELLO, add_generation_prompt=False, options={}, tools=[tool]) == "f"
+
+
+def test_the_operators_template_wins(tmp_path: Path) -> None:
+    write_config(tmp_path, chat_template="config", eos_token="E")
+    (tmp_path / "own.jinja").write_text("own {{ eos_token }}")
+    template = load_chat_template(tmp_path, tmp_path / "own.jinja")
+    assert template is not None
+    assert template.render(HELLO, add_generation_prompt=False, options={}) == "own E"
+    with pytest.raises(ModelError, match="--chat-template"):
+        load_chat_template(tmp_path, tmp_path / "absent.jinja")
+
+
 def test_a_model_may_have_no_template(tmp_path: Path) -> None:
     assert load_chat_template(tmp_path) is None
     write_config(tmp_path, bos_token="B")
