@@ -12,6 +12,7 @@ import msgspec
 from ortserve.export.errors import CheckFailedError, ExportError
 
 GENERATE = "generate"
+DEFAULT_PRECISION = "int8"
 TASKS = (GENERATE, "embeddings", "rerank")
 
 
@@ -57,7 +58,7 @@ def run_encoder_export(arguments: Namespace) -> int:
             arguments.destination,
             task=arguments.task,
             name=arguments.name,
-            precision=arguments.precision,
+            precision=arguments.precision or DEFAULT_PRECISION,
             dimensions=arguments.dimensions,
             force=arguments.force,
             allow_unproven=arguments.allow_unproven,

@@ -188,6 +188,20 @@ def test_what_fails_in_the_other_process_is_one_line(tmp_path: Path, monkeypatch
     assert "\n" not in str(caught.value)
 
 
+def test_int8_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told by how far it comes: the process for optimum is only started with a precision."""
+    import argparse
+
+    from ortserve.export.encoders import bridge
+
+    monkeypatch.setattr(bridge, "optimum_python", lambda *_, **__: Path(sys.executable))
+    parser = argparse.ArgumentParser()
+    configure_export(parser)
+    words = ["--task", "embeddings", str(checkpoint_of("bert")), str(tmp_path / "out")]
+    with pytest.raises(ExportError, match="ModuleNotFoundError"):
+        run_export(parser.parse_args(words))
+
+
 def test_bad_usage(tmp_path: Path) -> None:
     import argparse
 
