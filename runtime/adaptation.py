@@ -83,7 +83,8 @@ def learn(sequence: Sequence, num_drafts: int, num_accepted: int) -> None:
     is_first = sequence.num_accepted + sequence.num_rejected == num_drafts
     before = PRIOR if is_first else sequence.acceptance
     sequence.acceptance = before + (1 - (1 - _LEARN) ** tried) * (share - before)
-    sequence.hope = _FORGET if num_accepted else max(sequence.hope / 2, _LEAST_FORGET)
+    before_hope = sequence.hope or _FORGET  # none yet: nothing was tried in vain
+    sequence.hope = _FORGET if num_accepted else max(before_hope / 2, _LEAST_FORGET)
 
 
 def heard(sequence: Sequence, *, was_asked: bool, has_draft: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ortserve.export.bundled import bundled_model
+from ortserve.export.bundled import bundled_draft, bundled_model
 from ortserve.export.publish import export_checkpoint
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.runner import load_session
@@ -29,12 +29,15 @@ class PocketModel:
 
 @pytest.fixture(scope="session")
 def open_pocket(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], PocketModel]:
-    """The bundled model in a precision; exported and loaded once."""
+    """The bundled model in a precision, or with `draft ` before it its small sibling; exported and loaded once."""
 
     @cache
     def export(precision: str) -> PocketModel:
         folder = tmp_path_factory.mktemp("pocket") / precision
-        manifest = export_checkpoint(bundled_model(), folder, precision=precision, verify=False, progress=False)
+        source = bundled_draft() if precision.startswith("draft ") else bundled_model()
+        manifest = export_checkpoint(
+            source, folder, precision=precision.removeprefix("draft "), verify=False, progress=False
+        )
         session = load_session(folder, manifest, num_threads=2)
         return PocketModel(folder, manifest, session, Sampler(manifest.num_tokens, num_threads=2))
 

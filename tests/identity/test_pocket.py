@@ -18,6 +18,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from ortserve.plugins.api import BlockIo, PluginContext
+from ortserve.plugins.draft_model import ModelDrafter
 from ortserve.plugins.suffix import SuffixDrafter
 from ortserve.runtime.bell import Bell
 from ortserve.runtime.blocks import BlockPool
@@ -32,6 +33,7 @@ from ortserve.runtime.plan import plan_engine
 from ortserve.runtime.request import Completion, Delta, FinishReason, Request, SamplingParams
 from ortserve.runtime.reuse import CacheBlocks
 from ortserve.runtime.runner import Runner
+from ortserve.runtime.small_model import LoadedDraft
 from tests.identity.conftest import PocketModel
 from tests.runtime.synthetic import run_to_end, whole
 
@@ -201,6 +203,28 @@ def test_cached_replies_are_equal_bit_for_bit(open_pocket: OpenPocket, precision
             assert found.token_ids == expected[request.id].token_ids
             assert found.logprobs == expected[request.id].logprobs
             assert turn == 0 or found.usage.num_cached_tokens == len(request.prompt) - 2
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_replies_that_a_small_model_guesses_are_equal_bit_for_bit(open_pocket: OpenPocket, precision: str) -> None:
+    pocket, small = open_pocket(precision), open_pocket("draft int8")
+    requests = requests_for(pocket)
+    expected = alone(pocket, tuple(requests), deterministic=True)
+    config = EngineConfig(max_rows=6, max_context=512, deterministic=True, prompt_cache="prefix")
+    engine = open_engine(pocket, config)
+    plan = plan_engine(pocket.manifest, config, available_bytes=2**30)
+    model = LoadedDraft(small.manifest, small.session, 1).open(plan)
+    drafter = ModelDrafter(replace(drafter_context(), load_model=lambda: model))
+    engine.drafting = Drafting(drafter, vocab_size=pocket.manifest.num_tokens, shortest_wait_s=5.0)
+    replies = run_to_end(engine, requests)
+    num_accepted = 0
+    for request in requests:
+        found = whole(replies[request.id])
+        assert found.token_ids == expected[request.id].token_ids
+        assert found.logprobs == expected[request.id].logprobs
+        num_accepted += found.usage.num_accepted_tokens
+    engine.close()
+    assert num_accepted > 0
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp32"])

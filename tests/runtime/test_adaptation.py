@@ -1,0 +1,116 @@
+"""As many guesses as pay: by acceptance, by what a token and drafting cost, and by whether the drafter has any."""
+
+from __future__ import annotations
+
+import pytest
+
+from ortserve.runtime.adaptation import MAX_DRAFT, PRIOR, DraftCost, expected, heard, learn, limits
+from ortserve.runtime.pace import Pace
+from ortserve.runtime.request import DraftHints, Request
+from ortserve.runtime.sequence import Sequence
+
+
+def sequence_of(name: str = "r", *, acceptance: float | None = None, max_draft: int | None = None) -> Sequence:
+    request = Request(name, (1, 2, 3), draft=DraftHints(max_draft=max_draft))
+    found = Sequence(request, 0, 100, 0, 0.0, [1, 2, 3], frozenset(), frozenset(), None)
+    if acceptance is not None:
+        found.acceptance, found.num_accepted = acceptance, 1
+    return found
+
+
+def pace_of(base_ms: float, token_ms: float) -> Pace:
+    pace = Pace(max_step_ms=None, max_chunk_tokens=128)
+    for tokens in (1, 8, 64):
+        for _ in range(3):
+            pace.observe(tokens, tokens * 10, base_ms + token_ms * tokens)
+    return pace
+
+
+def allowed(one: Sequence, pace: Pace, cost: DraftCost | None = None) -> int:
+    return limits([one], pace, cost or DraftCost()).get("r", 0)
+
+
+def test_the_number_follows_acceptance_and_cost() -> None:
+    cheap, dear = pace_of(10.0, 0.3), pace_of(0.1, 10.0)
+    counts = [allowed(sequence_of(acceptance=share), cheap) for share in (0.05, 0.5, 0.8, 0.95, 1.0)]
+    assert counts == sorted(counts)
+    assert counts[1] > 0
+    assert counts[-1] == MAX_DRAFT
+    assert allowed(sequence_of(acceptance=0.001), cheap) == 0
+    assert allowed(sequence_of(acceptance=0.8), dear) == 0  # a token costs a step: a guess brings less than it takes
+    assert allowed(sequence_of(), cheap) == allowed(sequence_of(acceptance=PRIOR), cheap)
+
+
+def test_a_request_bounds_its_own() -> None:
+    assert allowed(sequence_of(acceptance=1.0, max_draft=3), pace_of(10.0, 0.3)) == 3
+    assert allowed(sequence_of(acceptance=1.0, max_draft=0), pace_of(10.0, 0.3)) == 0
+    assert allowed(sequence_of(max_draft=2), Pace(max_step_ms=None, max_chunk_tokens=128)) == 2  # nothing is known yet
+    assert limits([], pace_of(10.0, 0.3), DraftCost()) == {}
+
+
+def test_what_drafting_takes_is_weighed_and_forgotten() -> None:
+    pace, cost = pace_of(10.0, 0.3), DraftCost()
+    free = allowed(sequence_of(acceptance=0.8), pace, cost)
+    cost.observe(4, 10.0)  # 2 ms for each guess, and for the call
+    paid = allowed(sequence_of(acceptance=0.8), pace, cost)
+    assert 0 < paid < free
+    for _ in range(40):
+        cost.observe(4, 500.0)
+    assert allowed(sequence_of(acceptance=0.8), pace, cost) == 0
+    for _ in range(400):
+        cost.fade()
+    assert allowed(sequence_of(acceptance=0.8), pace, cost) > 0
+
+
+def test_guesses_go_where_they_hold() -> None:
+    sequences = [sequence_of("good", acceptance=0.95), sequence_of("bad", acceptance=0.1)]
+    found = limits(sequences, pace_of(2.0, 0.8), DraftCost())
+    assert found["good"] > 4
+    assert "bad" not in found
+
+
+def test_a_drafter_that_has_nothing_to_say_is_asked_less_where_asking_costs() -> None:
+    pace, cost, one = pace_of(2.0, 0.3), DraftCost(), sequence_of(acceptance=0.7)
+    cost.observe(0, 0.2)
+    assert allowed(one, pace, cost) > 0
+    for _ in range(50):
+        heard(one, was_asked=True, has_draft=False)
+    assert allowed(one, pace, cost) == 0
+    assert allowed(one, pace) > 0  # where it costs nothing it goes on
+    for _ in range(200):
+        heard(one, was_asked=False, has_draft=False)
+    assert allowed(one, pace, cost) > 0
+
+
+def verify(one: Sequence, num_drafts: int, num_accepted: int) -> None:
+    one.num_accepted += num_accepted
+    one.num_rejected += num_drafts - num_accepted
+    learn(one, num_drafts, num_accepted)
+
+
+def steps_until_tried(one: Sequence, threshold: float) -> int:
+    for number in range(20_000):
+        if expected(one) >= threshold:
+            return number
+        learn(one, 0, 0)
+    raise AssertionError("never tried again")
+
+
+def test_what_does_not_hold_is_tried_again_ever_later() -> None:
+    one, waits = sequence_of(), list[int]()
+    for _ in range(6):
+        verify(one, 1, 0)
+        waits.append(steps_until_tried(one, 0.6))
+    assert waits == sorted(waits)
+    assert waits[-1] > 8 * waits[1]
+    # Once one holds, hope is back.
+    verify(one, 4, 4)
+    assert expected(one) > 0.3
+    assert one.hope == pytest.approx(0.01)
+
+
+def test_guesses_behind_the_first_wrong_one_say_nothing() -> None:
+    short, long = sequence_of(), sequence_of()
+    verify(short, 2, 1)
+    verify(long, 16, 1)
+    assert expected(short) == pytest.approx(expected(long))
