@@ -17,7 +17,10 @@ _SAME_FOLDER = (
     *(CPU_WHEEL, GPU_WHEEL, "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn", "onnxruntime-rocm"),
     *("onnxruntime-migraphx", "onnxruntime-silicon", "onnxruntime-training", "ort-nightly", "ort-nightly-gpu"),
 )
-_NEEDED = ("numpy", "onnx", "tokenizers", "msgspec", "jinja2", "starlette", "hypercorn", "structlog", "huggingface_hub")
+_NEEDED = (
+    *("numpy", "onnx", "tokenizers", "msgspec", "jinja2", "llguidance", "starlette", "hypercorn", "structlog"),
+    "huggingface_hub",
+)
 
 
 def installed_runtimes() -> dict[str, str]:
