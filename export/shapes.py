@@ -69,6 +69,26 @@ SHAPES: Mapping[str, Shape] = {
             "original_max_position_embeddings": 8192,
         },
     ),
+    "llama-3.1-8b": Shape(
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        vocab_size=128256,
+        num_tokens=128256,
+        max_context=131072,
+        rope_theta=500_000.0,
+        norm_epsilon=1e-5,
+        rope_scaling={
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    ),
     # seconds instead of minutes: for tests and for trying the commands
     "tiny": Shape(
         hidden_size=64,

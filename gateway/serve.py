@@ -115,8 +115,18 @@ def add_model_options(parser: argparse.ArgumentParser, *, several: bool = False)
         add("model", nargs="*", metavar="MODEL", default=shlex.split(model or ""), help=model_help)
     else:
         add("model", nargs="?", metavar="MODEL", default=model, help=model_help)
-    add("--device", default=default_of("--device", "auto"), help="auto or cpu (auto)")
-    add("--max-rows", type=positive, default=default_of("--max-rows", "16"), metavar="N", help="sequences at once (16)")
+    add(
+        "--device",
+        default=default_of("--device", "auto"),
+        help="auto, cpu, cuda or cuda:1 (auto: what the model is for)",
+    )
+    add(
+        "--max-rows",
+        type=positive,
+        default=default_of("--max-rows"),
+        metavar="N",
+        help="sequences at once (16; CUDA: 64)",
+    )
     add("--max-context", type=positive, default=default_of("--max-context"), metavar="N", help="tokens per sequence")
     add(
         "--max-step-ms",

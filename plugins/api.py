@@ -17,6 +17,7 @@ What a cache has taken and does not want any more it gives back through `PluginC
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from typing import Protocol, TypeAlias
@@ -210,8 +211,10 @@ class PromptCache(Protocol):
 class BlockIo(Protocol):
     """The bytes of arena blocks. May be called from the plugin's own threads."""
 
-    def view(self, block: BlockId) -> memoryview:
-        """The block's bytes, writable. Only of a block the plugin holds; a published block must never be written."""
+    def view(self, block: BlockId) -> AbstractContextManager[memoryview]:
+        """The block's bytes, writable, to be used within a `with` statement: where the block lies on a device, what was
+        written gets there at its end. Only of a block the plugin holds; a published block must never be written.
+        """
 
 
 class BlockSource(Protocol):

@@ -15,12 +15,14 @@ def audit(scheduler: Scheduler, plan: EnginePlan, *, outside: Values[int] = ()) 
     sequences = list(scheduler.sequences)
     violations = [line for sequence in sequences for line in _audit_sequence(sequence, plan)]
     placement = scheduler.placement
+    cached = list(placement.reuse.held())
+    resident, on_host = (cached, []) if plan.shares_blocks else ([], cached)
     for name, pool, held in (
-        ("blocks", placement.blocks, Counter([*outside, *(block for s in sequences for block in s.blocks)])),
+        ("blocks", placement.blocks, Counter([*outside, *resident, *(block for s in sequences for block in s.blocks)])),
         (
             "host blocks",
             placement.host_blocks,
-            Counter([*placement.reuse.held(), *(block for s in sequences for block in s.host_blocks)]),
+            Counter([*on_host, *(block for s in sequences for block in s.host_blocks)]),
         ),
     ):
         references = pool.references()
@@ -35,6 +37,8 @@ def audit(scheduler: Scheduler, plan: EnginePlan, *, outside: Values[int] = ()) 
     slots = [sequence.slot for sequence in sequences if sequence.slot is not None]
     if sorted([*slots, *placement.free_slots]) != list(range(plan.num_rows)):
         violations.append(f"rows: {slots} held and {placement.free_slots} free are not each row once")
+    if plan.shares_blocks:
+        violations += _audit_writable(sequences, placement.blocks.references(), plan.block_size)
     queued = {sequence.request.id for sequence in placement.queued}
     expected_queue = {sequence.request.id for sequence in sequences if sequence.stage is not Stage.RUNNING}
     if queued != expected_queue:
@@ -59,3 +63,13 @@ def _audit_sequence(sequence: Sequence, plan: EnginePlan) -> list[str]:
         "saved only what is computed": sequence.num_saved <= sequence.num_computed,
     }
     return [f"{name}: {law} does not hold" for law, holds in laws.items() if not holds]
+
+
+def _audit_writable(sequences: Values[Sequence], references: tuple[int, ...], block_size: int) -> list[str]:
+    """A block with more than one holder is never written: what a sequence writes next lies in blocks of its own."""
+    return [
+        f"{sequence.request.id}: block {block} would be written and has {references[block]} holders"
+        for sequence in sequences
+        for block in sequence.blocks[sequence.num_computed // block_size :]
+        if references[block] != 1
+    ]

@@ -11,13 +11,13 @@ from ortserve.runtime.errors import ConfigurationError
 class EngineConfig:
     """None means: chosen from the model and the machine, and printed by the start-up plan."""
 
-    device: str = "auto"  # auto, cpu
-    max_rows: int = 16  # sequences that run at once
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+    max_rows: int | None = None  # sequences that run at once
     max_context: int | None = None  # tokens per sequence, prompt and output
     kv_memory: int | None = None  # bytes for running rows
     swap_memory: int | None = None  # bytes for preempted sequences
     max_step_ms: float | None = None  # bound on one step while sequences are decoding
-    max_chunk_tokens: int = 128  # prompt tokens of one sequence in one step
+    max_chunk_tokens: int | None = None  # prompt tokens of one sequence in one step
     max_logit_rows: int = 64
     max_waiting: int = 1024  # requests in the queue before new ones are refused
     num_threads: int | None = None  # of the model's session

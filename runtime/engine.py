@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import monotonic
+from typing import Any, Protocol
 
 import structlog
 
@@ -25,12 +26,10 @@ from ortserve.runtime.placement import Placement
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Delta, FinishReason, Request, Usage
 from ortserve.runtime.reuse import Reuse, new_reuse
-from ortserve.runtime.runner import Logits, Runner
-from ortserve.runtime.sampler import Sampler
 from ortserve.runtime.scheduler import Advance, Drafts, Scheduler
 from ortserve.runtime.sequence import Sequence, Stage
 from ortserve.runtime.step import Step
-from ortserve.runtime.verify import Picked, draw_rows
+from ortserve.runtime.verify import Picked, TokenSampler, draw_rows
 
 
 @dataclass(slots=True)
@@ -49,6 +48,13 @@ class EngineStats:
     num_finished: int = 0
 
 
+class StepRunner(Protocol):
+    """Runs steps on its device."""
+
+    def run(self, step: Step) -> Any:
+        """Logits that its device's sampler understands; they may still be on their way."""
+
+
 class Engine:
     """Requests in, deltas out. Not thread-safe."""
 
@@ -56,8 +62,8 @@ class Engine:
         self,
         manifest: Manifest,
         plan: EnginePlan,
-        runner: Runner,
-        sampler: Sampler,
+        runner: StepRunner,
+        sampler: TokenSampler,
         *,
         reuse: Reuse | None = None,
         bell: Bell | None = None,
@@ -134,19 +140,18 @@ class Engine:
                 logits = self._runner.run(step)
             finally:
                 masks.exception()  # whatever happens, the constraints are left alone before anybody touches them
-            ran = self._clock()
             picked = self._pick(step, logits, masks.result())
         except Exception as error:  # whatever the kernels, the memory or the sampler raise: nothing is committed yet
             self._log.exception("step failed", step=number, requests=sorted(step.request_ids))
             return self._abandon(step, error)
-        now = self._clock()
+        now = self._clock()  # only now: logits may have been on their way until a token was drawn
         if step.rows and not any(row.num_scored for row in step.rows):  # whose logits cost time of their own
-            self._pace.observe(step.num_tokens, step.num_attended, (ran - begun) * 1000)
-        advances = self.scheduler.commit(step, picked, now_s=now, seconds=ran - begun)
+            self._pace.observe(step.num_tokens, step.num_attended, (now - begun) * 1000)
+        advances = self.scheduler.commit(step, picked, now_s=now, seconds=now - begun)
         self._stats.num_steps += 1
         self._stats.num_fed_tokens += step.num_tokens
         self._stats.num_output_tokens += sum(len(advance.added) for advance in advances)
-        self._learn(advances, (ran - begun) / max(step.num_tokens, 1))
+        self._learn(advances, (now - begun) / max(step.num_tokens, 1))
         return [self._delta(advance, now) for advance in advances]
 
     def close(self) -> None:
@@ -209,7 +214,7 @@ class Engine:
             if sequence is not None and sequence.constraint is not None
         ]
 
-    def _pick(self, step: Step, logits: Logits, masks: Masks) -> list[Picked]:
+    def _pick(self, step: Step, logits: Any, masks: Masks) -> list[Picked]:
         found = [(row, self.scheduler.find(row.request_id)) for row in step.rows if row.num_logits]
         rows = [(row, sequence) for row, sequence in found if sequence is not None]
         return draw_rows(self._sampler, rows, logits, masks)

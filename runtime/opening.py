@@ -17,12 +17,14 @@ from typing import cast
 
 import structlog
 
-from ortserve.plugins.api import PluginContext, PromptCache
+from ortserve.plugins.api import BlockIo, PluginContext, PromptCache
 from ortserve.plugins.drafting import Drafter
 from ortserve.plugins.registry import DRAFTERS, PROMPT_CACHES, PluginError, load
 from ortserve.runtime.bell import Bell
 from ortserve.runtime.blocks import BlockPool
 from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.device import Device
+from ortserve.runtime.device_choice import choose_device
 from ortserve.runtime.drafting import Drafting
 from ortserve.runtime.driver import Driver
 from ortserve.runtime.encoder import Encoder
@@ -34,6 +36,8 @@ from ortserve.runtime.guidance import open_grammars
 from ortserve.runtime.kv import SlotKvStore
 from ortserve.runtime.machine import memory_budget
 from ortserve.runtime.manifest import Manifest, read_manifest
+from ortserve.runtime.page_reuse import new_page_reuse
+from ortserve.runtime.paged_parts import open_paged_parts
 from ortserve.runtime.plan import NO_DRAFTER, EnginePlan, plan_engine
 from ortserve.runtime.reuse import CacheBlocks, Reuse, new_reuse
 from ortserve.runtime.runner import Runner, load_session
@@ -41,7 +45,6 @@ from ortserve.runtime.sampler import Sampler
 from ortserve.runtime.session import check_int8_kernels, require_version
 from ortserve.runtime.small_model import LoadedDraft, load_draft
 
-DEVICES = ("auto", "cpu")
 EXACT_PRECISIONS = ("int8", "fp32")  # products of one row do not depend on the others
 
 
@@ -74,14 +77,15 @@ def open_encoder(
 
 def open_engine(folder: Path, manifest: Manifest, config: EngineConfig) -> tuple[Engine, EnginePlan]:
     """The engine without a thread, for tests and benchmarks. Raises as `open_driver` does."""
-    if config.device not in DEVICES:
-        raise DeviceError(f"--device {config.device} is not available in this version: use {' or '.join(DEVICES)}")
+    device = choose_device(config.device, manifest)
     if config.deterministic and manifest.precision not in EXACT_PRECISIONS:
         raise DeviceError(
             f"--deterministic needs an int8 or fp32 model, {manifest.name} is {manifest.precision}: its matrix products"
             " depend in their last bits on the rows beside them"
         )
     require_version(manifest.min_onnxruntime)
+    if device is not None:
+        return open_paged_engine(folder, manifest, config, device)
     if manifest.precision == "int8":
         check_int8_kernels()
     turn = Lock()  # the drafter's small model waits while the served one runs, and the other way round
@@ -108,7 +112,31 @@ def open_engine(folder: Path, manifest: Manifest, config: EngineConfig) -> tuple
     return engine, plan
 
 
-def open_cache(manifest: Manifest, plan: EnginePlan, config: EngineConfig, store: SlotKvStore, bell: Bell) -> Reuse:
+def open_paged_engine(
+    folder: Path, manifest: Manifest, config: EngineConfig, device: Device
+) -> tuple[Engine, EnginePlan]:
+    """The engine of a model in layout "pages" on a device. Raises as `open_driver` does."""
+    if config.draft_model is not None and config.drafter != NO_DRAFTER:
+        raise DeviceError("a draft model cannot run beside a model on CUDA yet: choose another --drafter, or none")
+    parts = open_paged_parts(folder, manifest, config, device)
+    bell = Bell()
+    reuse = open_cache(manifest, parts.plan, config, parts.store, bell)
+    drafting = open_drafter(manifest, parts.plan, config, parts.store)
+    grammars = open_grammars(folder, manifest, num_threads=config.num_threads)
+    engine = Engine(
+        manifest,
+        parts.plan,
+        parts.runner,
+        parts.sampler,
+        reuse=reuse,
+        bell=bell,
+        drafting=drafting,
+        grammars=grammars,
+    )
+    return engine, parts.plan
+
+
+def open_cache(manifest: Manifest, plan: EnginePlan, config: EngineConfig, store: BlockIo, bell: Bell) -> Reuse:
     """The prompt cache that the configuration names. Raises `PluginUnusableError` when it cannot be made."""
     factory = _load(PROMPT_CACHES, config.prompt_cache)
     context = partial(_context, manifest, plan, store, dict(config.prompt_cache_options))
@@ -117,7 +145,7 @@ def open_cache(manifest: Manifest, plan: EnginePlan, config: EngineConfig, store
         return cast(PromptCache, factory(context(blocks=blocks, wake=bell.ring)))
 
     try:
-        return new_reuse(plan, make)
+        return (new_page_reuse if plan.shares_blocks else new_reuse)(plan, make)
     except Exception as error:  # a stranger's constructor may raise anything
         raise PluginUnusableError(f"the prompt cache {config.prompt_cache} cannot start ({error})") from error
 
@@ -126,7 +154,7 @@ def open_drafter(
     manifest: Manifest,
     plan: EnginePlan,
     config: EngineConfig,
-    store: SlotKvStore,
+    store: BlockIo,
     draft: LoadedDraft | None = None,
 ) -> Drafting | None:
     """The drafter that the configuration names, None for none. Raises `PluginUnusableError` when it cannot be made."""
@@ -157,7 +185,7 @@ def _load(group: str, name: str) -> Callable[..., object]:
 def _context(
     manifest: Manifest,
     plan: EnginePlan,
-    store: SlotKvStore,
+    store: BlockIo,
     options: Mapping[str, str],
     *,
     blocks: CacheBlocks,

@@ -7,6 +7,7 @@ computed again from its tokens.
 from __future__ import annotations
 
 from ortserve.runtime.blocks import BlockPool
+from ortserve.runtime.page_reuse import share_blocks
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.reuse import Reuse
 from ortserve.runtime.sequence import Sequence, Stage
@@ -19,8 +20,9 @@ class Placement:
     """Rows, blocks and the queue of one engine."""
 
     def __init__(self, plan: EnginePlan, reuse: Reuse) -> None:
-        self.blocks = BlockPool(plan.num_blocks)
-        self.host_blocks = reuse.host_blocks
+        # In layout "pages" the cache shares the rows' blocks, in layout "slots" those of preempted sequences.
+        self.blocks = reuse.pool if plan.shares_blocks else BlockPool(plan.num_blocks)
+        self.host_blocks = BlockPool(plan.num_host_blocks) if plan.shares_blocks else reuse.pool
         self.reuse = reuse
         self._plan = plan
         self._free_slots = list(range(plan.num_rows))
@@ -91,7 +93,7 @@ class Placement:
 
     def grow(self, sequence: Sequence, num_tokens: int) -> None:
         """Let a running sequence store `num_tokens`, preempting the youngest (perhaps itself) until it can."""
-        while self._num_missing(sequence, num_tokens) > self.blocks.num_free:
+        while not self._find_room(self._num_missing(sequence, num_tokens)):
             victim = self.by_age()[-1]
             self._preempt(victim)
             if victim is sequence:
@@ -132,9 +134,14 @@ class Placement:
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Whether a row and blocks are free, after preempting smaller priorities if that is enough."""
-        num_blocks = self._num_missing(sequence, len(sequence.tokens) + 1)
+        num_blocks = self._num_missing(sequence, len(sequence.tokens) + 1) - self._num_found(sequence)
         if self._has_room(num_blocks, len(self._running)):
             return True
+        if self._plan.shares_blocks and not self._running:
+            # Only hits of the queue can be in the way: blocks that wait to be shared cannot be evicted.
+            for other in self._queue:
+                self.reuse.abandon(other)
+            return self._has_room(self._num_missing(sequence, len(sequence.tokens) + 1), 0)
         lower = [other for other in self.by_age() if other.held_priority < sequence.request.priority]
         freed = sum(len(other.blocks) for other in lower)
         if not lower or self.blocks.num_free + freed < num_blocks:
@@ -145,30 +152,58 @@ class Placement:
 
     def _has_room(self, num_blocks: int, num_spare: int) -> bool:
         """`num_spare` blocks stay free, so that running sequences can grow before anyone is preempted again."""
-        return bool(self._free_slots) and self.blocks.num_free >= num_blocks + num_spare
+        return bool(self._free_slots) and self._find_room(num_blocks + num_spare)
+
+    def _find_room(self, num_blocks: int) -> bool:
+        """Whether so many resident blocks are free, after the cache has given some back where it holds any."""
+        return self.blocks.num_free >= num_blocks or (self._plan.shares_blocks and self.reuse.make_room(num_blocks))
+
+    def _num_found(self, sequence: Sequence) -> int:
+        """Blocks that a waiting sequence will share with the cache or with its leader instead of taking new ones."""
+        if not self._plan.shares_blocks or sequence.stage is not Stage.WAITING:
+            return 0
+        leader = self._leader(sequence)
+        shared = self.reuse.num_found(sequence) if leader is None else self._num_shared(sequence)
+        return shared // self._plan.block_size
 
     def _enter_row(self, sequence: Sequence, leader: Sequence | None) -> None:
         self._queue.remove(sequence)
         slot = min(self._free_slots)  # low slots keep the bound batch narrow
         self._free_slots.remove(slot)
-        sequence.blocks = self.blocks.allocate(self._num_missing(sequence, len(sequence.tokens) + 1))
         if sequence.stage is Stage.SWAPPED:
-            self._moves.append(SwapIn(sequence.request.id, slot, sequence.num_computed, tuple(sequence.host_blocks)))
-            self.reuse.release_after_step(sequence.host_blocks)
-            sequence.host_blocks = []
+            self.reserve(sequence, len(sequence.tokens) + 1)
+            self._swap_in(sequence, slot)
             self.reuse.announce(sequence)
         elif leader is not None:
             assert leader.slot is not None
             count = self._num_shared(sequence)
-            self._moves.append(CopyRow(sequence.request.id, leader.slot, slot, count))
+            if self._plan.shares_blocks:
+                self._add(share_blocks(self.blocks, sequence, leader.blocks, count, self._plan.block_size))
+            else:
+                self._moves.append(CopyRow(sequence.request.id, leader.slot, slot, count))
             sequence.num_computed = sequence.num_reused = count
             sequence.num_saved = count - count % self._plan.block_size  # by the leader
             self.reuse.announce(sequence)
         else:
             self._add(self.reuse.start(sequence, slot))
+        self.reserve(sequence, len(sequence.tokens) + 1)
         sequence.stage = Stage.RUNNING
         sequence.slot = slot
         self._running.append(sequence)
+
+    def _swap_in(self, sequence: Sequence, slot: int) -> None:
+        host_blocks = tuple(sequence.host_blocks)
+        sequence.host_blocks = []
+        if self._plan.shares_blocks:
+            blocks = tuple(sequence.blocks[: len(host_blocks)])
+            self._moves.append(SwapIn(sequence.request.id, slot, sequence.num_computed, host_blocks, blocks))
+            self.host_blocks.release(host_blocks)  # no cache writes them, and moves keep their order
+        else:
+            self._moves.append(SwapIn(sequence.request.id, slot, sequence.num_computed, host_blocks))
+            self.reuse.release_after_step(host_blocks)
+
+    def _has_host_room(self, count: int) -> bool:
+        return self.host_blocks.num_free >= count if self._plan.shares_blocks else self.reuse.make_room(count)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Copy a running sequence out, or drop what it has computed, and queue it again."""
@@ -177,10 +212,13 @@ class Placement:
         self.num_preemptions += 1
         self.reuse.abandon(sequence)
         count = -(-sequence.num_computed // self._plan.block_size)
-        if count > 0 and self.reuse.make_room(count):
+        if count > 0 and self._has_host_room(count):
             slot = sequence.slot
             sequence.host_blocks = self.host_blocks.allocate(count)
-            self._moves.append(SwapOut(sequence.request.id, slot, sequence.num_computed, tuple(sequence.host_blocks)))
+            blocks = tuple(sequence.blocks[:count]) if self._plan.shares_blocks else ()
+            self._moves.append(
+                SwapOut(sequence.request.id, slot, sequence.num_computed, tuple(sequence.host_blocks), blocks)
+            )
             self._leave_row(sequence, release=False)
             sequence.stage = Stage.SWAPPED
         else:

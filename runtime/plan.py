@@ -13,6 +13,8 @@ EXACT_CUT = 128  # in deterministic mode chunks end at its multiples: attention 
 MAX_DEFAULT_CONTEXT = 131_072
 KV_SHARE = 0.5  # of the memory that is free once the weights are loaded
 SWAP_SHARE = 0.25  # of the KV budget, beside it
+MAX_ROWS = 16  # unless the user says more
+MAX_CHUNK_TOKENS = 128
 NO_CACHE = "none"
 NO_DRAFTER = "none"
 DRAFTER_SHARE = 0.02  # of the memory that is free once the weights are loaded, for what drafters keep of past requests
@@ -42,6 +44,7 @@ class EnginePlan:
     deterministic: bool
     drafter_keep_bytes: int = 0  # what the drafter may keep of past requests
     drafter_bytes: int = 0  # that, what it keeps of running requests, and the keys and values of its small model
+    shares_blocks: bool = False  # layout "pages": blocks are addresses, and the prompt cache holds the rows' own
 
     @property
     def resident_tokens(self) -> int:
@@ -56,6 +59,8 @@ class EnginePlan:
     @property
     def swap_bytes(self) -> int:
         """Room of preempted sequences that the prompt cache never fills."""
+        if self.shares_blocks:
+            return self.num_host_blocks * self.bytes_per_block
         return self.num_host_blocks * self.bytes_per_block - self.cache_bytes
 
     @property
@@ -65,6 +70,12 @@ class EnginePlan:
 
     def __str__(self) -> str:
         """One line for the start-up log."""
+        if self.shares_blocks:
+            return (
+                f"{self.num_rows} rows of {self.max_context} tokens; KV cache {self.kv_bytes / GIB:.2f} GiB"
+                f" ({self.num_blocks * self.block_size} tokens, of which the prompt cache may keep"
+                f" {self.cache_bytes / GIB:.2f} GiB), swap {self.swap_bytes / GIB:.2f} GiB"
+            )
         return (
             f"{self.num_rows} rows of {self.max_context} tokens; KV budget {self.kv_bytes / GIB:.2f} GiB"
             f" ({self.num_blocks * self.block_size} tokens resident at once), swap {self.swap_bytes / GIB:.2f} GiB,"
@@ -90,7 +101,42 @@ def plan_engine(
         num_blocks = max(budget - keep, 0) // (bytes_per_block + size * token_bytes)
     else:  # of the rows alone
         num_blocks = budget // bytes_per_block
-    fits = num_blocks * size
+    wanted = fit_context(manifest, config, num_blocks * size, budget)
+    max_rows = config.max_rows or MAX_ROWS
+    # More blocks than all rows can use would only be a larger number.
+    num_blocks = min(num_blocks, max_rows * -(-wanted // size))
+    swap = int(num_blocks * bytes_per_block * SWAP_SHARE) if config.swap_memory is None else config.swap_memory
+    cache_blocks = _cache_bytes(config, available_bytes) // bytes_per_block
+    chunk = config.max_chunk_tokens or MAX_CHUNK_TOKENS
+    if config.deterministic:
+        chunk = max(chunk // EXACT_CUT, 1) * EXACT_CUT
+    chunk = min(chunk, wanted)
+    return EnginePlan(
+        num_rows=max_rows,
+        max_context=wanted,
+        capacity=-(-(wanted + chunk) // size) * size,
+        block_size=size,
+        bytes_per_block=bytes_per_block,
+        num_blocks=num_blocks,
+        num_host_blocks=swap // bytes_per_block + cache_blocks,
+        cache_bytes=cache_blocks * bytes_per_block,
+        max_chunk_tokens=chunk,
+        max_logit_rows=config.max_logit_rows,
+        max_waiting=config.max_waiting,
+        max_step_ms=config.max_step_ms,
+        deterministic=config.deterministic,
+        drafter_keep_bytes=keep,
+        drafter_bytes=keep + num_blocks * size * token_bytes,
+    )
+
+
+def fit_context(manifest: Manifest, config: EngineConfig, fits: int, budget: int) -> int:
+    """The context that is wanted, or the largest by default. `fits`: tokens that `budget` bytes hold.
+
+    Raises `MemoryBudgetError` when it does not fit.
+    """
+    size = manifest.kv.page_size or block_size(manifest.kv)
+    bytes_per_block = size * manifest.kv.bytes_per_token
     if fits == 0:
         raise MemoryBudgetError(
             f"{budget / 2**20:.1f} MiB for the KV cache hold not even its smallest part of {size} tokens, which is"
@@ -107,31 +153,7 @@ def plan_engine(
             f"a context of {wanted} tokens needs {wanted * manifest.kv.bytes_per_token / GIB:.2f} GiB of KV cache and"
             f" {budget / GIB:.2f} GiB are available: lower --max-context to at most {fits}, or raise --kv-memory"
         )
-    # More blocks than all rows can use would only be a larger number.
-    num_blocks = min(num_blocks, config.max_rows * -(-wanted // size))
-    swap = int(num_blocks * bytes_per_block * SWAP_SHARE) if config.swap_memory is None else config.swap_memory
-    cache_blocks = _cache_bytes(config, available_bytes) // bytes_per_block
-    chunk = config.max_chunk_tokens
-    if config.deterministic:
-        chunk = max(chunk // EXACT_CUT, 1) * EXACT_CUT
-    chunk = min(chunk, wanted)
-    return EnginePlan(
-        num_rows=config.max_rows,
-        max_context=wanted,
-        capacity=-(-(wanted + chunk) // size) * size,
-        block_size=size,
-        bytes_per_block=bytes_per_block,
-        num_blocks=num_blocks,
-        num_host_blocks=swap // bytes_per_block + cache_blocks,
-        cache_bytes=cache_blocks * bytes_per_block,
-        max_chunk_tokens=chunk,
-        max_logit_rows=config.max_logit_rows,
-        max_waiting=config.max_waiting,
-        max_step_ms=config.max_step_ms,
-        deterministic=config.deterministic,
-        drafter_keep_bytes=keep,
-        drafter_bytes=keep + num_blocks * size * token_bytes,
-    )
+    return wanted
 
 
 def _drafter_bytes(config: EngineConfig, available_bytes: int, draft: KvLayout | None) -> tuple[int, int]:

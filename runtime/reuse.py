@@ -75,9 +75,9 @@ class _Saving:
 class Reuse:
     """The cache of one engine. Called by the placement and the scheduler, on the engine's thread."""
 
-    def __init__(self, cache: PromptCache, plan: EnginePlan, host_blocks: BlockPool, owned: CacheBlocks) -> None:
+    def __init__(self, cache: PromptCache, plan: EnginePlan, pool: BlockPool, owned: CacheBlocks) -> None:
         self.cache = cache
-        self.host_blocks = host_blocks  # shared by the cache and by preempted sequences
+        self.pool = pool  # of the cache's blocks; in layout "slots" preempted sequences take theirs from it too
         self._plan = plan
         self._owned = owned
         self._is_gone = False  # switched off; its blocks are reclaimed when no step copies them any more
@@ -109,12 +109,17 @@ class Reuse:
                 self._held[sequence.hit.id] = sequence
         return sequence.hit is not None and sequence.hit.id in self._held
 
+    def num_found(self, sequence: Sequence) -> int:
+        """Tokens of a waiting sequence that can be taken now."""
+        hit = sequence.hit
+        return hit.num_tokens if hit is not None and hit.state is HitState.READY else 0
+
     def start(self, sequence: Sequence, slot: int) -> Move | None:
         """The sequence has got a row: take what was found, and promise the rest."""
         hit, move = sequence.hit, None
         sequence.hit = None
         if hit is not None and hit.state is HitState.READY and hit.num_tokens > 0:
-            move = LoadBlocks(sequence.request.id, slot, hit.num_tokens, hit.blocks)
+            move = self._take(sequence, slot, hit)
             sequence.num_computed = hit.num_tokens
             sequence.num_reused = min(hit.num_tokens, sequence.num_prompt_tokens)
             sequence.num_saved = hit.num_tokens // self._plan.block_size * self._plan.block_size
@@ -124,6 +129,10 @@ class Reuse:
         self.announce(sequence)
         return move
 
+    def _take(self, sequence: Sequence, slot: int, hit: Hit) -> Move | None:
+        """Have the hit's tokens in the sequence's row once the step has made its moves."""
+        return LoadBlocks(sequence.request.id, slot, hit.num_tokens, hit.blocks)
+
     def announce(self, sequence: Sequence) -> None:
         """Promise to compute from here on, so that others may wait instead of computing the same."""
         if self._is_on(sequence):
@@ -132,10 +141,7 @@ class Reuse:
 
     def save(self, sequence: Sequence, *, is_last: bool = False) -> Move | None:
         """Offer whole blocks that are computed and not yet saved; at the end also the tail, and end the ticket."""
-        end = min(sequence.num_computed, self._save_limit(sequence))
-        if not is_last:
-            end = min(end, sequence.num_prompt_tokens)
-            end -= end % self._plan.block_size
+        end = self._save_end(sequence, is_last=is_last)
         ticket, start = sequence.ticket, sequence.num_saved
         if is_last:
             sequence.ticket = None
@@ -147,13 +153,24 @@ class Reuse:
                 self._finish(ticket, ok=True)
             return None
         assert sequence.slot is not None
-        blocks = tuple(self.host_blocks.allocate(count))
+        blocks = tuple(self.pool.allocate(count))
         part = Part(start, tuple(sequence.tokens[:end]), blocks, sequence.seconds_unsaved)
         self._queued.append(_Saving(ticket, part, is_last))
+        self._saved(sequence, start, end)
+        return SaveBlocks(sequence.request.id, sequence.slot, start, end, blocks)
+
+    def _save_end(self, sequence: Sequence, *, is_last: bool) -> int:
+        """Computed tokens that the cache may have: before the end, whole blocks of the prompt."""
+        end = min(sequence.num_computed, self._save_limit(sequence))
+        if is_last:
+            return end
+        end = min(end, sequence.num_prompt_tokens)
+        return end - end % self._plan.block_size
+
+    def _saved(self, sequence: Sequence, start: int, end: int) -> None:
         sequence.num_saved = end - end % self._plan.block_size
         sequence.num_written += max(0, min(end, sequence.num_prompt_tokens) - start)
         sequence.seconds_unsaved = 0.0
-        return SaveBlocks(sequence.request.id, sequence.slot, start, end, blocks)
 
     def abandon(self, sequence: Sequence) -> None:
         """The sequence loses its row or its place in the queue without an end: nobody may wait for it."""
@@ -164,10 +181,10 @@ class Reuse:
 
     def make_room(self, count: int) -> bool:
         """Whether `count` host blocks are free, after the cache has given some back if need be."""
-        missing = count - self.host_blocks.num_free
+        missing = count - self.pool.num_free
         if missing > 0:
             self._ask(lambda cache: cache.evict(missing), 0)
-        return self.host_blocks.num_free >= count
+        return self.pool.num_free >= count
 
     def release_after_step(self, blocks: Iterable[int]) -> None:
         """Free host blocks once the step being planned has read them: a cache's thread may write free ones at once."""
@@ -183,12 +200,12 @@ class Reuse:
         for hit in self._loading:
             self._release(hit)
         self._loading = []
-        self.host_blocks.release(self._leaving)
+        self.pool.release(self._leaving)
         self._leaving = []
         savings, self._running = self._running, []
         for saving in savings:
-            refused = self._publish(saving) if ok else saving.part.blocks
-            self.host_blocks.release(refused)
+            refused = self._publish(saving.ticket, saving.part) if ok else saving.part.blocks
+            self.pool.release(refused)
             if saving.is_last:
                 self._finish(saving.ticket, ok=ok)
         if self._is_gone:
@@ -222,10 +239,9 @@ class Reuse:
     def _release(self, hit: Hit) -> None:
         self._ask(lambda cache: cache.release(hit), None)
 
-    def _publish(self, saving: _Saving) -> tuple[int, ...]:
+    def _publish(self, ticket: Ticket, part: Part) -> tuple[int, ...]:
         """Returns the refused blocks."""
-        part = saving.part
-        refused = tuple(self._ask(lambda cache: cache.publish(saving.ticket, part), part.blocks))
+        refused = tuple(self._ask(lambda cache: cache.publish(ticket, part), part.blocks))
         if not set(refused) <= set(part.blocks):
             self._switch_off("it refused blocks that it was not offered")
             return part.blocks

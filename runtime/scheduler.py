@@ -188,7 +188,8 @@ class Scheduler:
     def _verification(self, sequence: Sequence, guesses: tuple[int, ...]) -> Row:
         assert sequence.slot is not None
         tokens = (*sequence.tokens[sequence.num_computed :], *guesses)
-        return Row(sequence.request.id, sequence.slot, sequence.num_computed, tokens, len(guesses) + 1)
+        blocks = self._blocks(sequence)
+        return Row(sequence.request.id, sequence.slot, sequence.num_computed, tokens, len(guesses) + 1, blocks=blocks)
 
     def _plan_chunks(self, decodes: list[Row]) -> Iterator[Row]:
         """Prompt chunks of the oldest sequences that have not computed theirs, within the step's time."""
@@ -247,7 +248,12 @@ class Scheduler:
         if self._plan.deterministic and count == 1 and start > 0:
             start -= 1
         tokens = tuple(sequence.tokens[start:end])
-        return Row(sequence.request.id, sequence.slot, start, tokens, int(end == len(sequence.tokens)))
+        is_last = end == len(sequence.tokens)
+        return Row(sequence.request.id, sequence.slot, start, tokens, int(is_last), blocks=self._blocks(sequence))
+
+    def _blocks(self, sequence: Sequence) -> tuple[int, ...]:
+        """Where its tokens lie; in layout "slots" its row says that."""
+        return tuple(sequence.blocks) if self._plan.shares_blocks else ()
 
 
 def _open(sequence: Sequence) -> None:

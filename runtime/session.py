@@ -29,11 +29,13 @@ def runtime_version() -> str:
 
 def require_version(least: str) -> None:
     """Raise `DeviceError` when the installed ONNX Runtime is older than `least` ("1.32")."""
-    if _numbers(runtime_version()) < _numbers(least):
-        raise DeviceError(
-            f"the model needs ONNX Runtime {least} or newer, installed is {runtime_version()}:"
-            f" pip install 'onnxruntime>={least}'"
-        )
+    if _numbers(runtime_version()) >= _numbers(least):
+        return
+    remedy = f"pip install 'onnxruntime>={least}'"
+    if "CUDAExecutionProvider" in available_providers():
+        # The GPU wheel comes later than the CPU's, and both unpack into one folder.
+        remedy = f"pip uninstall -y onnxruntime-gpu && {remedy}, or export the model with --device cuda"
+    raise DeviceError(f"the model needs ONNX Runtime {least} or newer, installed is {runtime_version()}: {remedy}")
 
 
 def available_providers() -> list[str]:

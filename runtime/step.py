@@ -25,6 +25,7 @@ class Row:
     num_logits: int  # 0 for a prompt chunk that is not the last, 1 for a decode, k + 1 to verify k drafts
     num_scored: int = 0  # the first of the logits rows only judge the prompt tokens that follow them
     num_silent: int = 0  # tokens after those with logits; they are fed again to be judged, so nothing is gained yet
+    blocks: tuple[int, ...] = ()  # where the row's tokens lie, in layout "pages"
 
     @property
     def end(self) -> int:
@@ -50,6 +51,7 @@ class SwapOut:
     slot: int
     num_tokens: int
     host_blocks: tuple[int, ...]
+    blocks: tuple[int, ...] = ()  # the row's, in layout "pages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class SwapIn:
     slot: int
     num_tokens: int
     host_blocks: tuple[int, ...]
+    blocks: tuple[int, ...] = ()  # the row's, in layout "pages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,15 @@ class CopyRow:
     source: int
     slot: int
     num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopyBlock:
+    """Copy one block: what follows a shared prefix goes into a copy, since shared blocks are never written."""
+
+    request_id: str  # whose block is written
+    source: int
+    block: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +112,7 @@ class ReleaseRow:
     slot: int
 
 
-Move: TypeAlias = SwapOut | SwapIn | CopyRow | LoadBlocks | SaveBlocks | ReleaseRow
+Move: TypeAlias = SwapOut | SwapIn | CopyRow | CopyBlock | LoadBlocks | SaveBlocks | ReleaseRow
 
 
 @dataclass(frozen=True, slots=True)

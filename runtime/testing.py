@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,23 +24,8 @@ VOCAB_SIZE = 101  # prime: sums reach every token
 HEAD_DIM = 8
 NUM_CODES = 8
 
-_GRAPH = f"""
-<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
-synthetic (
-  int64[T] input_ids, int64[T] position_ids, int32[B] seqlens_k, int32[B] query_lengths, int32 total_length,
-  int64[B, S] pad_index, int64[T] unpad_index, int64[L] logit_index,
-  float[B, 1, C, {HEAD_DIM}] past_0_key, float[B, 1, C, {HEAD_DIM}] past_0_value,
-  float[B, 1, C, {HEAD_DIM}] past_1_key, float[B, 1, C, {HEAD_DIM}] past_1_value
-) => (
-  float[L, {VOCAB_SIZE}] logits,
-  float[B, 1, C, {HEAD_DIM}] present_0_key, float[B, 1, C, {HEAD_DIM}] present_0_value,
-  float[B, 1, C, {HEAD_DIM}] present_1_key, float[B, 1, C, {HEAD_DIM}] present_1_value
-)
-<int64 one = {{1}}, int64 five = {{5}}, int64 codes = {{{NUM_CODES}}}, int64 vocab = {{{VOCAB_SIZE}}},
- int64[1] last_axis = {{-1}}, int64[2] column = {{-1, 1}}, int64[2] flat = {{-1, {HEAD_DIM}}},
- int64 three = {{3}}, int64 zero = {{0}}, float[2] sharp = {{0.0, 30.0}}, float[2] off_on = {{0.0, 1.0}},
- int64[1] depth = {{{NUM_CODES}}}, float[1, {HEAD_DIM}] spread = {{1, 1, 1, 1, 1, 1, 1, 1}}, float half = {{0.5}}>
-{{
+# Values, keys and queries of both layers; then what each layout does with them; then the prediction.
+_BEFORE = """
   place = Mod(position_ids, five)
   weight = Add(place, one)
   mixed = Mul(input_ids, weight)
@@ -47,11 +33,6 @@ synthetic (
   mixed_column = Reshape(mixed_float, column)
   value_0 = Mul(mixed_column, spread)
   nothing = Sub(value_0, value_0)
-  pad_0 = Gather(value_0, pad_index)
-  pad_nothing = Gather(nothing, pad_index)
-  attended_0, present_0_key, present_0_value = com.microsoft.GroupQueryAttention<num_heads = 1, kv_num_heads = 1>(
-    pad_nothing, pad_nothing, pad_0, past_0_key, past_0_value, seqlens_k, total_length,
-    , , , , , , , , , query_lengths)
   token_float = Cast<to = 1>(input_ids)
   token_column = Reshape(token_float, column)
   value_1 = Mul(token_column, spread)
@@ -60,6 +41,13 @@ synthetic (
   key_1 = OneHot(position_code, depth, off_on)
   query_1 = OneHot(token_code, depth, sharp)
   key_scaled = Mul(key_1, spread)
+"""
+_SLOT_ATTENTION = """
+  pad_0 = Gather(value_0, pad_index)
+  pad_nothing = Gather(nothing, pad_index)
+  attended_0, present_0_key, present_0_value = com.microsoft.GroupQueryAttention<num_heads = 1, kv_num_heads = 1>(
+    pad_nothing, pad_nothing, pad_0, past_0_key, past_0_value, seqlens_k, total_length,
+    , , , , , , , , , query_lengths)
   pad_key = Gather(key_scaled, pad_index)
   pad_query = Gather(query_1, pad_index)
   pad_value = Gather(value_1, pad_index)
@@ -70,6 +58,23 @@ synthetic (
   flat_1 = Reshape(attended_1, flat)
   packed_0 = Gather(flat_0, unpad_index)
   packed_1 = Gather(flat_1, unpad_index)
+"""
+_PAGE_ATTENTION = """
+  thin_nothing = Cast<to = TYPE>(nothing)
+  thin_0 = Cast<to = TYPE>(value_0)
+  thin_query = Cast<to = TYPE>(query_1)
+  thin_key = Cast<to = TYPE>(key_scaled)
+  thin_1 = Cast<to = TYPE>(value_1)
+  attended_0, present_0_key, present_0_value = com.microsoft.PagedAttention<num_heads = 1, kv_num_heads = 1>(
+    thin_nothing, thin_nothing, thin_0, past_0_key, past_0_value, cumulative_lengths, past_lengths, page_table,
+    , , slot_mapping, , , , , , attention_bounds)
+  attended_1, present_1_key, present_1_value = com.microsoft.PagedAttention<num_heads = 1, kv_num_heads = 1,
+    scale = 1.0>(thin_query, thin_key, thin_1, past_1_key, past_1_value, cumulative_lengths, past_lengths, page_table,
+    , , slot_mapping, , , , , , attention_bounds)
+  packed_0 = Cast<to = 1>(attended_0)
+  packed_1 = Cast<to = 1>(attended_1)
+"""
+_AFTER = """
   mean_0 = ReduceMean<keepdims = 0>(packed_0, last_axis)
   mean_1 = ReduceMean<keepdims = 0>(packed_1, last_axis)
   count_0 = Add(position_ids, one)
@@ -98,7 +103,30 @@ synthetic (
   far = Cast<to = 1>(wrapped)
   scaled = Mul(far, half)
   logits = Neg(scaled)
-}}
+"""
+_CONSTANTS = f"""
+<int64 one = {{1}}, int64 five = {{5}}, int64 codes = {{{NUM_CODES}}}, int64 vocab = {{{VOCAB_SIZE}}},
+ int64[1] last_axis = {{-1}}, int64[2] column = {{-1, 1}}, int64[2] flat = {{-1, {HEAD_DIM}}},
+ int64 three = {{3}}, int64 zero = {{0}}, float[2] sharp = {{0.0, 30.0}}, float[2] off_on = {{0.0, 1.0}},
+ int64[1] depth = {{{NUM_CODES}}}, float[1, {HEAD_DIM}] spread = {{1, 1, 1, 1, 1, 1, 1, 1}}, float half = {{0.5}}>
+"""
+_SLOT_INPUTS = """
+  int64[T] input_ids, int64[T] position_ids, int32[B] seqlens_k, int32[B] query_lengths, int32 total_length,
+  int64[B, S] pad_index, int64[T] unpad_index, int64[L] logit_index,
+"""
+_PAGE_INPUTS = """
+  int64[T] input_ids, int64[T] position_ids, int32[E] cumulative_lengths, int32[B] past_lengths,
+  int32[B, M] page_table, int32[T] slot_mapping, int32[3] attention_bounds, int64[L] logit_index,
+"""
+
+
+def _graph(inputs: str, attention: str, cache: str) -> str:
+    past = ", ".join(f"{cache} past_{layer}_{part}" for layer in range(2) for part in ("key", "value"))
+    return f"""
+<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+synthetic ({inputs} {past}) => (float[L, {VOCAB_SIZE}] logits, {past.replace("past", "present")})
+{_CONSTANTS}
+{{{_BEFORE}{attention}{_AFTER}}}
 """
 
 
@@ -118,11 +146,31 @@ def predict_logits(tokens: Sequence[int]) -> npt.NDArray[np.float32]:
 
 def write_synthetic_model(folder: Path, *, max_context: int = 256, eos_token_ids: tuple[int, ...] = (0,)) -> Manifest:
     """Write graph and manifest into `folder` (made if missing), ready for `open_engine`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model = _with_dotted_names(onnx.parser.parse_model(_GRAPH))
-    onnx.checker.check_model(model)
-    onnx.save(model, str(folder / "model.onnx"))
-    manifest = Manifest(
+    graph = _graph(_SLOT_INPUTS, _SLOT_ATTENTION, f"float[B, 1, C, {HEAD_DIM}]")
+    kv = KvLayout(kind="slots", num_layers=2, num_kv_heads=1, head_dim=HEAD_DIM, dtype="float32")
+    manifest = _manifest(kv, max_context=max_context, eos_token_ids=eos_token_ids)
+    return _write(folder, graph, manifest)
+
+
+def write_paged_synthetic_model(
+    folder: Path, *, max_context: int = 256, page_size: int = 16, eos_token_ids: tuple[int, ...] = (0,)
+) -> Manifest:
+    """The same model in layout "pages", for CUDA or its emulation.
+
+    Sums of float16 values stay whole numbers up to 2048 only: on CUDA keep tokens and contexts small.
+    """
+    graph = _graph(
+        _PAGE_INPUTS,
+        _PAGE_ATTENTION.replace("TYPE", str(onnx.TensorProto.FLOAT16)),
+        f"float16[N, {page_size}, 1, {HEAD_DIM}]",
+    )
+    kv = KvLayout("pages", 2, 1, HEAD_DIM, "float16", page_size)
+    manifest = replace(_manifest(kv, max_context=max_context, eos_token_ids=eos_token_ids), precision="fp16")
+    return _write(folder, graph, replace(manifest, min_onnxruntime="1.31.1"))
+
+
+def _manifest(kv: KvLayout, *, max_context: int, eos_token_ids: tuple[int, ...]) -> Manifest:
+    return Manifest(
         format_version=FORMAT_VERSION,
         name="synthetic",
         family="synthetic",
@@ -130,7 +178,7 @@ def write_synthetic_model(folder: Path, *, max_context: int = 256, eos_token_ids
         digest="synthetic-1",
         graph="model.onnx",
         min_onnxruntime="1.32.0",
-        kv=KvLayout(kind="slots", num_layers=2, num_kv_heads=1, head_dim=HEAD_DIM, dtype="float32"),
+        kv=kv,
         hidden_size=HEAD_DIM,
         num_heads=1,
         vocab_size=VOCAB_SIZE,
@@ -142,6 +190,13 @@ def write_synthetic_model(folder: Path, *, max_context: int = 256, eos_token_ids
         num_parameters=0,
         weight_bytes=0,
     )
+
+
+def _write(folder: Path, graph: str, manifest: Manifest) -> Manifest:
+    folder.mkdir(parents=True, exist_ok=True)
+    model = _with_dotted_names(onnx.parser.parse_model(graph))
+    onnx.checker.check_model(model)
+    onnx.save(model, str(folder / manifest.graph))
     (folder / "manifest.json").write_bytes(manifest_json(manifest))
     return manifest
 

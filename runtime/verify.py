@@ -10,13 +10,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as Values
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from ortserve.runtime.constraint import Mask
-from ortserve.runtime.exponential import Floats
 from ortserve.runtime.request import TokenLogprobs
-from ortserve.runtime.sampler import Draw, Drawn, Sampler
+from ortserve.runtime.sampler import Draw, Drawn
 from ortserve.runtime.sequence import Sequence
 from ortserve.runtime.step import Row
+
+
+class TokenSampler(Protocol):
+    """Draws from the logits of its own device. Logits are indexed by rows, as arrays are."""
+
+    def draw(self, logits: Any, draws: Values[Draw]) -> list[Drawn]:
+        """One token for each row of the logits, which may be overwritten."""
+
+    def score(self, logits: Any, tokens: Values[int], num_top: Values[int]) -> list[TokenLogprobs | None]:
+        """How likely each row makes the token given for it; None where the logits are no numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +38,9 @@ class Picked:
 
 
 def draw_rows(
-    sampler: Sampler,
+    sampler: TokenSampler,
     rows: Values[tuple[Row, Sequence]],
-    logits: Floats,
+    logits: Any,
     masks: Mapping[str, tuple[Mask, ...]],
 ) -> list[Picked]:
     """For each row that has logits, the tokens it adds, and the prompt tokens it judges.
@@ -58,7 +68,7 @@ def draw_rows(
 
 
 def _score(
-    sampler: Sampler, rows: Values[tuple[Row, Sequence]], logits: Floats
+    sampler: TokenSampler, rows: Values[tuple[Row, Sequence]], logits: Any
 ) -> dict[int, tuple[TokenLogprobs | None, ...]]:
     """By the index of the row, for those that judge anything."""
     found: dict[int, tuple[TokenLogprobs | None, ...]] = {}

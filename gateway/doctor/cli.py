@@ -21,6 +21,8 @@ from ortserve.gateway.doctor.host import (
     check_python,
 )
 from ortserve.gateway.doctor.wheels import (
+    GPU_WHEEL,
+    check_cuda,
     check_int8,
     check_libraries,
     check_runtime,
@@ -109,6 +111,8 @@ def diagnose(*, quick: bool, host: str = "127.0.0.1", port: int | None = None) -
         check_memory(memory_budget()),
         check_open_files(),
     ]
+    if GPU_WHEEL in installed:
+        findings.append(check_cuda())
     if port is not None:
         findings.append(check_port(host, port))
     timings: tuple[Measured, ...] = ()

@@ -74,6 +74,20 @@ def check_int8() -> Finding:
     return fine("int8 kernels", "full-range weights give the exact integers")
 
 
+def check_cuda() -> Finding:
+    """What the GPU wheel needs of the system: a driver and the CUDA libraries."""
+    from ortserve.runtime.cuda_library import has_driver, missing_libraries, pip_command
+
+    if not has_driver():
+        return broken("CUDA", "no NVIDIA driver (libcuda.so.1)", "install the NVIDIA driver, 580 or newer")
+    missing = list(missing_libraries())
+    if missing:
+        names = ", ".join(library.file for library in missing)
+        is_broken = any(library.is_needed for library in missing)
+        return (broken if is_broken else note)("CUDA", f"cannot be loaded: {names}", pip_command(missing))
+    return fine("CUDA", "driver and libraries can be loaded")
+
+
 def check_libraries() -> Finding:
     """The libraries of the base installation."""
     found = _installed(_NEEDED)

@@ -28,6 +28,7 @@ from ortserve.runtime.engine import Engine
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import CacheHints, Completion, Delta, FinishReason, Grammar, Request, SamplingParams
 from tests.runtime.constraints import CountingGrammars, counting
+from tests.runtime.paged_synthetic import PagedSyntheticModel
 from tests.runtime.synthetic import LAST_ID, Clock, SyntheticModel, greedy_tokens, run_to_end, whole
 
 MAX_CONTEXT = 384
@@ -64,7 +65,7 @@ class Submitted:
 class Equalities(RuleBasedStateMachine):
     """Drives one engine with little memory and compares every reply with a run alone."""
 
-    model: SyntheticModel
+    model: SyntheticModel | PagedSyntheticModel
     alone: dict[tuple[bool, Request], Completion]
     num_reads: list[int]  # blocks that came from disk, by engine
     has_disk = False
@@ -108,11 +109,7 @@ class Equalities(RuleBasedStateMachine):
             deterministic=deterministic,
         )
         plan = self.model.plan(config)
-        smallest = -(-MAX_CONTEXT // plan.block_size)
-        cache_bytes = num_host_blocks * plan.bytes_per_block
-        self.plan: EnginePlan = replace(
-            plan, num_blocks=smallest + num_spare_blocks, num_host_blocks=num_host_blocks, cache_bytes=cache_bytes
-        )
+        self.plan: EnginePlan = self.shrunk(plan, num_spare_blocks, num_host_blocks)
         self.prompt_cache = prompt_cache
         if self.has_disk:
             self.folder = TemporaryDirectory()
@@ -123,6 +120,20 @@ class Equalities(RuleBasedStateMachine):
             prompt = tuple((place + number) % (LAST_ID + 1) for number in range(length))
             sampling = SamplingParams(seed=place, max_tokens=40, ignore_eos=True, num_logprobs=0)
             self.add(Request(f"crowd{place}", prompt, sampling, priority=place % 2))
+
+    def shrunk(self, plan: EnginePlan, num_spare_blocks: int, num_host_blocks: int) -> EnginePlan:
+        """Little memory: one sequence of the full context, a few blocks more, and these on the host."""
+        self.num_kept_blocks = -(-MAX_CONTEXT // plan.block_size)  # never taken away
+        return replace(
+            plan,
+            num_blocks=self.num_kept_blocks + num_spare_blocks,
+            num_host_blocks=num_host_blocks,
+            cache_bytes=num_host_blocks * plan.bytes_per_block,
+        )
+
+    def num_cached(self) -> int:
+        """Resident blocks that a cache holds when nobody runs."""
+        return 0
 
     def open(self) -> None:
         folder = None if self.folder is None else Path(self.folder.name)
@@ -208,7 +219,7 @@ class Equalities(RuleBasedStateMachine):
         elif kind == "wait":
             self.clock.now += data.draw(st.sampled_from([1.0, 40.0]))
         elif kind == "shrink":
-            spare = blocks.num_blocks - len(self.reserved) - -(-MAX_CONTEXT // self.plan.block_size)
+            spare = blocks.num_blocks - len(self.reserved) - self.num_kept_blocks
             self.reserved += blocks.allocate(max(0, min(spare, blocks.num_free)))
         elif kind == "restore":
             blocks.release(self.reserved)
@@ -229,7 +240,7 @@ class Equalities(RuleBasedStateMachine):
         for submitted in self.submitted.values():
             self.check(submitted)
         blocks = self.engine.scheduler.placement.blocks
-        assert blocks.num_free == blocks.num_blocks - len(self.reserved)
+        assert blocks.num_free == blocks.num_blocks - len(self.reserved) - self.num_cached()
         self.close()
         if self.folder is not None:
             self.folder.cleanup()

@@ -156,7 +156,7 @@ def test_a_request_that_fails_raises_and_the_engine_goes_on(model: runtime.Model
         runner.run = run  # type: ignore[method-assign]
         raise MemoryError("out of memory")
 
-    runner.run = fail  # type: ignore[method-assign, assignment]
+    runner.run = fail  # type: ignore[method-assign]
     stream = model.stream(prompt_of(1), GREEDY)
     with pytest.raises(EngineError, match="out of memory"):
         next(stream)
@@ -203,7 +203,7 @@ def test_a_folder_that_cannot_be_served_is_one_line(tmp_path: Path) -> None:
         runtime.open(tmp_path)
     manifest = write_synthetic_model(tmp_path)
     for config, error, words in (
-        (runtime.EngineConfig(device="tpu"), DeviceError, "--device tpu is not available"),
+        (runtime.EngineConfig(device="tpu"), DeviceError, "--device tpu is unknown"),
         (runtime.EngineConfig(max_context=10**6), MemoryBudgetError, "more than the 256 tokens"),
         (runtime.EngineConfig(kv_memory=1), MemoryBudgetError, "not even"),
     ):

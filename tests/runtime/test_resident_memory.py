@@ -59,7 +59,7 @@ def run(engine: Engine, requests: list[Request]) -> int:
 
 
 def rows_resident(engine: Engine) -> int:
-    store = engine._runner._store
+    store = engine._runner._store  # type: ignore[attr-defined]
     return resident_bytes(store.tensors()[0].address, store._rows.nbytes)
 
 

@@ -222,7 +222,7 @@ def test_a_cache_that_raises_costs_nothing_but_itself(
         assert reply.finish is FinishReason.LENGTH
         assert list(reply.token_ids) == greedy_tokens(request.prompt, SAMPLING)
     assert isinstance(engine.reuse.cache, NoCache)
-    assert engine.reuse.host_blocks.num_free == plan.num_host_blocks
+    assert engine.reuse.pool.num_free == plan.num_host_blocks
     assert audit(engine.scheduler, plan) == []
 
 
@@ -283,4 +283,4 @@ def test_blocks_that_a_step_still_reads_are_not_handed_to_the_cache(synthetic: S
     while engine.has_work:
         engine.step()
     assert read == [set()]
-    assert engine.reuse.host_blocks.num_free == plan.num_host_blocks - len(list(reuse.held()))
+    assert engine.reuse.pool.num_free == plan.num_host_blocks - len(list(reuse.held()))

@@ -39,7 +39,7 @@ class Recorded:
         self.steps: list[Step] = []
         run = self.engine._runner.run
 
-        def recording(step: Step) -> np.ndarray:
+        def recording(step: Step) -> object:
             self.steps.append(step)
             return run(step)
 
@@ -191,7 +191,7 @@ def test_logits_that_are_no_numbers_end_one_request(synthetic: SyntheticModel) -
     engine = synthetic.engine(small_plan(synthetic, rows=2, blocks=8, host=0))
     run = engine._runner.run
 
-    def poison(step: Step) -> np.ndarray:
+    def poison(step: Step) -> object:
         logits = run(step)
         if step.number == 3:
             logits[0] = np.nan

@@ -1,0 +1,42 @@
+"""What `--device` means for a model: one clear line when it cannot be had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ortserve.runtime.cuda_library import LIBRARIES, pip_command
+from ortserve.runtime.device_choice import choose_device
+from ortserve.runtime.errors import DeviceError
+from ortserve.runtime.session import available_providers
+from ortserve.runtime.testing import write_paged_synthetic_model, write_synthetic_model
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu"])
+def test_a_model_for_the_cpu_runs_there(tmp_path: Path, name: str) -> None:
+    assert choose_device(name, write_synthetic_model(tmp_path)) is None
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:", "cuda:x", "CUDA", ""])
+def test_unknown_names_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DeviceError, match="is unknown: use auto, cpu, cuda or cuda:1"):
+        choose_device(name, write_synthetic_model(tmp_path))
+
+
+def test_a_model_of_the_other_device_says_how_to_export_it(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="exported for the CPU: export it again with --device cuda"):
+        choose_device("cuda:1", write_synthetic_model(tmp_path / "slots"))
+    with pytest.raises(DeviceError, match="exported for CUDA: export it again with --device cpu"):
+        choose_device("cpu", write_paged_synthetic_model(tmp_path / "pages"))
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in available_providers(), reason="this ONNX Runtime has CUDA")
+@pytest.mark.parametrize("name", ["auto", "cuda", "cuda:3"])
+def test_without_the_gpu_wheel_nothing_falls_back_in_silence(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DeviceError, match=r"has no CUDA: pip uninstall -y onnxruntime && pip"):
+        choose_device(name, write_paged_synthetic_model(tmp_path))
+
+
+def test_the_remedy_names_each_package_once() -> None:
+    assert pip_command(list(LIBRARIES)[2:5]) == "pip install 'nvidia-cublas~=13.0' 'nvidia-curand~=10.0'"
