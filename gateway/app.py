@@ -32,6 +32,7 @@ from ortserve.gateway.routes.messages import MessagesRoute
 from ortserve.gateway.routes.metrics import MetricsRoute
 from ortserve.gateway.routes.models import ModelsRoute
 from ortserve.gateway.routes.scoring import ScoringRoute
+from ortserve.gateway.routes.tokenizing import TokenizingRoute
 from ortserve.gateway.routes.wrong_model import WrongModelRoute
 from ortserve.gateway.runs import Runs
 from ortserve.gateway.schema.batches import ENDPOINTS
@@ -43,7 +44,7 @@ from ortserve.gateway.watch import Patience
 
 GENERATION_PATHS = (
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/responses/input_tokens", "/v1/messages",
-    "/v1/messages/count_tokens",
+    "/v1/messages/count_tokens", "/v1/tokenize", "/v1/detokenize",
 )  # fmt: skip
 
 
@@ -117,11 +118,15 @@ def _decoder_routes(service: ModelService, patience: Patience, tenant: bytes) ->
     """The endpoints of the model that generates; `tenant` is the administrator's own."""
     messages = MessagesRoute(service, patience)
     cache = CacheRoute(service, tenant)
+    tokenizing = TokenizingRoute(service)
     return [
         Route("/v1/chat/completions", ChatRoute(service, patience).post, methods=["POST"]),
         Route("/v1/completions", CompletionRoute(service, patience).post, methods=["POST"]),
         Route("/v1/messages", messages.post, methods=["POST"]),
         Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
+        Route("/v1/tokenize", tokenizing.tokenize, methods=["POST"]),
+        Route("/v1/detokenize", tokenizing.detokenize, methods=["POST"]),
+        Route("/v1/tokenizer_info", tokenizing.info),
         Route("/admin/cache/stats", cache.stats),
         Route("/admin/cache/entries", cache.entries),
         Route("/admin/cache/clear", cache.clear, methods=["POST"]),

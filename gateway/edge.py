@@ -28,8 +28,8 @@ ADMIN_PATH = "/admin"
 METRICS_PATH = "/metrics"
 # First words of paths that clients send whose base URL lacks /v1.
 ALIASED = (
-    "batches", "chat", "completions", "conversations", "embeddings", "files", "messages", "models", "rerank",
-    "responses", "score",
+    "batches", "chat", "completions", "conversations", "detokenize", "embeddings", "files", "messages", "models",
+    "rerank", "responses", "score", "tokenize", "tokenizer_info",
 )  # fmt: skip
 UPLOAD_PATH = "/v1/files"  # its bodies are read as they come, by the route
 METHODS_WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")

@@ -60,6 +60,11 @@ class PromptEncoder:
         self._empty_prompt = empty_prompt
         self.infill = find_infill(tokenizer)  # None: the model cannot fill in the middle
 
+    @property
+    def template_source(self) -> str | None:
+        """The chat template's text; None: there is none."""
+        return None if self._template is None else self._template.source
+
     async def encode_chat(self, request: ChatRequest, *, num_body_bytes: int, param: str = "messages") -> ChatPrompt:
         """The rendered conversation as ids. The template writes the special tokens itself, so none are added.
 

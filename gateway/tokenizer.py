@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -82,6 +82,22 @@ class TextTokenizer:
         data = self.token_bytes(token_id)
         if data:
             return data.decode("utf-8", "replace")
+        return self._tokenizer.id_to_token(token_id) or ""
+
+    def whole_bytes(self, token_id: int) -> bytes:
+        """What a token stands for in a text that is to be tokenized again: special tokens by their names."""
+        added = self._added.get(token_id)
+        return self.token_bytes(token_id) if added is None else added.content.encode()
+
+    def decode_whole(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens included; bytes that are no UTF-8 become U+FFFD."""
+        data = b"".join(map(self.whole_bytes, ids))
+        if self.strips_first_space and ids and ids[0] not in self._added:
+            data = data.removeprefix(b" ")
+        return data.decode("utf-8", "replace")
+
+    def spelling(self, token_id: int) -> str:
+        """The vocabulary's own entry."""
         return self._tokenizer.id_to_token(token_id) or ""
 
     def _compute_bytes(self, token_id: int) -> bytes:

@@ -13,6 +13,7 @@ from ortserve.gateway.contract.encoders import EMBEDDINGS, RERANK, SCORE
 from ortserve.gateway.contract.messages import MESSAGES
 from ortserve.gateway.contract.responses import RESPONSES
 from ortserve.gateway.contract.table import FieldTable
+from ortserve.gateway.contract.tokenizing import DETOKENIZE, TOKENIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ BODIES = (
     BodyContract("/v1/embeddings", EMBEDDINGS),
     BodyContract("/v1/rerank", RERANK),
     BodyContract("/v1/score", SCORE),
+    BodyContract("/v1/tokenize", TOKENIZE),
+    BodyContract("/v1/detokenize", DETOKENIZE),
     BodyContract("/admin/cache/warm", WARM),
     BodyContract("/admin/cache/clear", CLEAR),
 )

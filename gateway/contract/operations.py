@@ -15,6 +15,7 @@ from ortserve.gateway.schema.files import FileReply
 from ortserve.gateway.schema.replies import ChatReply, CompletionReply, EncoderReply, ModelList, ModelReply
 from ortserve.gateway.schema.response_replies import InputTokensReply, ResponseReply
 from ortserve.gateway.schema.scoring import RerankReply, ScoreReply
+from ortserve.gateway.schema.tokenizing import DetokenizeReply, TokenizeReply, TokenizerInfoReply
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,9 @@ OPERATIONS = (
     Operation("POST", "/v1/embeddings", "Embed texts", EmbeddingReply),
     Operation("POST", "/v1/rerank", "Order documents by a query", RerankReply),
     Operation("POST", "/v1/score", "Score pairs of texts", ScoreReply),
+    Operation("POST", "/v1/tokenize", "The tokens of a text or a conversation", TokenizeReply),
+    Operation("POST", "/v1/detokenize", "The text of tokens", DetokenizeReply),
+    Operation("GET", "/v1/tokenizer_info", "Special tokens and chat template", TokenizerInfoReply),
     Operation("GET", "/v1/models", "The served models", ModelList),
     Operation("GET", "/v1/models/{id}", "One model", ModelReply | EncoderReply),
     Operation("GET", "/health", "Whether requests are taken"),

@@ -62,7 +62,7 @@ def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary
     _refuse_unsupported(fields)
     _check_accepted(fields)
     stream = fields.boolean("stream")
-    continues = _read_continuation(fields, messages)
+    continues = read_continuation(fields, messages)
     max_tokens = fields.integer("max_tokens", 1)
     max_completion_tokens = fields.integer("max_completion_tokens", 1)
     sampling = read_sampling(
@@ -80,7 +80,7 @@ def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary
         stops=read_stops(fields),
         stream=stream,
         include_usage=read_include_usage(fields, stream=stream),
-        template_options=_read_template_options(fields),
+        template_options=read_template_options(fields),
         add_generation_prompt=fields.boolean("add_generation_prompt", default=not continues),
         cache=read_cache_wish(fields),
         draft=read_draft_wish(fields),
@@ -91,7 +91,8 @@ def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary
     )
 
 
-def _read_continuation(fields: Fields, messages: tuple[Message, ...]) -> bool:
+def read_continuation(fields: Fields, messages: tuple[Message, ...]) -> bool:
+    """`continue_final_message`; a 400 unless there is a text of the assistant's to continue."""
     if not fields.boolean("continue_final_message"):
         return False
     if messages[-1].role != "assistant" or messages[-1].tool_calls:
@@ -138,7 +139,8 @@ def _check_accepted(fields: Fields) -> None:
     read_metadata(fields)
 
 
-def _read_template_options(fields: Fields) -> Mapping[str, object]:
+def read_template_options(fields: Fields) -> Mapping[str, object]:
+    """Variables of the chat template: `reasoning_effort` and `chat_template_kwargs`."""
     options: dict[str, object] = {}
     effort = fields.string("reasoning_effort")
     if effort is not None:

@@ -17,6 +17,7 @@ from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.schema.responses import read_response_call
 from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
 from ortserve.gateway.schema.scoring import read_rerank, read_score
+from ortserve.gateway.schema.tokenizing import read_detokenize, read_tokenize
 from ortserve.gateway.warming import read_warm
 
 Body: TypeAlias = dict[str, Any]
@@ -35,6 +36,8 @@ READERS: Mapping[str, Callable[[Fields], object]] = {
     "/v1/embeddings": read_embedding,
     "/v1/rerank": read_rerank,
     "/v1/score": read_score,
+    "/v1/tokenize": read_tokenize,
+    "/v1/detokenize": lambda fields: read_detokenize(fields, VOCABULARY),
     "/admin/cache/warm": lambda fields: read_warm(fields, VOCABULARY, tenant=b"me"),
     "/admin/cache/clear": read_clear,
 }
@@ -119,6 +122,19 @@ HONOURED: Mapping[str, tuple[Body, ...]] = {
         },
     ),
     "/v1/score": ({"model": "m", "text_1": "a", "text_2": ["b"], "truncate_prompt_tokens": 9},),
+    "/v1/tokenize": (
+        {"model": "m", "prompt": "hi", "add_special_tokens": True, "return_token_strs": True},
+        {"content": "hi", "add_special": True, "with_pieces": True},
+        {
+            "messages": CONVERSATION, "tools": TOOLS, "reasoning_effort": "low", "chat_template_kwargs": {"a": 1},
+            "add_generation_prompt": True,
+            "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": CHOSEN}},
+        },
+        *({"messages": [USER], "tools": TOOLS, "tool_choice": chosen} for chosen in CHOSEN),
+        {"messages": [USER], "functions": [FUNCTION], "function_call": {"name": "f"}},
+        {"messages": [USER, {"role": "assistant", "content": "Well"}], "continue_final_message": True},
+    ),
+    "/v1/detokenize": ({"model": "m", "tokens": [1, 2]},),
     "/v1/chat/completions": (
         {
             **CHAT, **CHOOSING, **EXTENSIONS, **CACHING,
@@ -209,6 +225,16 @@ REFUSED: Mapping[str, Mapping[str, Body]] = {
         "max_chunks_per_doc": {**RERANK, "max_chunks_per_doc": 3},
     },
     "/v1/score": {},
+    "/v1/tokenize": {
+        **{
+            f"messages[].content[].{name}": {"messages": [{"role": "user", "content": [{"type": name, name: {}}]}]}
+            for name in ("image_url", "input_audio", "file")
+        },
+        "parse_special": {"prompt": "hi", "parse_special": False},
+        "chat_template": {"prompt": "hi", "chat_template": "x"},
+        "mm_processor_kwargs": {"prompt": "hi", "mm_processor_kwargs": {"a": 1}},
+    },
+    "/v1/detokenize": {},
     "/v1/chat/completions": {
         "messages[].content[].image_url": _part(type="image_url", image_url={"url": "x"}),
         "messages[].content[].input_audio": _part(type="input_audio", input_audio={"data": "x"}),

@@ -167,6 +167,8 @@ def smallest(contract: BodyContract) -> Body:
     """Only what is required."""
     if contract.path == "/admin/cache/warm":
         return {"prompt": "hi"}
+    if contract.path == "/v1/tokenize":
+        return {"messages": [{"role": "user", "content": "hi"}]}
     if contract.path == "/v1/responses":
         return {"input": "hi"}
     return {

@@ -1,0 +1,97 @@
+"""POST /v1/tokenize, /v1/detokenize and GET /v1/tokenizer_info. Know no engine: nothing is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ortserve.gateway.contract.tokenizing import DETOKENIZE, TOKENIZE
+from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.prompt import INLINE_BYTES
+from ortserve.gateway.routes.bodies import json_response, read_request
+from ortserve.gateway.schema.tokenizing import (
+    DetokenizeReply,
+    TokenizeReply,
+    TokenizeRequest,
+    TokenizerInfoReply,
+    TokenPiece,
+    read_detokenize,
+    read_tokenize,
+)
+from ortserve.gateway.service import ModelService
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizingRoute:
+    """The endpoints of one model."""
+
+    service: ModelService
+
+    async def tokenize(self, request: Request) -> Response:
+        """Ids of a text, which may be longer than the context, or of a conversation's prompt."""
+        service = self.service
+        call = await read_request(request, TOKENIZE, read_tokenize, service.pool)
+        self._check_model(call.model)
+        size = len(exchange_of(request.scope).body)
+        source = call.source
+        if isinstance(source, str):
+            ids: Sequence[int] = await self._run(
+                lambda: service.tokenizer.encode(source, add_special_tokens=call.adds_special_tokens), size
+            )
+        else:
+            ids = (await service.prompts.encode_chat(source, num_body_bytes=size)).ids
+        return await self._run(lambda: json_response(self._reply(call, ids)), size)
+
+    async def detokenize(self, request: Request) -> Response:
+        """The text of ids."""
+        service = self.service
+        call = await read_request(
+            request, DETOKENIZE, lambda fields: read_detokenize(fields, service.vocabulary), service.pool
+        )
+        self._check_model(call.model)
+        size = len(exchange_of(request.scope).body)
+        text = await self._run(lambda: service.tokenizer.decode_whole(call.ids), size)
+        return json_response(DetokenizeReply(text, text))
+
+    async def info(self, _: Request) -> Response:
+        """What clients that tokenize elsewhere need to know."""
+        service = self.service
+        manifest = service.manifest
+        spelling = service.tokenizer.spelling
+        reply = TokenizerInfoReply(
+            bos_token=None if manifest.bos_token_id is None else spelling(manifest.bos_token_id),
+            eos_token=spelling(manifest.eos_token_ids[0]) if manifest.eos_token_ids else None,
+            pad_token=None,  # nothing here is padded
+            chat_template=service.prompts.template_source,
+            vocab_size=service.vocabulary.num_tokens,
+            model_max_length=service.max_context,
+        )
+        return json_response(reply)
+
+    def _check_model(self, name: str | None) -> None:
+        if name is not None:
+            self.service.check_model(name)
+
+    def _reply(self, call: TokenizeRequest, ids: Sequence[int]) -> TokenizeReply:
+        tokenizer = self.service.tokenizer
+        tokens: list[int] | list[TokenPiece] = list(ids)
+        if call.with_pieces:
+            tokens = [TokenPiece(token, _piece(tokenizer.whole_bytes(token))) for token in ids]
+        names = [tokenizer.spelling(token) for token in ids] if call.names_tokens else None
+        return TokenizeReply(len(ids), self.service.max_context, tokens, names)
+
+    async def _run(self, work: Callable[[], Result], size: int) -> Result:
+        return work() if size <= INLINE_BYTES else await self.service.pool.run(work)
+
+
+def _piece(data: bytes) -> str | list[int]:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return list(data)
