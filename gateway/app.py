@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
+from ortserve.gateway.access.access import Access
 from ortserve.gateway.batch_jobs import BatchJobs
 from ortserve.gateway.catalog import Catalog
 from ortserve.gateway.directory import Directory
@@ -39,7 +41,7 @@ from ortserve.gateway.schema.batches import ENDPOINTS
 from ortserve.gateway.service import ModelService
 from ortserve.gateway.state_routes import kept_routes, response_routes
 from ortserve.gateway.store.state import State
-from ortserve.gateway.tenancy import tenant_of
+from ortserve.gateway.warming import Whose
 from ortserve.gateway.watch import Patience
 
 GENERATION_PATHS = (
@@ -57,11 +59,13 @@ def build_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     strict_parameters: bool = False,
     state: State | None = None,
+    access: Access | None = None,
 ) -> Starlette:
-    """Routes and layers. `patience` bounds silent and stalled streams; without `admin_key` nobody may administrate.
+    """Routes and layers. `patience` bounds silent and stalled streams.
 
-    With `strict_parameters`, fields that no table knows are refused instead of reported. `state` (None: one in memory)
-    is closed when the application ends.
+    `access` holds the keys; None: those of `api_key` and `admin_key` alone. Without an administrator's key nobody may
+    administrate. With `strict_parameters`, fields that no table knows are refused instead of reported. `state` (None:
+    one in memory) is closed when the application ends.
     """
     patience = patience or Patience()
     decoder = catalog.decoder
@@ -70,14 +74,20 @@ def build_app(
     health = HealthRoute(catalog)
     scoring = ScoringRoute(catalog, patience)
     state, runs = state or State(), Runs()
-    tenant = tenant_of((api_key or "").encode())
+    access = access or Access(api_key=api_key, admin_key=admin_key)
     answering = [
-        *(_decoder_routes(decoder, patience, tenant) if decoder else ()),
+        *(_decoder_routes(decoder, patience, access.whose) if decoder else ()),
         *(response_routes(decoder, state, runs, patience) if decoder else ()),
     ]
     embeddings = Route("/v1/embeddings", EmbeddingsRoute(catalog, patience).post, methods=["POST"])
     jobs = BatchJobs(
-        state, Dispatcher(_handlers([*answering, embeddings] if catalog.encoders else answering), metrics.count)
+        state,
+        Dispatcher(
+            _handlers([*answering, embeddings] if catalog.encoders else answering),
+            metrics.count,
+            access,
+            catalog.directory,
+        ),
     )
     routes = [
         *(answering if decoder else _refusing_routes(catalog.directory)),
@@ -88,6 +98,8 @@ def build_app(
         Route("/v1/models", models.index),
         Route("/v1/models/{id:path}", models.one),
         Route("/health", health.get),
+        Route("/health/live", health.live),
+        Route("/health/ready", health.ready),
         Route("/metrics", MetricsRoute(metrics).get),
         Route("/", health.get),
     ]
@@ -102,23 +114,23 @@ def build_app(
             allow_headers=["*"],  # reflected: a literal * would not cover Authorization
             expose_headers=["x-request-id", "request-id", "x-ortserve-ignored"],
         ),
-        Middleware(Gate, api_key=api_key, admin_key=admin_key, max_body_bytes=max_body_bytes),
+        Middleware(Gate, access=access, directory=catalog.directory, max_body_bytes=max_body_bytes),
     ]
     app = Starlette(
         routes=routes,
         middleware=middleware,
-        lifespan=partial(_living, state, runs, jobs),
+        lifespan=partial(_living, state, runs, jobs, access),
         exception_handlers={HTTPException: _http_problem, ApiError: _api_problem},
     )
     app.router.redirect_slashes = False
     return app
 
 
-def _decoder_routes(service: ModelService, patience: Patience, tenant: bytes) -> list[Route]:
-    """The endpoints of the model that generates; `tenant` is the administrator's own."""
+def _decoder_routes(service: ModelService, patience: Patience, whose: Whose) -> list[Route]:
+    """The endpoints of the model that generates; `whose` tells the administrator's tenants."""
     messages = MessagesRoute(service, patience)
-    cache = CacheRoute(service, tenant)
     tokenizing = TokenizingRoute(service)
+    cache = CacheRoute(service, whose)
     return [
         Route("/v1/chat/completions", ChatRoute(service, patience).post, methods=["POST"]),
         Route("/v1/completions", CompletionRoute(service, patience).post, methods=["POST"]),
@@ -146,14 +158,16 @@ def _refusing_routes(directory: Directory) -> list[Route]:
 
 
 @asynccontextmanager
-async def _living(state: State, runs: Runs, jobs: BatchJobs, _: Starlette) -> AsyncIterator[None]:
+async def _living(state: State, runs: Runs, jobs: BatchJobs, access: Access, _: Starlette) -> AsyncIterator[None]:
     """What runs beside requests, from the server's start to its end."""
     state.responses.end_interrupted(interrupted)
     jobs.resume()
     state.start()
+    watching = asyncio.create_task(access.watch())
     try:
         yield
     finally:
+        watching.cancel()
         await jobs.close()
         await runs.close()
         await state.close()

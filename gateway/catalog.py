@@ -29,6 +29,11 @@ class Catalog:
         """Every model accepts requests."""
         return all(service.driver.healthy for service in self.services)
 
+    @property
+    def has_failed(self) -> bool:
+        """Some engine has died and will not come back."""
+        return any(service.driver.has_failed for service in self.services)
+
     def service(self, name: str) -> ModelService | EncoderService:
         """The model of that name, whatever it does. Raises `ApiError` (404)."""
         return self._named(self.directory.find(name, "generate", "embeddings", "rerank").names[0])

@@ -128,6 +128,12 @@ def _load_cache() -> Pair:
     return cache_cli.configure, cache_cli.run
 
 
+def _load_keys() -> Pair:
+    from ortserve.gateway.access import keys_cli
+
+    return keys_cli.configure, keys_cli.run
+
+
 def _load_plugins() -> Pair:
     from ortserve.gateway import plugins_cli
 
@@ -172,6 +178,7 @@ VERBS = (
     Verb("verify", "check an exported model, or prove it again", partial(_load_export, "verify")),
     Verb("inspect", "print what an exported model is", partial(_load_export, "inspect")),
     Verb("cache", "look at and change the prompt cache of a running server", _load_cache),
+    Verb("keys", "make API keys, and lines for --api-keys", _load_keys),
     Verb("plugins", "list installed plugins and where they come from", _load_plugins),
     Verb("bench", "load a running server and measure it", _load_bench),
     Verb("bench speculation", "measure what a running server's drafter brings", _load_speculation),

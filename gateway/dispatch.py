@@ -12,8 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
+from ortserve.gateway.access.access import Access
+from ortserve.gateway.access.grant import Grant
+from ortserve.gateway.directory import Directory
 from ortserve.gateway.edge import problem_of
-from ortserve.gateway.errors import bad_request
+from ortserve.gateway.errors import bad_request, unauthorized
 from ortserve.gateway.exchange import SCOPE_KEY, Exchange
 from ortserve.gateway.logs import log
 
@@ -41,10 +44,17 @@ class Dispatcher:
 
     handlers: Mapping[str, Handler]
     count: Callable[[Exchange, str, float], None]  # into the metrics
+    access: Access
+    directory: Directory
 
     async def call(self, path: str, body: bytes, *, tenant: bytes, priority: int) -> Answer:
-        """Run one request to its end. Cancelling it cancels what it generates."""
-        exchange = Exchange(tenant=tenant, priority=priority, body=body)
+        """Run one request to its end, where the tenant's keys of now allow it. Cancelling cancels what it generates."""
+        grant = self.access.ring.of_tenant(tenant)
+        exchange = Exchange(grant=grant or Grant("", b"", tenant), priority=priority, body=body)
+        exchange.directory = self.directory
+        if grant is None:
+            problem = unauthorized(given=True)
+            return Answer(problem.status, problem.body(), exchange.request_id)
         scope = {
             "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
             "headers": [(b"content-type", b"application/json")], SCOPE_KEY: exchange,

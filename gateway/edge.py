@@ -5,7 +5,6 @@ Every reply passes here, so every reply has an `x-request-id`, every failure the
 
 from __future__ import annotations
 
-import hmac
 import time
 
 import structlog
@@ -13,17 +12,29 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ortserve.gateway.access.access import Access
+from ortserve.gateway.access.grant import Scope as KeyScope
+from ortserve.gateway.access.grant import anonymous
 from ortserve.gateway.anthropic_errors import anthropic_body, speaks_anthropic
-from ortserve.gateway.errors import ApiError, Problem, from_runtime, internal_error, invalid_url, unauthorized
+from ortserve.gateway.directory import Directory
+from ortserve.gateway.errors import (
+    ApiError,
+    Problem,
+    forbidden,
+    from_runtime,
+    internal_error,
+    invalid_url,
+    unauthorized,
+)
 from ortserve.gateway.exchange import SCOPE_KEY, Exchange, exchange_of
 from ortserve.gateway.logs import log
 from ortserve.gateway.metrics import Metrics
-from ortserve.gateway.tenancy import given_key, tenant_of
+from ortserve.gateway.tenancy import given_key
 from ortserve.runtime.errors import OrtserveError
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 IGNORED_HEADER = b"x-ortserve-ignored"
-OPEN_PATHS = ("/", "/health")  # load balancers have no key
+OPEN_PATHS = ("/", "/health", "/health/live", "/health/ready")  # load balancers have no key
 ADMIN_PATH = "/admin"
 METRICS_PATH = "/metrics"
 # First words of paths that clients send whose base URL lacks /v1.
@@ -117,16 +128,11 @@ class Gate:
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        api_key: str | None = None,
-        admin_key: str | None = None,
-        max_body_bytes: int = MAX_BODY_BYTES,
+        self, app: ASGIApp, *, access: Access, directory: Directory, max_body_bytes: int = MAX_BODY_BYTES
     ) -> None:
         self._app = app
-        self._api_key = None if api_key is None else api_key.encode()
-        self._admin_key = None if admin_key is None else admin_key.encode()
+        self._access = access
+        self._directory = directory
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -154,20 +160,23 @@ class Gate:
                 await problem_response(problem_of(error), scope)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Problem | None:
-        key = given_key(Headers(scope=scope))
-        exchange_of(scope).tenant = tenant_of(key)
-        path = scope["path"]
-        if path == ADMIN_PATH or path.startswith(f"{ADMIN_PATH}/"):
-            if self._admin_key is None:
-                return invalid_url(scope["method"], scope["raw_path"].decode("latin-1"))
-            keys = [self._admin_key]
-        elif self._api_key is None or path in OPEN_PATHS or scope["method"] == "OPTIONS":
+        """Note who asks; what they are told when they may not."""
+        key, ring, path = given_key(Headers(scope=scope)), self._access.ring, scope["path"]
+        exchange = exchange_of(scope)
+        exchange.directory = self._directory
+        is_admin = path == ADMIN_PATH or path.startswith(f"{ADMIN_PATH}/")
+        grant = ring.find(key) if is_admin else ring.caller(key)
+        exchange.grant = grant or anonymous(key)
+        exchange.is_known = grant is not None
+        exchange.priority = exchange.grant.limits.priority
+        if is_admin and not ring.has_admin:
+            return invalid_url(scope["method"], scope["raw_path"].decode("latin-1"))
+        if not is_admin and (path in OPEN_PATHS or scope["method"] == "OPTIONS"):
             return None
-        else:
-            keys = [self._api_key]
-            if path == METRICS_PATH and self._admin_key is not None:
-                keys.append(self._admin_key)
-        return None if any(hmac.compare_digest(key, known) for known in keys) else unauthorized(given=bool(key))
+        if grant is None:
+            return unauthorized(given=bool(key))
+        wanted: KeyScope = "admin" if is_admin else "inference"
+        return None if wanted in grant.scopes or path == METRICS_PATH else forbidden(wanted)
 
 
 async def read_body(receive: Receive, limit: int) -> bytes | None:

@@ -104,6 +104,12 @@ def unauthorized(*, given: bool) -> Problem:
     return Problem(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
 
+def forbidden(scope: str) -> Problem:
+    """A 403: a key that is known, for something else."""
+    message = f"You have insufficient permissions for this operation. Missing scopes: {scope}."
+    return Problem(403, message, code="insufficient_permissions")
+
+
 def unavailable(message: str, *, retry_after_s: float = 5.0) -> Problem:
     """A 503: loading, draining, or an engine that has stopped."""
     return Problem(503, message, type="server_error", code="server_unavailable", headers=_retry_headers(retry_after_s))

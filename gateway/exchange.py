@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ortserve.gateway.access.grant import Grant, anonymous
 from ortserve.gateway.contract.table import Unheeded
+from ortserve.gateway.directory import Directory
 from ortserve.gateway.generation import Generation, Timings
-from ortserve.gateway.tenancy import tenant_of
 
 if TYPE_CHECKING:
     from starlette.types import Scope, Send
@@ -29,7 +30,9 @@ class Exchange:
     started: float = field(default_factory=time.monotonic)
     status: int = 0  # 0: nothing sent yet
     outcome: str = "done"  # done, disconnected, stalled, failed
-    tenant: bytes = field(default_factory=lambda: tenant_of(b""))  # digest of the caller's key
+    grant: Grant = field(default_factory=lambda: anonymous(b""))  # what the caller may
+    is_known: bool = True  # the caller has sent a key in force, or none is needed
+    directory: Directory = field(default_factory=lambda: Directory(()))  # of the models that `grant` may name
     num_prompt_tokens: int | None = None
     num_cached_tokens: int | None = None
     num_output_tokens: int | None = None
@@ -40,6 +43,15 @@ class Exchange:
     is_strict: bool = False  # fields that no table knows are refused
     unheeded: Unheeded = field(default_factory=Unheeded)  # fields of the body that have no effect
     send_piece: Send | None = None  # the server's own send, past the layers that only look at a reply's head
+
+    @property
+    def tenant(self) -> bytes:
+        """A digest: whose cached prompts and kept things these are."""
+        return self.grant.tenant
+
+    def check_model(self, name: str) -> None:
+        """Raise `ApiError` (403) for a served model that the caller may not use."""
+        self.grant.check_model(name, self.directory)
 
     def note(self, generation: Generation) -> None:
         """Take over the counts of what was generated."""

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 OTHER = "other"
 UNKNOWN = "unknown"  # whatever strangers call it
 ROUTES = (
-    "/", "/health", "/metrics", "/openapi.json", "/docs", "/v1/chat/completions", "/v1/completions", "/v1/models",
+    "/", "/health", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/docs",
+    "/v1/chat/completions", "/v1/completions", "/v1/models",
     "/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/v1/responses/input_tokens",
     "/v1/conversations", "/v1/files", "/v1/batches",
     "/v1/embeddings", "/v1/rerank", "/v1/score",

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from ortserve.gateway.access.access import Access
+from ortserve.gateway.access.options import add_access_options, open_access
 from ortserve.gateway.cache_options import add_cache_options
 from ortserve.gateway.drafter_options import add_drafter_options, find_draft_model
 from ortserve.gateway.environment import default_of, num_bytes, port, positive, seconds, switch_of
@@ -42,16 +44,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_model_options(parser, several=True)
     add_encoder_options(parser)
+    add_access_options(parser)
     add = parser.add_argument
     add("--host", default=default_of("--host", "127.0.0.1", plain=True), help="address to listen on (127.0.0.1)")
     add("--port", type=port, default=default_of("--port", "8000", plain=True), help="0 takes a free one (8000)")
     add("--served-name", default=default_of("--served-name"), help="name of the first model (its own)")
-    add("--api-key", default=default_of("--api-key"), help="clients must send it (none: every key is accepted)")
-    add(
-        "--admin-key",
-        default=default_of("--admin-key"),
-        help="opens /admin/cache to those who send it (none: closed to everyone)",
-    )
     add(
         "--strict-parameters",
         action="store_true",
@@ -181,12 +178,13 @@ def run(arguments: argparse.Namespace, resolve_model: Callable[[str | None], Pat
     listener = listen(arguments.host, arguments.port, limits)
     with contextlib.ExitStack() as opened:
         opened.callback(listener.close)
-        state = State(state_options(arguments))  # before the models: a folder in use shows at once
+        access = open_access(arguments)  # before the models, as the next line: what is wrong shows at once
+        state = State(state_options(arguments))
         opened.callback(state.database.close)
         folders = [exported_folder(model) or resolve_model(model) for model in arguments.model or [None]]
         models = open_models(folders, arguments, draft_model=find_draft_model(arguments, resolve_model))
         opened.callback(models.close)
-        asyncio.run(_serve(arguments, models, listener, state, limits=limits, began=began))
+        asyncio.run(_serve(arguments, models, listener, state, access=access, limits=limits, began=began))
     return 0
 
 
@@ -201,11 +199,11 @@ async def _serve(
     listener: socket.socket,
     state: State,
     *,
+    access: Access,
     limits: Limits,
     began: float,
 ) -> None:
     from ortserve.gateway.app import build_app
-    from ortserve.gateway.tenancy import tenant_of
     from ortserve.gateway.warming import read_warm_file, warm_all
     from ortserve.gateway.watch import Patience
 
@@ -213,12 +211,10 @@ async def _serve(
     if arguments.warm is not None:
         if catalog.decoder is None:
             raise ConfigurationError("--warm computes prompts, and no model here generates: leave it out")
-        tenant = tenant_of((arguments.api_key or "").encode())
-        await warm_all(catalog.decoder, read_warm_file(arguments.warm, catalog.decoder.vocabulary, tenant=tenant))
+        await warm_all(catalog.decoder, read_warm_file(arguments.warm, catalog.decoder.vocabulary, whose=access.whose))
     app = build_app(
         catalog,
-        api_key=arguments.api_key,
-        admin_key=arguments.admin_key,
+        access=access,
         strict_parameters=arguments.strict_parameters,
         patience=Patience(stall_s=limits.stall_s),
         state=state,
@@ -232,7 +228,7 @@ async def _serve(
     names = [service.name for service in catalog.services]
     log().info("ready", models=names, host=host, port=port_, seconds=round(time.monotonic() - began, 2))
     if not arguments.quiet:
-        sys.stdout.write(greeting(catalog, host, port_, needs_key=arguments.api_key is not None))
+        sys.stdout.write(greeting(catalog, host, port_, needs_key=not access.ring.is_open))
         sys.stdout.flush()
     drain = partial(models.close, drain_s=limits.drain_s)
     await run_server(app, listener, limits=limits, stop=stop, drain=drain)

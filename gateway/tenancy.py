@@ -1,4 +1,4 @@
-"""Who may reuse whose cached prompts: one salt per API key, refined by the request. Never keeps or shows a key.
+"""Who may reuse whose cached prompts: one salt per API key or named tenant, refined by the request. Keeps no key.
 
 Only digests leave this file. A salt is what the prompt cache keys everything by, so two callers share exactly when
 their salts are equal.
@@ -11,6 +11,7 @@ import hashlib
 from starlette.datastructures import Headers
 
 _TENANT = b"ortserve prompt cache tenant v1\0"
+_NAMED = b"ortserve named tenant v1\0"
 _SALT = b"ortserve prompt cache salt v1\0"
 
 
@@ -24,6 +25,11 @@ def given_key(headers: Headers) -> bytes:
 def tenant_of(key: bytes) -> bytes:
     """The tenant of a key, 32 bytes; everyone without a key is one tenant."""
     return hashlib.sha256(_TENANT + key).digest()
+
+
+def named_tenant(name: str) -> bytes:
+    """The tenant of that name in a file of keys, 32 bytes: the same for all its keys, and no key's own."""
+    return hashlib.sha256(_NAMED + name.encode("utf-8", "surrogatepass")).digest()
 
 
 def salt_of(tenant: bytes, refinement: str | None = None) -> bytes:

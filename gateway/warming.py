@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from ortserve.gateway.errors import ApiError, bad_request, unavailable
 from ortserve.gateway.logs import log
@@ -18,7 +18,7 @@ from ortserve.gateway.schema.fields import Fields, invalid_type
 from ortserve.gateway.schema.messages import Message, read_messages
 from ortserve.gateway.schema.sampling import Vocabulary, read_token_ids
 from ortserve.gateway.service import ModelService
-from ortserve.gateway.tenancy import salt_of, tenant_of
+from ortserve.gateway.tenancy import salt_of
 from ortserve.runtime.errors import OrtserveError
 from ortserve.runtime.request import CacheHints, Request, SamplingParams
 
@@ -27,6 +27,7 @@ NUM_PINS = 3  # a block computed last is published by the step after it
 FOREVER_S = 10 * 365 * 86400.0
 
 Answer = TypeVar("Answer")
+Whose: TypeAlias = Callable[[str | None], bytes]  # the tenant of a key; of None: whose prefixes are meant otherwise
 
 
 class WarmingError(OrtserveError):
@@ -53,8 +54,8 @@ class Warmed:
     num_pinned_tokens: int
 
 
-def read_warm(fields: Fields, vocabulary: Vocabulary, *, tenant: bytes) -> WarmRequest:
-    """`messages` or `prompt`; `ttl` (the server's life), `cache_salt`, and `api_key` of those it is for (`tenant`)."""
+def read_warm(fields: Fields, vocabulary: Vocabulary, *, whose: Whose) -> WarmRequest:
+    """`messages` or `prompt`; `ttl` (the server's life), `cache_salt`, and `api_key` of those it is for."""
     prompt = fields.get("prompt")
     if isinstance(prompt, list):
         prompt = read_token_ids(prompt, "prompt", vocabulary)
@@ -64,7 +65,7 @@ def read_warm(fields: Fields, vocabulary: Vocabulary, *, tenant: bytes) -> WarmR
         raise bad_request("Give one of 'messages' and 'prompt'.", param="messages", code="invalid_value")
     key = fields.string("api_key")
     return WarmRequest(
-        tenant=tenant if key is None else tenant_of(key.encode()),
+        tenant=whose(key),
         messages=read_messages(fields) if prompt is None else None,
         prompt=prompt,
         salt=fields.string("cache_salt"),
@@ -103,7 +104,7 @@ async def _prefix_ids(service: ModelService, request: WarmRequest) -> tuple[int,
     return ids
 
 
-def read_warm_file(path: Path, vocabulary: Vocabulary, *, tenant: bytes) -> list[WarmRequest]:
+def read_warm_file(path: Path, vocabulary: Vocabulary, *, whose: Whose) -> list[WarmRequest]:
     """One JSON object per line; empty lines are skipped. Raises `WarmingError`."""
     try:
         lines = path.read_bytes().splitlines()
@@ -113,7 +114,7 @@ def read_warm_file(path: Path, vocabulary: Vocabulary, *, tenant: bytes) -> list
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                requests.append(read_warm(parse_object(line), vocabulary, tenant=tenant))
+                requests.append(read_warm(parse_object(line), vocabulary, whose=whose))
             except ApiError as error:
                 raise WarmingError(f"{path}, line {number}: {error.problem.message}") from None
     return requests

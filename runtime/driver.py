@@ -70,6 +70,7 @@ class Driver:
         self._finish_rate = _FinishRate()
         self._cache_stats = CacheStats()
         self._draft_stats: DraftStats | None = None
+        self._has_failed = False
         self._closed_reason: str | None = None  # set once no request is accepted any more
         self._drain_until: float | None = None
         engine.bell.answer_with(self._wake)
@@ -85,6 +86,11 @@ class Driver:
     def healthy(self) -> bool:
         """Requests are accepted."""
         return self._closed_reason is None
+
+    @property
+    def has_failed(self) -> bool:
+        """The engine's thread has died: only a new one helps."""
+        return self._has_failed
 
     def stats(self) -> EngineStats:
         """As of the last step."""
@@ -192,6 +198,7 @@ class Driver:
         except BaseException as error:  # a defect of the engine itself: nobody may wait for it forever
             structlog.get_logger("ortserve.driver").exception("the engine's thread has died")
             with self._changed:
+                self._has_failed = True
                 self._closed_reason = f"the engine has failed ({type(error).__name__}): restart the server"
             self._hand_out(
                 [Delta(name, (), finish=FinishReason.ERROR, error=self._closed_reason) for name in list(self._outlets)]

@@ -98,6 +98,7 @@ class EncoderDriver:
         self._last_number = 0
         self._num_waiting = 0  # inputs of unfinished requests; guarded by _changed
         self._counts = _Counts()
+        self._has_failed = False
         self._closed_reason: str | None = None
         self._drain_until: float | None = None
         self._thread = threading.Thread(target=self._run, name="ortserve-encoder", daemon=True)
@@ -107,6 +108,11 @@ class EncoderDriver:
     def healthy(self) -> bool:
         """Requests are accepted."""
         return self._closed_reason is None
+
+    @property
+    def has_failed(self) -> bool:
+        """The encoder's thread has died: only a new one helps."""
+        return self._has_failed
 
     def stats(self) -> EncoderStats:
         """As of the last batch."""
@@ -192,6 +198,7 @@ class EncoderDriver:
             self._fail_all("the encoder is shutting down")
         except BaseException as error:  # a defect here: nobody may wait for it forever
             structlog.get_logger("ortserve.encoder").exception("the encoder's thread has died")
+            self._has_failed = True
             self._fail_all(f"the encoder has failed ({type(error).__name__}): restart the server")
 
     def _wait_for_work(self) -> bool:

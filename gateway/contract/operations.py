@@ -66,6 +66,8 @@ OPERATIONS = (
     Operation("GET", "/v1/models", "The served models", ModelList),
     Operation("GET", "/v1/models/{id}", "One model", ModelReply | EncoderReply),
     Operation("GET", "/health", "Whether requests are taken"),
+    Operation("GET", "/health/live", "Whether the process need not be restarted"),
+    Operation("GET", "/health/ready", "Whether requests are taken"),
     Operation("GET", "/", "Whether requests are taken"),
     Operation("GET", "/metrics", "Counters for Prometheus", "text/plain"),
     Operation("GET", "/openapi.json", "This document"),

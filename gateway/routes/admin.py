@@ -13,8 +13,8 @@ from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.routes.bodies import json_response, read_request
 from ortserve.gateway.schema.fields import Fields, check_range
 from ortserve.gateway.service import ModelService
-from ortserve.gateway.tenancy import salt_of, tenant_of
-from ortserve.gateway.warming import answer_of, read_warm, warm
+from ortserve.gateway.tenancy import salt_of
+from ortserve.gateway.warming import Whose, answer_of, read_warm, warm
 from ortserve.plugins.api import CacheStats, Entry
 
 DEFAULT_ENTRIES = 1000
@@ -54,10 +54,10 @@ class WarmedReply(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class CacheRoute:
-    """The endpoints of one model's prompt cache. `tenant` is whose prefixes are meant when a body names no key."""
+    """The endpoints of one model's prompt cache. `whose` is the tenant of the key that a body names, or none."""
 
     service: ModelService
-    tenant: bytes
+    whose: Whose
 
     async def stats(self, _: Request) -> Response:
         """Counters since the start, and sizes now."""
@@ -80,7 +80,7 @@ class CacheRoute:
             key, refinement = await read_request(request, CLEAR, read_clear, self.service.pool)
         salt = None
         if key is not None or refinement is not None:
-            salt = salt_of(self.tenant if key is None else tenant_of(key.encode()), refinement)
+            salt = salt_of(self.whose(key), refinement)
         return json_response(ClearedReply(await answer_of(self.service.driver.cache_clear(salt))))
 
     async def warm(self, request: Request) -> Response:
@@ -89,7 +89,7 @@ class CacheRoute:
         wanted = await read_request(
             request,
             WARM,
-            lambda fields: read_warm(fields, service.vocabulary, tenant=self.tenant),
+            lambda fields: read_warm(fields, service.vocabulary, whose=self.whose),
             service.pool,
         )
         warmed = await warm(service, wanted)

@@ -47,8 +47,8 @@ def parse_object(body: bytes) -> Fields:
 async def read_request(request: Request, table: FieldTable, read: Callable[[Fields], Result], pool: WorkPool) -> Result:
     """Parse and validate; in the worker pool when the body is large. What `table` says has no effect is noted.
 
-    Raises `ApiError`: 400 for a body that is wrong or has another type than JSON, or, where that was asked for,
-    fields that the table does not know; 415 for a coding.
+    Raises `ApiError`: 400 for a body that is wrong or has another type than JSON, or, where that was asked for, fields
+    that the table does not know; 403 for a model that the caller may not use; 415 for a coding.
     """
     exchange = exchange_of(request.scope)
     _check_headers(request.headers)
@@ -58,6 +58,9 @@ async def read_request(request: Request, table: FieldTable, read: Callable[[Fiel
         fields = parse_object(body)
         if exchange.is_strict:
             _refuse_repetition(body)
+        named = fields.get("model")
+        if isinstance(named, str) and table.verdict_of("model") is not None:
+            exchange.check_model(named)
         exchange.unheeded = unheeded = table.unheeded(fields.data)
         if exchange.is_strict and unheeded.unknown:
             name = unheeded.unknown[0]

@@ -1,4 +1,4 @@
-"""GET /health and GET /. Know no request."""
+"""GET /health, /health/live, /health/ready and GET /. Tell strangers only whether."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.catalog import Catalog
+from ortserve.gateway.exchange import exchange_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +18,18 @@ class HealthRoute:
 
     catalog: Catalog
 
-    async def get(self, _: Request) -> Response:
-        """200 while all models run; 503 when one drains or has failed."""
+    async def live(self, _: Request) -> Response:
+        """200 unless only a restart helps: 503 when an engine's thread has died."""
+        return _status("failed", 503) if self.catalog.has_failed else _status("ok", 200)
+
+    async def ready(self, _: Request) -> Response:
+        """200 while requests are taken; 503 when a model drains or has failed."""
+        return _status("ok", 200) if self.catalog.healthy else _status("unavailable", 503)
+
+    async def get(self, request: Request) -> Response:
+        """As `ready`, and what runs for those whose key is known."""
+        if not exchange_of(request.scope).is_known:
+            return await self.ready(request)
         catalog = self.catalog
         model = catalog.services[0].name
         if not catalog.healthy:
@@ -33,3 +44,8 @@ class HealthRoute:
                 {"model": service.name, "waiting": service.driver.stats().num_waiting} for service in catalog.encoders
             ]
         return Response(msgspec.json.encode(state), media_type="application/json")
+
+
+def _status(word: str, status: int) -> Response:
+    headers = {} if status == 200 else {"retry-after": "5"}
+    return Response(msgspec.json.encode({"status": word}), status, headers, "application/json")

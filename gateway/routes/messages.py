@@ -43,7 +43,9 @@ class MessagesRoute:
         service = self.service
         exchange = exchange_of(request.scope)
         chat = await self._read(request, read_message_call)
-        generation = await service.start_chat(chat, tenant=exchange.tenant, num_body_bytes=len(exchange.body))
+        generation = await service.start_chat(
+            chat, tenant=exchange.tenant, num_body_bytes=len(exchange.body), priority=exchange.priority
+        )
         reply_id = f"msg_{secrets.token_hex(14)}"
         if not chat.stream:
             return await self._whole(request, chat, generation, reply_id)

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from ortserve.gateway.catalog import Catalog
 from ortserve.gateway.encoder_service import EncoderService
+from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.routes.bodies import json_response
 from ortserve.gateway.schema.replies import EncoderReply, GenerationValues, ModelList, ModelReply
 from ortserve.gateway.service import ModelService
@@ -20,12 +21,22 @@ class ModelsRoute:
 
     catalog: Catalog
 
-    async def index(self, _: Request) -> Response:
-        """All models: clients discover names here."""
-        return json_response(ModelList([_reply(service) for service in self.catalog.services]))
+    async def index(self, request: Request) -> Response:
+        """All models that the caller may use: clients discover names here."""
+        exchange = exchange_of(request.scope)
+        return json_response(
+            ModelList(
+                [
+                    _reply(service)
+                    for service in self.catalog.services
+                    if exchange.grant.may_use(service.name, exchange.directory)
+                ]
+            )
+        )
 
     async def one(self, request: Request) -> Response:
         """One model by id, which may contain slashes."""
+        exchange_of(request.scope).check_model(request.path_params["id"])
         return json_response(_reply(self.catalog.service(request.path_params["id"])))
 
 

@@ -67,12 +67,14 @@ class ResponsesRoute:
 
     async def _read(self, request: Request) -> ResponseCall:
         service = self.service
-        return await read_request(
+        call = await read_request(
             request,
             RESPONSES,
             lambda fields: read_response_call(fields, service.defaults, service.vocabulary),
             service.pool,
         )
+        exchange_of(request.scope).check_model(self._model(call))
+        return call
 
     def _model(self, call: ResponseCall) -> str:
         return self.service.name if call.model is None else call.model

@@ -19,7 +19,9 @@ class WrongModelRoute:
     directory: Directory
 
     async def post(self, request: Request) -> Response:
-        """Raises `ApiError`: 404 for an unknown model, 400 for one that does something else."""
-        name = parse_object(exchange_of(request.scope).body).required_string("model")
+        """Raises `ApiError`: 404 for an unknown model, 403 for one that is not allowed, 400 for one of another kind."""
+        exchange = exchange_of(request.scope)
+        name = parse_object(exchange.body).required_string("model")
+        exchange.check_model(name)
         self.directory.find(name, "generate")
         raise AssertionError("a model that generates has its own routes")

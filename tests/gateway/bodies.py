@@ -38,7 +38,7 @@ READERS: Mapping[str, Callable[[Fields], object]] = {
     "/v1/score": read_score,
     "/v1/tokenize": read_tokenize,
     "/v1/detokenize": lambda fields: read_detokenize(fields, VOCABULARY),
-    "/admin/cache/warm": lambda fields: read_warm(fields, VOCABULARY, tenant=b"me"),
+    "/admin/cache/warm": lambda fields: read_warm(fields, VOCABULARY, whose=lambda key: b"me"),
     "/admin/cache/clear": read_clear,
 }
 

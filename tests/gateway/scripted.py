@@ -103,6 +103,10 @@ class ScriptedDriver:
         self._thread.start()
 
     @property
+    def has_failed(self) -> bool:
+        return False
+
+    @property
     def healthy(self) -> bool:
         return not self._closed
 

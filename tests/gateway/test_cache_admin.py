@@ -105,7 +105,12 @@ def test_a_file_of_prefixes(pocket: Path, tmp_path: Path) -> None:
 
     async def warmed(service: ModelService) -> list[str | None]:
         tenant = tenant_of(b"")
-        await warm_all(service, read_warm_file(path, service.vocabulary, tenant=tenant))
+        await warm_all(
+            service,
+            read_warm_file(
+                path, service.vocabulary, whose=lambda key: tenant if key is None else tenant_of(key.encode())
+            ),
+        )
         service.pool.close()
         return [None if entry.pinned_s is None else entry.tier for entry in driver.cache_entries().result(10)]
 
@@ -123,6 +128,6 @@ def test_a_file_of_prefixes(pocket: Path, tmp_path: Path) -> None:
         with pytest.raises(WarmingError, match="line 1: Invalid value: 'robot'"):
             asyncio.run(main())
         with pytest.raises(WarmingError, match="cannot be read"):
-            read_warm_file(tmp_path / "missing", None, tenant=b"")  # type: ignore[arg-type]
+            read_warm_file(tmp_path / "missing", None, whose=lambda key: b"")  # type: ignore[arg-type]
     finally:
         driver.close()

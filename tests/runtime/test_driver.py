@@ -270,6 +270,7 @@ def test_when_the_engine_has_a_defect_nobody_waits_forever(synthetic: SyntheticM
             assert last.error == f"the engine has failed ({type(defect).__name__}): restart the server"
         driver._thread.join(PATIENCE_S)
         assert not driver.healthy
+        assert driver.has_failed
         with pytest.raises(EngineClosedError, match="has failed"):
             driver.submit(greedy("late", 1), collector)
 

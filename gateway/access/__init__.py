@@ -1,0 +1,1 @@
+"""Who may use the server, for what, and how much: keys, their file, and what they grant."""
