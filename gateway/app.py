@@ -76,7 +76,7 @@ def build_app(
     state, runs = state or State(), Runs()
     access = access or Access(api_key=api_key, admin_key=admin_key)
     answering = [
-        *(_decoder_routes(decoder, patience, access.whose) if decoder else ()),
+        *(_decoder_routes(decoder, state, patience, access.whose) if decoder else ()),
         *(response_routes(decoder, state, runs, patience) if decoder else ()),
     ]
     embeddings = Route("/v1/embeddings", EmbeddingsRoute(catalog, patience).post, methods=["POST"])
@@ -126,13 +126,13 @@ def build_app(
     return app
 
 
-def _decoder_routes(service: ModelService, patience: Patience, whose: Whose) -> list[Route]:
+def _decoder_routes(service: ModelService, state: State, patience: Patience, whose: Whose) -> list[Route]:
     """The endpoints of the model that generates; `whose` tells the administrator's tenants."""
     messages = MessagesRoute(service, patience)
     tokenizing = TokenizingRoute(service)
     cache = CacheRoute(service, whose)
     return [
-        Route("/v1/chat/completions", ChatRoute(service, patience).post, methods=["POST"]),
+        Route("/v1/chat/completions", ChatRoute(service, state.completions, patience).post, methods=["POST"]),
         Route("/v1/completions", CompletionRoute(service, patience).post, methods=["POST"]),
         Route("/v1/messages", messages.post, methods=["POST"]),
         Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),

@@ -354,10 +354,11 @@ async def collect(generation: Generation) -> list[WholeChoice]:
             for piece in batch:
                 pieces[piece.index].append(piece)
     await generation.settle()
-    return [_joined(index, own) for index, own in enumerate(pieces)]
+    return [joined(index, own) for index, own in enumerate(pieces)]
 
 
-def _joined(index: int, pieces: Sequence[ChoicePiece]) -> WholeChoice:
+def joined(index: int, pieces: Sequence[ChoicePiece]) -> WholeChoice:
+    """All pieces of one choice that has ended."""
     last = pieces[-1]
     assert last.finish is not None
     return WholeChoice(

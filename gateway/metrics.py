@@ -31,6 +31,7 @@ ROUTES = (
     "/admin/cache/stats", "/admin/cache/entries", "/admin/cache/clear", "/admin/cache/warm",
 )  # fmt: skip
 PATTERNS = (
+    "/v1/chat/completions/{id}", "/v1/chat/completions/{id}/messages",
     "/v1/responses/{id}", "/v1/responses/{id}/cancel", "/v1/responses/{id}/input_items",
     "/v1/batches/{id}", "/v1/batches/{id}/cancel", "/v1/files/{id}", "/v1/files/{id}/content",
     "/v1/conversations/{id}", "/v1/conversations/{id}/items", "/v1/conversations/{id}/items/{item}",

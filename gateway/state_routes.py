@@ -9,6 +9,7 @@ from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.routes.batches import BatchesRoute
 from ortserve.gateway.routes.conversations import ConversationsRoute
 from ortserve.gateway.routes.files import FilesRoute
+from ortserve.gateway.routes.kept_chat import KeptChatRoute
 from ortserve.gateway.routes.kept_responses import KeptResponsesRoute
 from ortserve.gateway.routes.responses import ResponsesRoute
 from ortserve.gateway.runs import Runs
@@ -28,10 +29,16 @@ def response_routes(service: ModelService, state: State, runs: Runs, patience: P
 
 def kept_routes(state: State, runs: Runs, jobs: BatchJobs, pool: WorkPool, patience: Patience) -> list[Route]:
     """Of what is kept, whatever models there are."""
+    chat = KeptChatRoute(state, pool)
     kept = KeptResponsesRoute(state, runs, patience)
     conversations = ConversationsRoute(state, pool)
     files, batches = FilesRoute(state), BatchesRoute(state, jobs, pool)
     return [
+        Route("/v1/chat/completions", chat.index, methods=["GET"]),
+        Route("/v1/chat/completions/{id}", chat.get, methods=["GET"]),
+        Route("/v1/chat/completions/{id}", chat.update, methods=["POST"]),
+        Route("/v1/chat/completions/{id}", chat.delete, methods=["DELETE"]),
+        Route("/v1/chat/completions/{id}/messages", chat.messages, methods=["GET"]),
         Route("/v1/responses/{id}", kept.get, methods=["GET"]),
         Route("/v1/responses/{id}", kept.delete, methods=["DELETE"]),
         Route("/v1/responses/{id}/cancel", kept.cancel, methods=["POST"]),

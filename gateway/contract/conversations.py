@@ -13,7 +13,7 @@ CONVERSATIONS = FieldTable(
         honoured("metadata", mapping(STRING), "kept and shown"),
     )
 )
-CONVERSATION_UPDATE = FieldTable((required("metadata", mapping(STRING), "in place of the old; null: none"),))
+METADATA_UPDATE = FieldTable((required("metadata", mapping(STRING), "in place of the old; null: none"),))
 CONVERSATION_ITEMS = FieldTable(
     (required("items", array(ANYTHING, min_items=1, max_items=MAX_NEW_ITEMS), "as `input` of responses"),)
 )

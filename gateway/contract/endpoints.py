@@ -8,7 +8,7 @@ from ortserve.gateway.contract.admin import CLEAR, WARM
 from ortserve.gateway.contract.batches import BATCHES
 from ortserve.gateway.contract.chat import CHAT
 from ortserve.gateway.contract.completions import COMPLETIONS
-from ortserve.gateway.contract.conversations import CONVERSATION_ITEMS, CONVERSATION_UPDATE, CONVERSATIONS
+from ortserve.gateway.contract.conversations import CONVERSATION_ITEMS, CONVERSATIONS, METADATA_UPDATE
 from ortserve.gateway.contract.encoders import EMBEDDINGS, RERANK, SCORE
 from ortserve.gateway.contract.messages import MESSAGES
 from ortserve.gateway.contract.responses import RESPONSES
@@ -26,13 +26,14 @@ class BodyContract:
 
 BODIES = (
     BodyContract("/v1/chat/completions", CHAT),
+    BodyContract("/v1/chat/completions/{id}", METADATA_UPDATE),
     BodyContract("/v1/completions", COMPLETIONS),
     BodyContract("/v1/messages", MESSAGES),
     BodyContract("/v1/messages/count_tokens", MESSAGES),
     BodyContract("/v1/responses", RESPONSES),
     BodyContract("/v1/responses/input_tokens", RESPONSES),
     BodyContract("/v1/conversations", CONVERSATIONS),
-    BodyContract("/v1/conversations/{id}", CONVERSATION_UPDATE),
+    BodyContract("/v1/conversations/{id}", METADATA_UPDATE),
     BodyContract("/v1/conversations/{id}/items", CONVERSATION_ITEMS),
     BodyContract("/v1/batches", BATCHES),
     BodyContract("/v1/embeddings", EMBEDDINGS),

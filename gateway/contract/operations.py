@@ -31,6 +31,11 @@ class Operation:
 
 OPERATIONS = (
     Operation("POST", "/v1/chat/completions", "Answer a conversation", ChatReply, streams=True),
+    Operation("GET", "/v1/chat/completions", "Kept chat completions", ListReply),
+    Operation("GET", "/v1/chat/completions/{id}", "A kept chat completion", ChatReply),
+    Operation("POST", "/v1/chat/completions/{id}", "Change its metadata", ChatReply),
+    Operation("DELETE", "/v1/chat/completions/{id}", "Forget a chat completion", DeletedReply),
+    Operation("GET", "/v1/chat/completions/{id}/messages", "What it answers", ListReply),
     Operation("POST", "/v1/completions", "Continue or judge prompts", CompletionReply, streams=True),
     Operation("POST", "/v1/messages", "Answer a conversation (Anthropic)", MessageReply, streams=True),
     Operation("POST", "/v1/messages/count_tokens", "Count a conversation's tokens (Anthropic)", TokenCountReply),

@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ortserve.gateway.contract.conversations import CONVERSATION_ITEMS, CONVERSATION_UPDATE, CONVERSATIONS
+from ortserve.gateway.contract.conversations import CONVERSATION_ITEMS, CONVERSATIONS, METADATA_UPDATE
 from ortserve.gateway.errors import ApiError, bad_request, not_found
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.ids import new_id
@@ -20,9 +20,9 @@ from ortserve.gateway.schema.conversations import (
     ConversationReply,
     read_conversation_call,
     read_new_items,
-    read_new_metadata,
 )
 from ortserve.gateway.schema.items import Item
+from ortserve.gateway.schema.metadata import read_new_metadata
 from ortserve.gateway.schema.responses import INCLUDABLE
 from ortserve.gateway.store.pages import CursorError, Page
 from ortserve.gateway.store.state import State
@@ -51,7 +51,7 @@ class ConversationsRoute:
 
     async def update(self, request: Request) -> Response:
         """New metadata in place of the old."""
-        metadata = await read_request(request, CONVERSATION_UPDATE, read_new_metadata, self.pool)
+        metadata = await read_request(request, METADATA_UPDATE, read_new_metadata, self.pool)
         reply = msgspec.structs.replace(await self._find(request), metadata=metadata)
         if not await self.state.conversations.replace(_tenant(request), reply.id, msgspec.json.encode(reply)):
             raise ApiError(not_found("Conversation", reply.id))

@@ -70,6 +70,15 @@ def query_words(request: Request, name: str, known: Sequence[str]) -> tuple[str,
     return tuple(words)
 
 
+def query_pairs(request: Request, name: str) -> dict[str, str]:
+    """Pairs sent as `name[key]=value`."""
+    pairs = {}
+    for key, value in request.query_params.items():
+        if key.startswith(f"{name}[") and key.endswith("]"):
+            pairs[key[len(name) + 1 : -1]] = value
+    return pairs
+
+
 def list_response(page: Page[tuple[str, bytes]]) -> Response:
     """A page of (id, JSON)."""
     ids = [id for id, _ in page.elements]

@@ -9,6 +9,7 @@ from ortserve.gateway.errors import bad_request, unsupported_parameter
 from ortserve.gateway.schema.caching import CacheWish, read_cache_wish
 from ortserve.gateway.schema.drafting import DraftWish, read_draft_wish
 from ortserve.gateway.schema.fields import Fields, invalid_value
+from ortserve.gateway.schema.kept_chat import messages_to_keep
 from ortserve.gateway.schema.messages import Message, read_messages
 from ortserve.gateway.schema.metadata import read_metadata
 from ortserve.gateway.schema.sampling import (
@@ -53,6 +54,8 @@ class ChatRequest:
     includes_reasoning: bool = True
     structure: Structure | None = None  # what the reply must look like
     demands_reasoning: bool = False  # refused when the model has no channel for it
+    metadata: Mapping[str, str] | None = None  # the caller's own, shown again
+    messages_to_keep: bytes | None = None  # JSON; None: the reply is not kept
 
 
 def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary) -> ChatRequest:
@@ -88,6 +91,8 @@ def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary
         tools=read_tool_use(fields),
         includes_reasoning=fields.boolean("include_reasoning", default=True),
         structure=read_structure(fields),
+        metadata=read_metadata(fields),
+        messages_to_keep=messages_to_keep(fields) if fields.boolean("store") else None,
     )
 
 
@@ -134,9 +139,7 @@ def _check_accepted(fields: Fields) -> None:
     """Fields without effect here must still have the right shape, so that a client's mistake shows."""
     fields.choice("verbosity", VERBOSITIES)
     fields.choice("service_tier", SERVICE_TIERS)
-    fields.boolean("store")
     fields.string("user")
-    read_metadata(fields)
 
 
 def read_template_options(fields: Fields) -> Mapping[str, object]:

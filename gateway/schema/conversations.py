@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from ortserve.gateway.schema.fields import Fields, missing
+from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.schema.items import Item, check_no_references, read_items
 from ortserve.gateway.schema.metadata import read_metadata
 
@@ -40,13 +40,6 @@ def read_conversation_call(fields: Fields) -> NewConversation:
 def read_new_items(fields: Fields) -> tuple[Item, ...]:
     """The body of POST /v1/conversations/{id}/items."""
     return _read_new_items(fields)
-
-
-def read_new_metadata(fields: Fields) -> Mapping[str, str]:
-    """The body of updates: pairs that take the place of the old ones."""
-    if "metadata" not in fields.data:
-        raise missing("metadata")
-    return read_metadata(fields) or {}
 
 
 def _read_new_items(fields: Fields) -> tuple[Item, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ortserve.gateway.errors import bad_request
-from ortserve.gateway.schema.fields import Fields
+from ortserve.gateway.schema.fields import Fields, missing
 
 MAX_PAIRS = 16
 MAX_KEY_LENGTH = 64
@@ -29,3 +29,10 @@ def read_metadata(fields: Fields) -> Mapping[str, str] | None:
         if value is not None:
             pairs[key] = value
     return pairs
+
+
+def read_new_metadata(fields: Fields) -> Mapping[str, str]:
+    """The body of updates: pairs that take the place of the old ones."""
+    if "metadata" not in fields.data:
+        raise missing("metadata")
+    return read_metadata(fields) or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -128,6 +129,7 @@ class ChatReply(msgspec.Struct, frozen=True):
     system_fingerprint: str
     object: Literal["chat.completion"] = "chat.completion"
     service_tier: Literal["default"] = "default"
+    metadata: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET  # where some were given, or it is kept
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):

@@ -63,3 +63,17 @@ def page_query(request: PageRequest, column: str, *, after: int | None, before: 
     return PageQuery(
         " AND ".join(conditions) or "1", tuple(values), f"{column} {'ASC' if ascending else 'DESC'}", is_reversed
     )
+
+
+def page_of(ids: Sequence[str], request: PageRequest) -> Page[str]:
+    """A page of a list that is at hand, the first element being the oldest. Raises `CursorError`."""
+    places = {id: place for place, id in enumerate(ids)}
+    for parameter, id in (("after", request.after), ("before", request.before)):
+        if id is not None and id not in places:
+            raise CursorError(parameter)
+    ordered = ids if request.ascending else ids[::-1]
+    start = 0 if request.after is None else ordered.index(request.after) + 1
+    end = len(ordered) if request.before is None else ordered.index(request.before)
+    if request.before is not None and request.after is None:
+        return Page(ordered[max(end - request.limit, 0) : end], end > request.limit)
+    return Page(ordered[start:end][: request.limit], end - start > request.limit)

@@ -13,6 +13,8 @@ from ortserve.gateway.store.pages import CursorError, Page, PageRequest, page_qu
 from ortserve.gateway.store.schema import RECORD_OVERHEAD
 
 COLUMNS = "position, id, created_at, body, extra, expires_at, is_held"
+# Not a JSON path with the key in it: paths cannot quote every key.
+PAIR = "SELECT 1 FROM json_each(CAST(body AS TEXT), '$.metadata') AS pair WHERE pair.key = ? AND pair.value = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +104,15 @@ def page(
     *,
     now: float,
     matching: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Page[Record]:
-    """Records in order of creation whose bodies have these values at these JSON paths. Raises `CursorError`."""
+    """Records in order of creation whose bodies have these values at these JSON paths, and these metadata.
+
+    Raises `CursorError`.
+    """
     matches = tuple((matching or {}).items())
-    words = [word for match in matches for word in match]
+    pairs = tuple((metadata or {}).items())
+    words = [word for match in (*matches, *pairs) for word in match]
 
     def position_of(parameter: str, id: str | None) -> int | None:
         if id is None:
@@ -122,6 +129,7 @@ def page(
         f"SELECT {COLUMNS} FROM records WHERE kind = ? AND tenant = ?"
         f" AND (is_held OR expires_at IS NULL OR expires_at > ?) AND {query.condition}"
         f"{' AND json_extract(CAST(body AS TEXT), ?) = ?' * len(matches)}"
+        f"{f' AND EXISTS ({PAIR})' * len(pairs)}"
         f" ORDER BY {query.order} LIMIT ?",
         (
             owned.kind,

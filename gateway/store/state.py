@@ -17,6 +17,7 @@ from ortserve.gateway.logs import log
 from ortserve.gateway.store import bounds
 from ortserve.gateway.store.batches import Batches
 from ortserve.gateway.store.bounds import SWEEP_ROWS, Bounds
+from ortserve.gateway.store.completions import Completions
 from ortserve.gateway.store.conversations import Conversations
 from ortserve.gateway.store.database import Database
 from ortserve.gateway.store.files import FileBounds, Files
@@ -50,6 +51,7 @@ class State:
         self.database = Database(options.folder, SCHEMA)
         self.responses = Responses(self.database, self.bounds, clock)
         self.conversations = Conversations(self.database, self.bounds, clock)
+        self.completions = Completions(self.database, self.bounds, clock)
         self._remove_files: Callable[[], object] | None = None
         if options.folder is None:
             files = Path(tempfile.mkdtemp(prefix="ortserve-files-"))

@@ -11,9 +11,10 @@ from ortserve.gateway.schema.anthropic import read_counted_call, read_message_ca
 from ortserve.gateway.schema.batches import read_batch_call
 from ortserve.gateway.schema.chat import read_chat
 from ortserve.gateway.schema.completions import read_completion
-from ortserve.gateway.schema.conversations import read_conversation_call, read_new_items, read_new_metadata
+from ortserve.gateway.schema.conversations import read_conversation_call, read_new_items
 from ortserve.gateway.schema.embeddings import read_embedding
 from ortserve.gateway.schema.fields import Fields
+from ortserve.gateway.schema.metadata import read_new_metadata
 from ortserve.gateway.schema.responses import read_response_call
 from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
 from ortserve.gateway.schema.scoring import read_rerank, read_score
@@ -31,6 +32,7 @@ READERS: Mapping[str, Callable[[Fields], object]] = {
     "/v1/responses": lambda fields: read_response_call(fields, DEFAULTS, VOCABULARY),
     "/v1/batches": read_batch_call,
     "/v1/conversations": read_conversation_call,
+    "/v1/chat/completions/{id}": read_new_metadata,
     "/v1/conversations/{id}": read_new_metadata,
     "/v1/conversations/{id}/items": read_new_items,
     "/v1/embeddings": read_embedding,
@@ -107,6 +109,7 @@ HONOURED: Mapping[str, tuple[Body, ...]] = {
         },
     ),
     "/v1/conversations": ({"items": [USER], "metadata": {"a": "b"}},),
+    "/v1/chat/completions/{id}": ({"metadata": {"a": "b"}},),
     "/v1/conversations/{id}": ({"metadata": {"a": "b"}},),
     "/v1/conversations/{id}/items": ({"items": [USER]},),
     "/v1/embeddings": (
@@ -140,7 +143,7 @@ HONOURED: Mapping[str, tuple[Body, ...]] = {
             **CHAT, **CHOOSING, **EXTENSIONS, **CACHING,
             "messages": CONVERSATION,
             "max_completion_tokens": 9, "max_tokens": 8, "logprobs": True, "top_logprobs": 2,
-            "reasoning_effort": "low",
+            "reasoning_effort": "low", "store": True, "metadata": {"a": "b"},
             "prediction": {"type": "content", "content": [{"type": "text", "text": "hello"}]},
             "chat_template_kwargs": {"a": 1}, "add_generation_prompt": True, "include_reasoning": False,
             "tools": TOOLS, "parallel_tool_calls": False,
@@ -217,6 +220,7 @@ CONSTRAINTS = {
 REFUSED: Mapping[str, Mapping[str, Body]] = {
     "/v1/batches": {},
     "/v1/conversations": {},
+    "/v1/chat/completions/{id}": {},
     "/v1/conversations/{id}": {},
     "/v1/conversations/{id}/items": {},
     "/v1/embeddings": {},
