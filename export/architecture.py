@@ -130,15 +130,34 @@ class Mlp:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """Every token goes to the few experts that a router scores highest for it (https://arxiv.org/abs/2101.03961).
+
+    What they compute is summed by the router's probabilities, a softmax over all experts or over the chosen ones.
+    """
+
+    router: Linear  # to one score for each expert
+    experts: tuple[Mlp, ...]
+    intermediate_size: int  # of each expert
+    num_active: int  # experts of a token
+    normalized: bool  # the probabilities of the chosen experts sum to one
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
-    """Attention, then MLP, each added to the residual stream; norms of what they read and of what they add."""
+    """Attention, then MLP or experts, each added to the residual stream; norms of what they read and what they add."""
 
     attention_norm: Norm | None
     attention: Attention
     attention_post_norm: Norm | None
     mlp_norm: Norm | None
-    mlp: Mlp
+    mlp: Mlp | Experts
     mlp_post_norm: Norm | None
+
+    @property
+    def mlps(self) -> tuple[Mlp, ...]:
+        """The MLP, or all experts."""
+        return self.mlp.experts if isinstance(self.mlp, Experts) else (self.mlp,)
 
     def norms(self) -> Iterator[Norm]:
         """Every norm of the layer, in order of use."""
@@ -155,11 +174,11 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A decoder of RMS norms, grouped-query attention and gated MLPs."""
+    """A decoder of RMS norms, grouped-query attention and gated MLPs or experts."""
 
     family: str
     hidden_size: int
-    intermediate_size: int
+    intermediate_size: int  # of layers without experts
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -187,6 +206,18 @@ class Architecture:
     def key_size(self) -> int:
         """Components of all key heads, and of all value heads."""
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def num_layer_weights(self) -> int:
+        """Components of all matrices in the layers, biases apart."""
+        attention = 2 * self.hidden_size * (self.query_size + self.key_size)
+        sizes = (
+            layer.mlp.intermediate_size * len(layer.mlp.experts)
+            if isinstance(layer.mlp, Experts)
+            else self.intermediate_size
+            for layer in self.layers
+        )
+        return sum(attention + 3 * self.hidden_size * size for size in sizes)
 
     def norms(self) -> Iterator[Norm]:
         """Every norm, in order of use."""

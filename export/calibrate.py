@@ -12,15 +12,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ortserve.export.architecture import Architecture, Layer, Linear, Norm
+from ortserve.export.architecture import Architecture, Experts, Layer, Linear, Norm
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.reference import CheckpointWeights, final_states
 
 Floats = NDArray[np.float32]
-Kind = Literal["qkv", "attention_output", "gate_up", "down", "head"]
+Kind = Literal["qkv", "attention_output", "gate_up", "routed", "down", "head"]
 NUM_SAMPLED_TOKENS = 192
 NUM_SAMPLED_ROWS = 128  # of each matrix
+NUM_SAMPLED_LINEARS = 9  # a router and experts evenly spaced, where there are many
 ROWS_AT_ONCE = 8  # sampled rows lie together in pieces of this size: reading single rows takes longer
 
 
@@ -82,6 +83,11 @@ def _layer_places(architecture: Architecture, layer: Layer) -> Iterator[Place]:
 
     yield place("qkv", layer.attention.qkv, norm=layer.attention_norm)
     yield place("attention_output", layer.attention.output)
+    if isinstance(layer.mlp, Experts):
+        # the router sees every token; what one expert's last product sees is too little to choose by
+        pairs = (linear for expert in layer.mlp.experts for linear in (expert.gate, expert.up))
+        yield place("routed", layer.mlp.router, *pairs, norm=layer.mlp_norm)
+        return
     yield place("gate_up", layer.mlp.gate, layer.mlp.up, norm=layer.mlp_norm)
     yield place("down", layer.mlp.down)
 
@@ -118,7 +124,9 @@ class _WatchedWeights(CheckpointWeights):
             raise ExportError(
                 f"{linear.weights[0]} is multiplied by values that are not finite: download the checkpoint again"
             )
-        rows = np.concatenate([_sample_rows(self.checkpoint, linear) for linear in place.linears])
+        num_linears = min(len(place.linears), NUM_SAMPLED_LINEARS)
+        spaced = np.linspace(0, len(place.linears) - 1, num_linears).astype(int).tolist()
+        rows = np.concatenate([_sample_rows(self.checkpoint, place.linears[index]) for index in spaced])
         chosen = _sample_tokens(magnitude.max(axis=1), self._firsts)
         mean_square = np.mean(np.square(value), axis=0)
         self._report(Observed(place, magnitude.max(axis=0), mean_square, value[chosen], rows))

@@ -10,10 +10,12 @@ import onnx
 from numpy.typing import NDArray
 
 from ortserve.export import paged_attention
-from ortserve.export.architecture import Norm
+from ortserve.export.activate import activate
+from ortserve.export.architecture import Experts, Norm
 from ortserve.export.attention import attend, declare_attention_inputs
 from ortserve.export.checkpoint import Checkpoint
-from ortserve.export.graph_builder import MICROSOFT, GraphBuilder
+from ortserve.export.experts import apply_experts
+from ortserve.export.graph_builder import GraphBuilder
 from ortserve.export.matrix import look_up, multiply, store_matrix
 from ortserve.export.normalize import add_and_normalize, normalize, store_norm
 from ortserve.export.plan import ExportPlan, LayerPlan
@@ -106,12 +108,15 @@ def _layer(
         f"{prefix}.mlp_norm",
         residual=residual,
         delta=attention,
-        divisor=layer.gate.column_factor,
+        divisor=layer.mlps[0].gate.column_factor,
     )
-    gate = _activate(graph, layer, multiply(graph, layer.gate, normed, rows=rows))
-    up = multiply(graph, layer.up, normed, rows=rows)
-    gated = graph.node("Mul", [gate, up], f"{prefix}.gated")
-    down = multiply(graph, layer.down, gated, rows=rows)
+    if isinstance(described.mlp, Experts):
+        down = apply_experts(graph, layer, described.mlp, normed, rows=rows)
+    else:
+        mlp = layer.mlps[0]
+        up = multiply(graph, mlp.up, normed, rows=rows)
+        gated = activate(graph, mlp.mlp.activation, multiply(graph, mlp.gate, normed, rows=rows), up, prefix)
+        down = multiply(graph, mlp.down, gated, rows=rows)
     return residual, _after(graph, checkpoint, described.mlp_post_norm, f"{prefix}.mlp_post_norm", down)
 
 
@@ -143,11 +148,3 @@ def _after(graph: GraphBuilder, checkpoint: Checkpoint, norm: Norm | None, name:
         return value
     store_norm(graph, norm, checkpoint, name)
     return normalize(graph, norm, name, value)
-
-
-def _activate(graph: GraphBuilder, layer: LayerPlan, gate: str) -> str:
-    name = f"layers.{layer.index}.gate_active"
-    if layer.layer.mlp.activation == "gelu_tanh":
-        return graph.node("Gelu", [gate], name, approximate="tanh")
-    # QuickGelu with alpha 1 is x * sigmoid(x), in one pass
-    return graph.node("QuickGelu", [gate], name, domain=MICROSOFT, alpha=1.0)

@@ -134,18 +134,26 @@ def multiply_int8(
     graph: GraphBuilder, value: str, *, weight: str, scale: str, num_rows: int, output: str, rows: str
 ) -> None:
     """`value [T, columns]` times stored codes `[num_rows, columns]` with their scales: `output [T, num_rows]`."""
-    codes = graph.shared(f"{value}.codes", lambda: _quantize_rows(graph, value, rows))
+    codes, row_scale = quantize_rows(graph, value, rows)
+    unscaled = multiply_codes(graph, codes, weight=weight, scale=scale, num_rows=num_rows, output=output)
+    graph.node("Mul", [unscaled, row_scale], output)
+
+
+def multiply_codes(graph: GraphBuilder, codes: str, *, weight: str, scale: str, num_rows: int, output: str) -> str:
+    """Unsigned codes `[T, columns]` times stored ones: `[T, num_rows]`, to be multiplied by the rows' scales."""
     one = graph.constant("one", np.float32(1))
     zero = graph.constant("activation_zero", np.uint8(ACTIVATION_ZERO))
-    weight_zeros = _weight_zeros(graph, output, num_rows)
-    unscaled = graph.node(
-        "QGemm", [codes, one, zero, weight, scale, weight_zeros], f"{output}.unscaled", domain=MICROSOFT, transB=1
-    )
-    graph.node("Mul", [unscaled, f"{value}.row_scale"], output)
+    inputs = [codes, one, zero, weight, scale, _weight_zeros(graph, output, num_rows)]
+    return graph.node("QGemm", inputs, f"{output}.unscaled", domain=MICROSOFT, transB=1)
+
+
+def quantize_rows(graph: GraphBuilder, value: str, rows: str) -> tuple[str, str]:
+    """Unsigned codes of `value [T, K]` and the rows' scales `[T, 1]`; `rows` names a value of length T."""
+    codes = graph.shared(f"{value}.codes", lambda: _quantize_rows(graph, value, rows))
+    return codes, f"{value}.row_scale"
 
 
 def _quantize_rows(graph: GraphBuilder, value: str, rows: str) -> str:
-    """Unsigned codes of `value [T, K]`; the rows' scales become `{value}.row_scale [T, 1]`."""
     last_axis = graph.constant("last_axis", np.array([-1], np.int64))
     magnitude = graph.node("Abs", [value], f"{value}.magnitude")
     largest = graph.node("ReduceMax", [magnitude, last_axis], f"{value}.largest", keepdims=0)  # [T]

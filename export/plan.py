@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ortserve.export.architecture import Architecture, Layer, Linear
+from ortserve.export.architecture import Architecture, Experts, Layer, Linear, Mlp
 from ortserve.export.calibrate import head_linear
 from ortserve.export.errors import ExportError
 from ortserve.export.precisions import (
@@ -66,13 +66,10 @@ class MatrixPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerPlan:
-    """One layer and its matrices."""
+class MlpPlan:
+    """The matrices of an MLP, or of one expert."""
 
-    index: int
-    layer: Layer
-    qkv: MatrixPlan
-    attention_output: MatrixPlan
+    mlp: Mlp
     gate: MatrixPlan
     up: MatrixPlan
     down: MatrixPlan
@@ -80,7 +77,30 @@ class LayerPlan:
     @property
     def matrices(self) -> tuple[MatrixPlan, ...]:
         """In graph order."""
-        return (self.qkv, self.attention_output, self.gate, self.up, self.down)
+        return (self.gate, self.up, self.down)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """One layer and its matrices."""
+
+    index: int
+    layer: Layer
+    qkv: MatrixPlan
+    attention_output: MatrixPlan
+    router: MatrixPlan | None  # None: no experts
+    mlps: tuple[MlpPlan, ...]  # one, or one for each expert, all of the same precisions
+
+    @property
+    def matrices(self) -> tuple[MatrixPlan, ...]:
+        """In graph order."""
+        routers = () if self.router is None else (self.router,)
+        return (
+            self.qkv,
+            self.attention_output,
+            *routers,
+            *(matrix for mlp in self.mlps for matrix in mlp.matrices),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +179,8 @@ def plan_export(
     int4 keeps the embedding and the output matrix wider (int8 on the CPU, the activations' type on CUDA): the last
     product decides between close tokens. `caution` says how many proofs have failed; see `choose_recipe`.
     """
+    if device != "cpu" and any(isinstance(layer.mlp, Experts) for layer in architecture.layers):
+        raise ExportError(f"{architecture.family} has experts, which are exported for the CPU only: leave out --device")
     inner = _choose_precision(precision, device, block_size)
     context = _choose_context(architecture, max_context)
     floats = _choose_floats(architecture, inner, device)
@@ -205,12 +227,11 @@ class _Planner:
 
     def layer(self, index: int, layer: Layer) -> LayerPlan:
         architecture = self.architecture
-        query, hidden, inner = architecture.query_size, architecture.hidden_size, architecture.intermediate_size
+        query, hidden = architecture.query_size, architecture.hidden_size
         name = f"layers.{index}"
-        attention, mlp = layer.attention, layer.mlp
+        attention = layer.attention
         output = self._matrix(f"{name}.attention_output", attention.output, hidden, query)
-        down = self._matrix(f"{name}.down", mlp.down, hidden, inner)
-        gate = self._matrix(f"{name}.gate", mlp.gate, inner, hidden)
+        router, mlps = self._feed_forward(name, layer.mlp)
         return LayerPlan(
             index=index,
             layer=layer,
@@ -222,10 +243,29 @@ class _Planner:
                 row_divisor=self._value_divisor(output.column_factor),
             ),
             attention_output=output,
-            gate=gate,
-            up=replace(gate, name=f"{name}.up", linear=mlp.up, row_divisor=down.column_factor),
-            down=down,
+            router=router,
+            mlps=mlps,
         )
+
+    def _feed_forward(self, name: str, mlp: Mlp | Experts) -> tuple[MatrixPlan | None, tuple[MlpPlan, ...]]:
+        """The router stays float: it decides between close scores, and is small."""
+        if isinstance(mlp, Mlp):
+            return None, (self._mlp(name, mlp, self.architecture.intermediate_size),)
+        mlps = tuple(
+            self._mlp(f"{name}.experts.{index}", expert, mlp.intermediate_size)
+            for index, expert in enumerate(mlp.experts)
+        )
+        router = replace(
+            mlps[0].gate, name=f"{name}.router", linear=mlp.router, num_rows=len(mlps), precision="fp32"
+        )  # its input's divisor is theirs
+        return router, mlps
+
+    def _mlp(self, name: str, mlp: Mlp, inner: int) -> MlpPlan:
+        hidden = self.architecture.hidden_size
+        down = self._matrix(f"{name}.down", mlp.down, hidden, inner)
+        gate = self._matrix(f"{name}.gate", mlp.gate, inner, hidden)
+        up = replace(gate, name=f"{name}.up", linear=mlp.up, row_divisor=down.column_factor)
+        return MlpPlan(mlp, gate, up, down)
 
     def lm_head(self) -> MatrixPlan:
         architecture = self.architecture

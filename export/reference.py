@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ortserve.export.architecture import Architecture, Attention, Linear, Mlp, Norm
+from ortserve.export.architecture import Architecture, Attention, Experts, Linear, Mlp, Norm
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.reference_rotary import rotate
 
@@ -104,7 +104,7 @@ def final_states(weights: Weights, architecture: Architecture, sequences: Sequen
         branch = _attention(weights, architecture, layer.attention, branch, spans)
         stream = stream + _norm(weights, layer.attention_post_norm, branch)
         branch = _norm(weights, layer.mlp_norm, stream)
-        branch = _mlp(weights, layer.mlp, branch)
+        branch = _feed_forward(weights, layer.mlp, branch)
         stream = stream + _norm(weights, layer.mlp_post_norm, branch)
     return _norm(weights, architecture.final_norm, stream)
 
@@ -124,6 +124,10 @@ def _norm(weights: Weights, norm: Norm | None, value: Floats) -> Floats:
     return normed
 
 
+def _feed_forward(weights: Weights, mlp: Mlp | Experts, value: Floats) -> Floats:
+    return _experts(weights, mlp, value) if isinstance(mlp, Experts) else _mlp(weights, mlp, value)
+
+
 def _mlp(weights: Weights, mlp: Mlp, value: Floats) -> Floats:
     gate = weights.multiply(mlp.gate, value)
     if mlp.activation == "silu":
@@ -131,6 +135,21 @@ def _mlp(weights: Weights, mlp: Mlp, value: Floats) -> Floats:
     else:
         gate = gate / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
     return weights.multiply(mlp.down, gate * weights.multiply(mlp.up, value))
+
+
+def _experts(weights: Weights, experts: Experts, value: Floats) -> Floats:
+    """A token's experts are those with the highest scores; each expert is applied to its tokens alone."""
+    scores = weights.multiply(experts.router, value)
+    chosen = np.argsort(-scores, axis=1, kind="stable")[:, : experts.num_active]
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    share = np.take_along_axis(powers, chosen, axis=1)
+    share = share / (share if experts.normalized else powers).sum(axis=1, keepdims=True)
+    total = np.zeros_like(value)
+    for index, expert in enumerate(experts.experts):
+        tokens, places = np.nonzero(chosen == index)
+        if len(tokens):
+            total[tokens] += share[tokens, places, None] * _mlp(weights, expert, value[tokens])
+    return total
 
 
 def _attention(

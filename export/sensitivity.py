@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,7 @@ def measure_options(
     Raises `ExportError` for text that cannot be read, and for a checkpoint that computes values that are not finite.
     """
     documents = bundled_documents("calibration") if text is None else read_documents(text)
-    layer_size = architecture.hidden_size * (3 * architecture.intermediate_size + 2 * architecture.query_size)
-    max_tokens = MAX_TOKENS_OF_LARGE if layer_size * len(architecture.layers) > LARGE_MODEL else MAX_TOKENS
+    max_tokens = MAX_TOKENS_OF_LARGE if architecture.num_layer_weights > LARGE_MODEL else MAX_TOKENS
     sequences = document_tokens(
         checkpoint,
         architecture.vocab_size,
@@ -67,6 +67,8 @@ def _keep(
         if precision == "int4" and not is_head:
             block = int4_options(observed, block_size).block
             found = InputOptions(token=found.token, block=block)
+        if place.kind == "routed":
+            found = replace(found, static=None)  # experts share the codes of a token, and their scales
         options.update(dict.fromkeys(place.linears, found))
 
     return keep

@@ -172,7 +172,8 @@ def _place(checkpoint: Checkpoint, name: str, rows: Places, columns: Places) -> 
 def _check_supported(checkpoint: Checkpoint, old: Architecture, new: Shape) -> None:
     if old.family not in FAMILIES:
         raise ExportError(f"{checkpoint.folder}: widen knows {' and '.join(FAMILIES)} checkpoints, not {old.family}")
-    if not old.tied or any(layer.attention.qkv.biases or layer.mlp.gate.biases for layer in old.layers):
+    products = [linear for layer in old.layers for linear in (layer.attention.qkv, *(mlp.gate for mlp in layer.mlps))]
+    if not old.tied or any(linear.biases for linear in products):
         raise ExportError(f"{checkpoint.folder}: widen knows tied embeddings without biases, as the shapes have them")
     sizes = {
         "hidden size": (old.hidden_size, new.hidden_size),

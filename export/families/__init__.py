@@ -10,6 +10,7 @@ from ortserve.export.errors import ExportError
 from ortserve.export.families.gemma import read_gemma2, read_gemma3
 from ortserve.export.families.granite import read_granite
 from ortserve.export.families.llama import read_llama, read_mistral
+from ortserve.export.families.mixture import read_mixtral, read_qwen3_moe
 from ortserve.export.families.olmo2 import read_olmo2
 from ortserve.export.families.phi3 import read_phi3
 from ortserve.export.families.qwen import read_qwen2, read_qwen3
@@ -21,10 +22,12 @@ READERS: Mapping[str, Callable[[Checkpoint], Architecture]] = {
     "GraniteForCausalLM": read_granite,
     "LlamaForCausalLM": read_llama,
     "MistralForCausalLM": read_mistral,
+    "MixtralForCausalLM": read_mixtral,
     "Olmo2ForCausalLM": read_olmo2,
     "Phi3ForCausalLM": read_phi3,
     "Qwen2ForCausalLM": read_qwen2,
     "Qwen3ForCausalLM": read_qwen3,
+    "Qwen3MoeForCausalLM": read_qwen3_moe,
     "SmolLM3ForCausalLM": read_smollm3,
 }
 

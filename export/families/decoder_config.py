@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ortserve.export.architecture import Activation, Architecture, Attention, Layer, Linear, Mlp, Norm, Rope
+from ortserve.export.architecture import Activation, Architecture, Attention, Experts, Layer, Linear, Mlp, Norm, Rope
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.families.rope_settings import LAYER_KINDS, LayerKind, read_rope
@@ -117,6 +117,11 @@ def llama_layer(config: JsonObject, sizes: Sizes, index: int, rope: Rope | None)
     )
 
 
+def unchanged(layer: Layer, _: int) -> Layer:
+    """What a family without differences from its parent makes of a layer."""
+    return layer
+
+
 def plain_rope(config: JsonObject, sizes: Sizes, default_theta: float = 10000.0) -> Rope:
     """The one rotary embedding of all layers."""
     return read_rope(config, head_dim=sizes.head_dim, max_context=sizes.max_context, default_theta=default_theta)
@@ -196,9 +201,14 @@ def _check_shapes(checkpoint: Checkpoint, architecture: Architecture) -> None:
     for layer in architecture.layers:
         expect(layer.attention.qkv, query, key, key, columns=hidden)
         expect(layer.attention.output, hidden, columns=query)
-        for part in (layer.mlp.gate, layer.mlp.up):
-            expect(part, inner if part.rows is None else 2 * inner, columns=hidden)
-        expect(layer.mlp.down, hidden, columns=inner)
+        size = inner
+        if isinstance(layer.mlp, Experts):
+            size = layer.mlp.intermediate_size
+            expect(layer.mlp.router, len(layer.mlps), columns=hidden)
+        for mlp in layer.mlps:
+            for part in (mlp.gate, mlp.up):
+                expect(part, size if part.rows is None else 2 * size, columns=hidden)
+            expect(mlp.down, hidden, columns=size)
     expected.update({found.weight: (found.width,) for found in architecture.norms()})
     for name, shape in expected.items():
         found = checkpoint.stored(name).shape

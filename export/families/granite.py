@@ -14,6 +14,7 @@ from ortserve.export.families.decoder_config import (
     check_activation,
     describe,
     llama_layer,
+    llama_mlp,
     plain_rope,
     read_sizes,
 )
@@ -29,13 +30,13 @@ def read_granite(checkpoint: Checkpoint) -> Architecture:
     branch = number(config, "residual_multiplier", 1.0)
 
     def layer(index: int) -> Layer:
-        plain = llama_layer(config, sizes, index, rope)
+        plain, mlp = llama_layer(config, sizes, index, rope), llama_mlp(config, index)
         attention = replace(
             plain.attention,
             output=replace(plain.attention.output, scale=branch),
             scale=number(config, "attention_multiplier", 1.0),
         )
-        return replace(plain, attention=attention, mlp=replace(plain.mlp, down=replace(plain.mlp.down, scale=branch)))
+        return replace(plain, attention=attention, mlp=replace(mlp, down=replace(mlp.down, scale=branch)))
 
     return describe(
         checkpoint,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from ortserve.export.architecture import Architecture, Layer
@@ -13,6 +14,7 @@ from ortserve.export.families.decoder_config import (
     llama_layer,
     plain_rope,
     read_sizes,
+    unchanged,
 )
 from ortserve.export.json_fields import integer
 
@@ -24,12 +26,23 @@ def read_llama(checkpoint: Checkpoint) -> Architecture:
 
 def read_mistral(checkpoint: Checkpoint) -> Architecture:
     """Llama with an optional sliding window in all layers (transformers `MistralConfig`)."""
+    return read_mistral_layers(checkpoint, "mistral", unchanged)
+
+
+def read_mistral_layers(checkpoint: Checkpoint, family: str, differ: Callable[[Layer, int], Layer]) -> Architecture:
+    """Mistral, with layers that a family changes by their index."""
     config = checkpoint.config
     window = None if config.get("sliding_window") is None else integer(config, "sliding_window")
-    return _read(checkpoint, family="mistral", window=window)
+    return _read(checkpoint, family=family, window=window, differ=differ)
 
 
-def _read(checkpoint: Checkpoint, *, family: str, window: int | None) -> Architecture:
+def _read(
+    checkpoint: Checkpoint,
+    *,
+    family: str,
+    window: int | None,
+    differ: Callable[[Layer, int], Layer] = unchanged,
+) -> Architecture:
     config = checkpoint.config
     sizes = read_sizes(config)
     check_activation(config, family, known=SILU_NAMES)
@@ -37,6 +50,6 @@ def _read(checkpoint: Checkpoint, *, family: str, window: int | None) -> Archite
 
     def layer(index: int) -> Layer:
         plain = llama_layer(config, sizes, index, rope)
-        return replace(plain, attention=replace(plain.attention, window=window))
+        return differ(replace(plain, attention=replace(plain.attention, window=window)), index)
 
     return describe(checkpoint, family, sizes, layer, tied=False)

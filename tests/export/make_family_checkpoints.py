@@ -2,7 +2,8 @@
 
 Not run by the suite, which needs neither torch nor transformers: run it by hand, when a family is added, with
 transformers 5 (`python tests/export/make_family_checkpoints.py`), then with transformers 4, which adds the same
-configurations in its own spelling as `config4.json`. Knows nothing of ortserve.
+configurations in its own spelling as `config4.json`. Arguments name the families to
+write, none: all. Knows nothing of ortserve.
 
 Weights are float16 in the files; transformers computes with those values in float64, so that what differs from its
 logits is our rounding and not its own.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +139,26 @@ FAMILIES = {
         },
     ),
     "olmo2": Family("Olmo2ForCausalLM", "Olmo2Config", {"rope_parameters": ROPE}),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeConfig",
+        {
+            "rope_parameters": ROPE,
+            **FEW_HEADS,
+            "head_dim": 16,
+            "num_hidden_layers": 3,
+            "moe_intermediate_size": 24,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": False,
+            "mlp_only_layers": [0],
+        },
+    ),
+    "mixtral": Family(
+        "MixtralForCausalLM",
+        "MixtralConfig",
+        {"rope_parameters": ROPE, "sliding_window": 6, "num_local_experts": 5, "num_experts_per_tok": 3},
+    ),
 }
 ROPES = {
     "linear": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
@@ -168,7 +190,8 @@ def random_values(model: torch.nn.Module) -> None:
 def write_family(name: str, family: Family) -> None:
     """`families/NAME`: config.json and model.safetensors as transformers saves them, and the logits."""
     torch.manual_seed(0)
-    config = getattr(transformers, family.config)(**{**COMMON, **family.fields}, attn_implementation="eager")
+    eager = {"attn_implementation": "eager", "experts_implementation": "eager"}  # the others know no float64
+    config = getattr(transformers, family.config)(**{**COMMON, **family.fields}, **eager)
     model = getattr(transformers, family.model)(config).to(torch.float64).eval()
     random_values(model)
     scaled = model.model.embed_tokens
@@ -222,7 +245,8 @@ def write_ropes() -> None:
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     is_older = transformers.__version__.startswith("4.")
-    for each, described in FAMILIES.items():
+    wanted = sys.argv[1:] or list(FAMILIES)
+    for each, described in ((name, FAMILIES[name]) for name in wanted):
         (write_older_spelling if is_older else write_family)(each, described)
-    if not is_older:
+    if not is_older and not sys.argv[1:]:
         write_ropes()

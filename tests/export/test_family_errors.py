@@ -26,7 +26,16 @@ DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
     ("family", "fields", "message"),
     [
         ("gemma3", {"architectures": ["Gemma3ForConditionalGeneration"]}, "is not supported: export knows Gemma2For"),
-        ("qwen3", {"architectures": ["Qwen3MoeForCausalLM"]}, "Qwen3MoeForCausalLM is not supported: export knows"),
+        ("qwen3", {"architectures": ["Qwen3NextForCausalLM"]}, "Qwen3NextForCausalLM is not supported: export knows"),
+        ("qwen3_moe", {"num_local_experts": 9}, r"mlp.gate.weight has shape \[6, 32\], config.json implies \[9, 32\]"),
+        ("qwen3_moe", {"num_experts_per_tok": 7}, "7 of 6 experts a token"),
+        ("qwen3_moe", {"mlp_only_layers": 3}, "mlp_only_layers is no list of layer numbers"),
+        (
+            "qwen3_moe",
+            {"moe_intermediate_size": 16},
+            r"gate_proj.weight has shape \[24, 32\], config.json implies \[16",
+        ),
+        ("mixtral", {"num_local_experts": 100000}, "3 of 100000 experts a token: export knows 1024 at most"),
         (
             "gemma2",
             {"hidden_activation": "gelu"},
