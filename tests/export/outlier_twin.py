@@ -98,7 +98,7 @@ def _first_token_directions(num_layers: int) -> Iterator[tuple[int, Floats | Non
     final_states(Watching(checkpoint), architecture, sequences)
     firsts = np.cumsum([0, *(len(sequence) for sequence in sequences[:-1])])
     for index, layer in enumerate(architecture.layers[:num_layers]):
-        value = inputs[layer.mlp.gate].astype(np.float64)
+        value = inputs[layer.mlps[0].gate].astype(np.float64)
         target = np.full(len(value), -GATE)
         target[firsts] = GATE
         weight = np.ones(len(value))

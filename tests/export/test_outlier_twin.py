@@ -56,7 +56,7 @@ def test_first_tokens_are_massive_and_others_are_not(twin: Path) -> None:
 
     class Watching(CheckpointWeights):
         def multiply(self, linear: Linear, value: Floats) -> Floats:
-            if linear is architecture.layers[2].mlp.down:
+            if linear is architecture.layers[2].mlps[0].down:
                 seen.append(np.abs(value[:, unit]))
             return super().multiply(linear, value)
 

@@ -17,9 +17,11 @@ from ortserve.export.architecture import (
     Architecture,
     Attention,
     DynamicScaling,
+    Experts,
     Layer,
     Linear,
     LinearScaling,
+    Mlp,
     Norm,
     QueryKeyNorm,
     Rope,
@@ -53,6 +55,14 @@ def _layers(change: Callable[[Layer], Layer]) -> Plant:
 
 def _attentions(change: Callable[[Attention], Attention]) -> Plant:
     return _layers(lambda layer: replace(layer, attention=change(layer.attention)))
+
+
+def _mlps(change: Callable[[Mlp], Mlp]) -> Plant:
+    return _layers(lambda layer: replace(layer, mlp=change(layer.mlp)) if isinstance(layer.mlp, Mlp) else layer)
+
+
+def _experts(change: Callable[[Experts], Experts]) -> Plant:
+    return _layers(lambda layer: replace(layer, mlp=change(layer.mlp)) if isinstance(layer.mlp, Experts) else layer)
 
 
 def _fields(**fields: Any) -> Plant:
@@ -114,7 +124,7 @@ PLANTED: dict[str, tuple[str, Plant]] = {
     "positions in every layer": ("smollm3", _rotate_everywhere),
     "gate and up swapped": (
         "phi3",
-        _layers(lambda layer: replace(layer, mlp=replace(layer.mlp, gate=layer.mlp.up, up=layer.mlp.gate))),
+        _mlps(lambda mlp: replace(mlp, gate=mlp.up, up=mlp.gate)),
     ),
     "missing 1 + w": (
         "gemma2",
@@ -127,7 +137,14 @@ PLANTED: dict[str, tuple[str, Plant]] = {
     "missing 1 + w of heads": ("gemma3", _attentions(_head_norms_without_offset)),
     "no norm after attention": ("olmo2", _layers(lambda layer: replace(layer, attention_post_norm=None))),
     "no norm after the MLP": ("gemma3", _layers(lambda layer: replace(layer, mlp_post_norm=None))),
-    "another activation": ("gemma2", _layers(lambda layer: replace(layer, mlp=replace(layer.mlp, activation="silu")))),
+    "another activation": ("gemma2", _mlps(lambda mlp: replace(mlp, activation="silu"))),
+    "shares of all experts": ("mixtral", _experts(lambda experts: replace(experts, normalized=False))),
+    "shares of the chosen experts": ("qwen3_moe", _experts(lambda experts: replace(experts, normalized=True))),
+    "an expert too few": ("qwen3_moe", _experts(lambda experts: replace(experts, num_active=1))),
+    "experts out of order": (
+        "mixtral",
+        _experts(lambda found: replace(found, experts=(*found.experts[1:], found.experts[0]))),
+    ),
     "no cap on scores": ("gemma2", _attentions(lambda found: replace(found, softcap=None))),
     "no cap on logits": ("gemma2", _fields(logit_softcap=None)),
     "embedding scale one percent off": (
@@ -137,7 +154,7 @@ PLANTED: dict[str, tuple[str, Plant]] = {
     "bases of the layers swapped": ("gemma3", _swap_kinds),
     "branches not multiplied": (
         "granite",
-        _layers(lambda layer: replace(layer, mlp=replace(layer.mlp, down=_unscaled(layer.mlp.down)))),
+        _mlps(lambda mlp: replace(mlp, down=_unscaled(mlp.down))),
     ),
     "logits not divided": ("granite", _fields(logit_scale=1.0)),
     "embeddings not multiplied": ("granite", _fields(embedding_scale=1.0)),
