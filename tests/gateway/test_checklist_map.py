@@ -1,0 +1,47 @@
+"""The map from what clients rely on to the tests that fail without it: complete, and of tests that exist."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+RULES = tomllib.loads((Path(__file__).parent / "checklist.toml").read_text())
+DECLINED = RULES.pop("declined")
+NUM_BREAKS = 34  # break modes seen in the wild
+NUM_DEFECTS = 23  # of streams, each measured to break some client
+
+
+@cache
+def functions_of(path: str) -> frozenset[str]:
+    tree = ast.parse((TESTS / path).read_text())
+    return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+@pytest.mark.parametrize("section", sorted(RULES))
+def test_every_rule_names_tests_that_exist(section: str) -> None:
+    for rule, tests in RULES[section].items():
+        assert tests, f"{rule} has no test"
+        for test in tests:
+            path, _, name = test.partition("::")
+            assert name in functions_of(path), f"{section}.{rule} names {test}"
+            assert name.startswith("test_")
+
+
+def test_a_test_that_does_not_exist_is_found() -> None:
+    assert "test_a_whole_reply" in functions_of("gateway/test_chat.py")
+    assert "test_a_hole_reply" not in functions_of("gateway/test_chat.py")
+
+
+def test_the_numbered_lists_are_complete() -> None:
+    numbers = [rule.partition("-")[0] for rule in RULES["breaks-seen-in-the-wild"]]
+    assert numbers == [f"{number:02}" for number in range(1, NUM_BREAKS + 1)]
+    assert len(RULES["defects-of-streams"]) == NUM_DEFECTS
+
+
+def test_what_is_declined_says_why() -> None:
+    assert all(len(reason) > 10 for reason in DECLINED.values())
