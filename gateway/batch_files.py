@@ -5,7 +5,7 @@ Called in threads: everything here may wait for the disk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -54,16 +54,20 @@ def append_result(path: Path, result: BatchResult) -> None:
         file.write(msgspec.json.encode(result) + b"\n")
 
 
-def drop_torn_end(path: Path) -> list[str]:
-    """Cut what a killed server left unfinished; the ids of the requests that have results."""
+def read_results(path: Path, take: Callable[[BatchResult], None]) -> int:
+    """Give every whole line to `take`, and cut what a killed server left unfinished; how many there are."""
     if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with path.open("rb+") as file:
-            file.truncate(len(whole))
-    return [msgspec.json.decode(text, type=BatchResult).custom_id for text in whole.splitlines()]
+        return 0
+    num_lines = num_bytes = 0
+    with path.open("rb+") as file:
+        for text in file:
+            if not text.endswith(b"\n"):
+                file.truncate(num_bytes)
+                break
+            take(msgspec.json.decode(text, type=BatchResult))
+            num_lines += 1
+            num_bytes += len(text)
+    return num_lines
 
 
 def _problem(text: bytes, number: int, endpoint: str, ids: set[str]) -> BatchProblem | None:

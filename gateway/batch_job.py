@@ -13,7 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from ortserve.gateway.batch_files import append_result, check_lines, drop_torn_end, read_lines
+from ortserve.gateway.batch_files import append_result, check_lines, read_lines, read_results
+from ortserve.gateway.batch_tally import BatchTally
 from ortserve.gateway.dispatch import Answer, Dispatcher
 from ortserve.gateway.ids import new_id
 from ortserve.gateway.logs import log
@@ -56,6 +57,7 @@ class BatchJob:
         self.tenant = tenant
         self._parts = parts
         self._output_ttl_s = output_ttl_s
+        self._tally = BatchTally()
         files = parts.state.files
         # Named by the batch, so that the next server finds them.
         self._output = files.partial_path(f"file_{reply.id}_output")
@@ -115,9 +117,8 @@ class BatchJob:
         return True
 
     async def _run_lines(self) -> None:
-        completed, failed = await asyncio.to_thread(lambda: (drop_torn_end(self._output), drop_torn_end(self._errors)))
-        self._count(len(completed), len(failed))
-        done = {*completed, *failed}
+        self._count(*await asyncio.to_thread(self._read_written))
+        done = set(self._tally.ids)
         lines = read_lines(self._parts.state.files.path(self.reply.input_file_id))
         try:
             while self._may_go_on() and (line := await asyncio.to_thread(_next_line, lines, done)) is not None:
@@ -134,6 +135,10 @@ class BatchJob:
                     await asyncio.wait(tuple(tasks))
         finally:
             lines.close()  # type: ignore[attr-defined]  # a generator, with the file open
+
+    def _read_written(self) -> tuple[int, int]:
+        """Of an earlier server: how many results and errors there are."""
+        return read_results(self._output, self._tally.add), read_results(self._errors, self._tally.add)
 
     def _may_go_on(self) -> bool:
         return self.reply.status == "in_progress" and not self._is_stopping and not self._is_late
@@ -172,15 +177,19 @@ class BatchJob:
 
     async def _note(self, result: BatchResult, *, is_good: bool) -> None:
         async with self._write_lock:
-            await asyncio.to_thread(append_result, self._output if is_good else self._errors, result)
+            await asyncio.to_thread(self._write, self._output if is_good else self._errors, result)
             old = self.reply.request_counts
             self._count(old.completed + is_good, old.failed + (not is_good))
             if time.monotonic() - self._saved_at >= SAVE_S:
                 await self._save()
 
+    def _write(self, path: Path, result: BatchResult) -> None:
+        append_result(path, result)
+        self._tally.add(result)
+
     def _count(self, num_completed: int, num_failed: int) -> None:
-        counts = BatchCounts(self.reply.request_counts.total, num_completed, num_failed)
-        self.reply = msgspec.structs.replace(self.reply, request_counts=counts)
+        counts, tally = BatchCounts(self.reply.request_counts.total, num_completed, num_failed), self._tally
+        self.reply = msgspec.structs.replace(self.reply, request_counts=counts, usage=tally.usage, model=tally.model)
 
     async def _finish(self) -> None:
         ended: tuple[BatchStatus, str] = ("completed", "completed_at")
@@ -197,10 +206,9 @@ class BatchJob:
         await self._save(status=status, output_file_id=output_id, error_file_id=error_id, **{at: _now()})
 
     def _expire_rest(self) -> None:
-        done = {*drop_torn_end(self._output), *drop_torn_end(self._errors)}
         error = LineError("batch_expired", "This request could not be run before the batch expired.")
         for line in read_lines(self._parts.state.files.path(self.reply.input_file_id)):
-            if line.custom_id not in done:
+            if line.custom_id not in self._tally.ids:
                 append_result(self._errors, BatchResult(new_id("batch_req"), line.custom_id, error=error))
 
     async def _publish(self, path: Path, word: str) -> str | None:

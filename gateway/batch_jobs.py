@@ -34,8 +34,13 @@ class BatchJobs:
         if len(self._jobs) >= MAX_JOBS:
             raise ApiError(too_many(f"{MAX_JOBS} batches are running", retry_after_s=60.0))
 
-    def start(self, tenant: bytes, reply: BatchReply, output_ttl_s: int | None = None) -> None:
-        """Let one run that is kept."""
+    async def begin(self, tenant: bytes, reply: BatchReply, output_ttl_s: int | None) -> None:
+        """Keep a new one and let it run; its results are kept for so many seconds (None: as long as other files)."""
+        extra = None if output_ttl_s is None else msgspec.json.encode(output_ttl_s)
+        await self._parts.state.batches.add(tenant, reply.id, reply.created_at, msgspec.json.encode(reply), extra)
+        self._start(tenant, reply, output_ttl_s)
+
+    def _start(self, tenant: bytes, reply: BatchReply, output_ttl_s: int | None) -> None:
         job = BatchJob(self._parts, tenant, reply, output_ttl_s)
         self._jobs[reply.id] = job
         task = asyncio.get_running_loop().create_task(job.run())
@@ -55,7 +60,8 @@ class BatchJobs:
         """Go on with what the last server left; results that were written are not computed again."""
         spared: list[str] = []
         for tenant, record in self._parts.state.batches.running():
-            self.start(tenant, msgspec.json.decode(record.body, type=BatchReply))
+            output_ttl_s = None if record.extra is None else msgspec.json.decode(record.extra, type=int)
+            self._start(tenant, msgspec.json.decode(record.body, type=BatchReply), output_ttl_s)
             spared.extend(self._jobs[record.id].partial_ids)
         self._parts.state.files.remove_strays(spared)
 

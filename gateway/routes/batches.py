@@ -56,8 +56,7 @@ class BatchesRoute:
             expires_at=created_at + WINDOW_S,
             metadata=new.metadata,
         )
-        await self.state.batches.add(tenant, reply.id, created_at, msgspec.json.encode(reply))
-        self.jobs.start(tenant, reply, new.output_ttl_s)
+        await self.jobs.begin(tenant, reply, new.output_ttl_s)
         return json_response(reply)
 
     async def index(self, request: Request) -> Response:

@@ -30,6 +30,43 @@ class BatchCounts(msgspec.Struct, frozen=True):
     failed: int = 0
 
 
+class BatchInputDetails(msgspec.Struct, frozen=True):
+    """Input tokens that were not computed."""
+
+    cached_tokens: int = 0
+
+
+class BatchOutputDetails(msgspec.Struct, frozen=True):
+    """Output tokens before the answers."""
+
+    reasoning_tokens: int = 0
+
+
+class BatchUsage(msgspec.Struct, frozen=True):
+    """Tokens of all answers of a batch."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    input_tokens_details: BatchInputDetails = BatchInputDetails()
+    output_tokens_details: BatchOutputDetails = BatchOutputDetails()
+
+    @staticmethod
+    def of(num_input: int, num_output: int, *, num_cached: int, num_reasoning: int) -> BatchUsage:
+        """From plain counts."""
+        details = BatchInputDetails(num_cached), BatchOutputDetails(num_reasoning)
+        return BatchUsage(num_input, num_output, num_input + num_output, *details)
+
+    def plus(self, other: BatchUsage) -> BatchUsage:
+        """Both together."""
+        return BatchUsage.of(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            num_cached=self.input_tokens_details.cached_tokens + other.input_tokens_details.cached_tokens,
+            num_reasoning=self.output_tokens_details.reasoning_tokens + other.output_tokens_details.reasoning_tokens,
+        )
+
+
 class BatchProblem(msgspec.Struct, frozen=True):
     """Why a line, or the whole file, cannot be run."""
 
@@ -68,6 +105,8 @@ class BatchReply(msgspec.Struct, frozen=True, kw_only=True):
     cancelling_at: int | None = None
     cancelled_at: int | None = None
     request_counts: BatchCounts = BatchCounts()
+    usage: BatchUsage = BatchUsage()
+    model: str | None = None  # of the answers; None before the first one
     object: Literal["batch"] = "batch"
 
 

@@ -23,9 +23,9 @@ class Batches:
     ttl_s: float
     clock: Callable[[], float]
 
-    async def add(self, tenant: bytes, id: str, created_at: int, body: bytes) -> None:
-        """Keep one that begins. `extra` of its record is not used."""
-        new = NewRecord(id, created_at, body, self.ttl_s, is_held=True)
+    async def add(self, tenant: bytes, id: str, created_at: int, body: bytes, extra: bytes | None) -> None:
+        """Keep one that begins; `extra` is what the next server must know beside its object."""
+        new = NewRecord(id, created_at, body, self.ttl_s, extra, is_held=True)
         await self.database.run(partial(records.insert, owned=Owned(KIND, tenant), new=new, now=self.clock()))
 
     async def find(self, tenant: bytes, id: str) -> Record | None:
@@ -45,7 +45,7 @@ class Batches:
         def work(connection: sqlite3.Connection) -> None:
             record = records.find(connection, owned, id, now=now)
             if record is not None:
-                records.replace_body(connection, record.position, body, is_held=not is_over)
+                records.replace_body(connection, record.position, body, extra=record.extra, is_held=not is_over)
                 records.touch(connection, record.position, now=now, ttl_s=self.ttl_s)
 
         await self.database.run(work)

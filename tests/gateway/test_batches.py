@@ -37,8 +37,8 @@ def upload(http: httpx.Client, lines: Sequence[Any], purpose: str = "batch") -> 
     return str(reply["id"])
 
 
-def begin(http: httpx.Client, lines: Sequence[Any], endpoint: str = CHAT) -> dict[str, Any]:
-    body = {"input_file_id": upload(http, lines), "endpoint": endpoint, "completion_window": "24h"}
+def begin(http: httpx.Client, lines: Sequence[Any], endpoint: str = CHAT, **fields: Any) -> dict[str, Any]:
+    body = {"input_file_id": upload(http, lines), "endpoint": endpoint, "completion_window": "24h", **fields}
     response = http.post(PATH, json=body)
     assert response.status_code == 200, response.text
     reply: dict[str, Any] = response.json()
@@ -100,6 +100,12 @@ def test_by_the_sdk(server: Running) -> None:
         assert output.purpose == "batch_output"
         assert output.expires_at == output.created_at + 3600
         assert client.batches.list(limit=1).data == [batch]
+        assert batch.model == "scripted"
+        assert batch.usage is not None
+        usages = [row["response"]["body"]["usage"] for row in results(http, batch.output_file_id).values()]
+        assert batch.usage.input_tokens == sum(usage["prompt_tokens"] for usage in usages) > 0
+        assert batch.usage.output_tokens == sum(usage["completion_tokens"] for usage in usages) > 0
+        assert batch.usage.total_tokens == sum(usage["total_tokens"] for usage in usages)
         found = results(http, batch.output_file_id)
         samples = scrape(http)
     assert set(found) == {f"q{number}" for number in range(10)}
@@ -123,6 +129,8 @@ def test_every_endpoint_answers_as_it_does_itself(http: httpx.Client, endpoint: 
     answered = results(http, reply["output_file_id"])["a"]["response"]["body"]
     assert set(answered) == set(direct)
     assert answered["usage"] == direct["usage"]
+    assert reply["usage"]["total_tokens"] == direct["usage"]["total_tokens"]
+    assert reply["model"] == direct["model"]
 
 
 def test_one_bad_request_spoils_no_other(http: httpx.Client) -> None:
@@ -225,6 +233,8 @@ def test_a_batch_out_of_time_says_what_was_not_run(
     assert set(done) | set(rest) == {f"q{number}" for number in range(30)}
     assert set(done).isdisjoint(rest)
     assert {row["error"]["code"] for row in rest.values()} == {"batch_expired"}
+    totals = [row["response"]["body"]["usage"]["total_tokens"] for row in done.values()]
+    assert reply["usage"]["total_tokens"] == sum(totals)
 
 
 def test_no_key_sees_another_s(server: Running) -> None:
@@ -244,11 +254,12 @@ def test_no_key_sees_another_s(server: Running) -> None:
 def test_a_restart_goes_on_where_it_was(tmp_path: Path) -> None:
     """No request is lost, and none that has a result is run again."""
     driver = make_driver(saying("ab" * 10), pace_s=0.02)
+    expiry: dict[str, Any] = {"output_expires_after": {"anchor": "created_at", "seconds": 7200}}
     with (
         running(driver, state=State(StateOptions(tmp_path))) as server,
         httpx.Client(base_url=server.url) as http,
     ):
-        id = begin(http, [line(f"q{number}") for number in range(30)])["id"]
+        id = begin(http, [line(f"q{number}") for number in range(30)], **expiry)["id"]
         while http.get(f"{PATH}/{id}").json()["request_counts"]["completed"] < 5:
             time.sleep(0.02)
     (partial,) = (tmp_path / "files").glob("*_output.part")
@@ -263,4 +274,8 @@ def test_a_restart_goes_on_where_it_was(tmp_path: Path) -> None:
         found = results(http, reply["output_file_id"])
         assert set(found) == {f"q{number}" for number in range(30)}
         assert len(second.submitted) == 30 - len(done)
-        assert http.get("/v1/files?purpose=batch_output").json()["data"][0]["id"] == reply["output_file_id"]
+        output = http.get("/v1/files?purpose=batch_output").json()["data"][0]
+        assert output["id"] == reply["output_file_id"]
+        assert output["expires_at"] == output["created_at"] + 7200, "what the first server was told"
+        totals = [row["response"]["body"]["usage"]["total_tokens"] for row in found.values()]
+        assert reply["usage"]["total_tokens"] == sum(totals), "also of what the first server answered"

@@ -1,4 +1,4 @@
-"""/v1/embeddings: every shape of input, both encodings, usage, dimensions, prompts, limits and errors."""
+"""/v1/embeddings: every shape of input, both encodings, usage, dimensions, prompts, limits, errors, and in batches."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ortserve.runtime.encoder_queue import EncoderInput as Ids
 from tests.gateway.encoders import CLS, SEP, Encoders, ids_of, open_encoders, vector_of, write_encoder
 from tests.gateway.running import serving
 from tests.gateway.scripted import make_driver, saying
+from tests.gateway.test_batches import begin, line, results, wait_for
 from tests.runtime.synthetic_encoder import MAX_LENGTH, expected
 
 PATH = "/v1/embeddings"
@@ -263,3 +264,19 @@ def test_what_is_measured(http: httpx.Client) -> None:
     assert [new - old for new, old in zip(after, before, strict=True)] == [6, 2, 1]
     assert counted("waiting_inputs") == 0
     assert 'route="/v1/embeddings"' in http.get("/metrics").text
+
+
+def test_a_batch_of_embeddings(http: httpx.Client) -> None:
+    url, texts = "/v1/embeddings", {f"t{place}": f"a text of {place} words" for place in range(5)}
+    lines = [line(id, url, **body(input=text)) for id, text in texts.items()]
+    lines.append(line("wrong", url, **body(input=[])))
+    reply = wait_for(http, begin(http, lines, url)["id"], "completed")
+    assert reply["request_counts"] == {"total": 6, "completed": 5, "failed": 1}
+    assert set(results(http, reply["error_file_id"])) == {"wrong"}
+    num_tokens = 0
+    for id, row in results(http, reply["output_file_id"]).items():
+        answer, direct = row["response"]["body"], post(http, input=texts[id])
+        assert answer == direct
+        num_tokens += direct["usage"]["total_tokens"]
+    assert reply["usage"]["input_tokens"] == reply["usage"]["total_tokens"] == num_tokens
+    assert reply["model"] == post(http, input="x")["model"]
