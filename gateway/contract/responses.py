@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ortserve.gateway.contract.items import ITEM
 from ortserve.gateway.contract.rules import Rule, extension, honoured, ignored, refused, required
 from ortserve.gateway.contract.sampling import CACHING, CHOOSING, CONSTRAINTS, DRAWING, EXTENSIONS
 from ortserve.gateway.contract.shapes import (
@@ -64,6 +65,7 @@ RESPONSES = FieldTable(
     (
         honoured("model", STRING, "absent: the served one"),
         honoured("input", one_of(STRING, array(OBJECT)), "messages and other items; text only"),
+        *(rule.below("input[]") for rule in ITEM),
         honoured("instructions", STRING, "in front of this call's items, never inherited"),
         *STATE,
         honoured("max_output_tokens", integer(1)),

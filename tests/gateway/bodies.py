@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from ortserve.gateway.contract.items import MEDIA
 from ortserve.gateway.contract.messages import OTHER_RESULTS, OTHER_TOOLS
 from ortserve.gateway.routes.admin import read_clear
 from ortserve.gateway.schema.anthropic import read_counted_call, read_message_call
@@ -65,6 +66,17 @@ PREWARM: Body = {"prompt_cache_options": {"prewarm": True}}
 BREAKPOINT: Body = {"prompt_cache_breakpoint": {"mode": "explicit", "ttl": "12h"}}
 CONTROL: Body = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
 
+ITEMS: list[Body] = [
+    {
+        "type": "message", "id": "msg_1", "status": "completed", "role": "user", "phase": "commentary",
+        "content": [{"type": "input_text", "text": "hi", **BREAKPOINT}],
+    },
+    {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+    {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+    {"type": "function_call", "call_id": "1", "name": "f", "namespace": "n", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_text", "text": "42", **BREAKPOINT}]},
+    {"type": "custom_tool_call", "call_id": "2", "name": "g", "input": "x"},
+]  # fmt: skip
 CONVERSATION: list[Body] = [
     {"role": "user", "name": "Ann", "content": [{"type": "text", "text": "hi", **BREAKPOINT}]},
     {
@@ -195,6 +207,7 @@ HONOURED: Mapping[str, tuple[Body, ...]] = {
             "prediction": {"type": "content", "content": "x"}, "chat_template_kwargs": {"a": 1},
         },
         {"input": "hi", "conversation": {"id": "conv_1"}, "reasoning": {"generate_summary": "auto"}},
+        {"input": ITEMS},
     ),
     "/admin/cache/warm": (
         {"messages": CONVERSATION, "ttl": "1h", "api_key": "k", "cache_salt": "s"},
@@ -279,6 +292,18 @@ REFUSED: Mapping[str, Mapping[str, Body]] = {
     "/v1/responses": {
         "prompt": {"input": "hi", "prompt": {"id": "x"}},
         "moderation": {"input": "hi", "moderation": {"model": "x"}},
+        **{
+            f"input[].content[].{name}": {"input": [{"role": "user", "content": [{"type": "input_file", name: "x"}]}]}
+            for name in MEDIA
+        },
+        **{
+            f"input[].output[].{name}": {
+                "input": [
+                    {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_file", name: "x"}]}
+                ]
+            }
+            for name in MEDIA
+        },
         "prompt_cache_options.prewarm": {"input": "hi", **PREWARM},
         **{name: {"input": "hi", **body} for name, body in CONSTRAINTS.items()},
     },

@@ -260,3 +260,35 @@ def test_strict_parameters() -> None:
 def test_of_equal_names_the_last_counts(http: httpx.Client) -> None:
     body = b'{"model": "other", "model": "scripted", "messages": [{"role": "user", "content": "hi"}]}'
     assert http.post(CHAT_PATH, content=body).status_code == 200
+
+
+ITEMS: list[Body] = [
+    {"role": "user", "content": [{"type": "input_text", "text": "hi", "colour": "red"}], "mood": "good"},
+    {"type": "reasoning", "summary": [], "encrypted_content": "x", "depth": {"a": 1}},
+    {"type": "web_search_call", "status": "completed", "action": {"type": "search", "whatever": 1}},
+    {"role": "assistant", "content": [{"type": "output_text", "text": "a", "annotations": [], "logprobs": None}]},
+]
+
+
+def test_items_are_looked_into(http: httpx.Client) -> None:
+    response = http.post("/v1/responses", json={"model": "scripted", "input": ITEMS})
+    assert response.status_code == 200, response.text
+    assert response.headers["x-ortserve-ignored"].split(", ") == [
+        "input[].encrypted_content", "input[].action",
+        "input[].content[].colour", "input[].mood", "input[].depth",
+    ]  # fmt: skip
+    kept = http.get(f"/v1/responses/{response.json()['id']}/input_items?order=asc").json()["data"]
+    assert kept[2]["action"] == ITEMS[2]["action"], "without effect on the reply, and kept"
+
+
+def test_items_with_unknown_fields_are_refused_where_all_are() -> None:
+    body = {"model": "scripted", "input": ITEMS}
+    with (
+        running(make_driver(saying("x")), strict_parameters=True) as server,
+        httpx.Client(base_url=server.url) as http,
+    ):
+        response = http.post("/v1/responses", json=body)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "input[].content[].colour"
+        known = [{**ITEMS[0], "mood": None, "content": "hi"}, *ITEMS[2:]]
+        assert http.post("/v1/responses", json={**body, "input": known}).status_code == 200
