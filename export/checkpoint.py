@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ortserve.export.errors import ExportError
 from ortserve.export.json_fields import JsonObject, read_json, read_optional_json
-from ortserve.export.safetensors_file import StoredTensor, read_header
+from ortserve.export.safetensors_file import read_header
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -20,6 +21,29 @@ RANDOM_WEIGHTS = "ortserve_random_weights"  # true in config.json: written by `o
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 ENCODER_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model"]
 HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", *TOKENIZER_FILES]
+
+
+class StoredTensor(Protocol):
+    """A tensor on disk, in a safetensors or a GGUF file."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its values; of values stored in blocks, float32."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first."""
+        ...
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Rows `[start, stop)` as float32. Raises `ExportError` when they cannot be read."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +153,7 @@ def _read_folder(folder: Path, *, source: str) -> Checkpoint:
     )
 
 
-def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
+def _read_tensors(folder: Path) -> Mapping[str, StoredTensor]:
     if (folder / WEIGHTS).exists():
         return read_header(folder / WEIGHTS)
     if not (folder / WEIGHTS_INDEX).exists():

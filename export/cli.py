@@ -66,7 +66,7 @@ def configure_export(parser: ArgumentParser) -> None:
         "Turn a Hugging Face checkpoint into a quantized ONNX model, and prove it against an independent reference.",
         "ortserve export HuggingFaceTB/SmolLM2-135M-Instruct smollm2 --precision int8",
     )
-    parser.add_argument("source", metavar="SRC", help="checkpoint folder, hub id, or pocket for the bundled model")
+    parser.add_argument("source", metavar="SRC", help="checkpoint folder, GGUF file, hub id, or pocket")
     parser.add_argument("destination", metavar="DST", type=Path, help="folder to make; complete or not at all")
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="what it will run on (default: cpu)")
     parser.add_argument(
@@ -105,22 +105,24 @@ def run_export(arguments: Namespace) -> int:
     if arguments.name is not None or arguments.dimensions:
         raise ExportError("--name and --dimensions are for encoders: leave them out, or add --task embeddings")
     from ortserve.export.inspection import describe_parity
+    from ortserve.export.open_source import open_source
     from ortserve.export.publish import export_checkpoint
 
     try:
-        manifest = export_checkpoint(
-            resolve_source(arguments.source),
-            arguments.destination,
-            precision=arguments.precision or DEVICE_PRECISIONS[arguments.device][0],
-            device=arguments.device,
-            block_size=arguments.block_size,
-            max_context=arguments.max_context,
-            activations=arguments.activations,
-            calibration_text=arguments.calibration,
-            verify=not arguments.no_verify,
-            force=arguments.force,
-            allow_unproven=arguments.allow_unproven,
-        )
+        with open_source(resolve_source(arguments.source)) as checkpoint:
+            manifest = export_checkpoint(
+                checkpoint,
+                arguments.destination,
+                precision=arguments.precision or DEVICE_PRECISIONS[arguments.device][0],
+                device=arguments.device,
+                block_size=arguments.block_size,
+                max_context=arguments.max_context,
+                activations=arguments.activations,
+                calibration_text=arguments.calibration,
+                verify=not arguments.no_verify,
+                force=arguments.force,
+                allow_unproven=arguments.allow_unproven,
+            )
     except CheckFailedError as error:
         return _failed(error)
     if arguments.json:
@@ -138,7 +140,7 @@ def configure_verify(parser: ArgumentParser) -> None:
         "ortserve verify smollm2 --against HuggingFaceTB/SmolLM2-135M-Instruct",
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="exported model")
-    parser.add_argument("--against", metavar="SRC", help="checkpoint folder or hub id it was exported from")
+    parser.add_argument("--against", metavar="SRC", help="checkpoint folder, GGUF file or hub id it was exported from")
     _add_json(parser)
 
 
@@ -146,18 +148,18 @@ def run_verify(arguments: Namespace) -> int:
     """Prints the verdict, or with --json the parity report (null without --against)."""
     if is_encoder(arguments.folder):
         return run_encoder_verify(arguments)
-    from ortserve.export.checkpoint import open_checkpoint
     from ortserve.export.families import read_architecture
     from ortserve.export.inspection import describe_parity
     from ortserve.export.integrity import check_integrity
+    from ortserve.export.open_source import open_source
     from ortserve.export.verify import check_parity
 
     try:
         manifest = check_integrity(arguments.folder)
         parity = None
         if arguments.against is not None:
-            checkpoint = open_checkpoint(resolve_source(arguments.against))
-            parity = check_parity(arguments.folder, manifest, read_architecture(checkpoint), checkpoint)
+            with open_source(resolve_source(arguments.against)) as checkpoint:
+                parity = check_parity(arguments.folder, manifest, read_architecture(checkpoint), checkpoint)
     except CheckFailedError as error:
         return _failed(error)
     if arguments.json:

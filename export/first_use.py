@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ortserve.export.checkpoint import TOKENIZER_FILES, WEIGHTS_INDEX, Checkpoint, open_checkpoint
+from ortserve.export.checkpoint import TOKENIZER_FILES, WEIGHTS_INDEX, Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.new_folder import remove_partial_folders
+from ortserve.export.open_source import open_source
 from ortserve.export.publish import RECIPE, export_checkpoint
 from ortserve.runtime.manifest import FORMAT_VERSION, MANIFEST_NAME
 
@@ -29,7 +30,11 @@ def ensure_exported(source: str | Path, cache_folder: Path, *, precision: str, p
     """
     if (Path(source) / MANIFEST_NAME).exists():
         return Path(source)
-    checkpoint = open_checkpoint(source)
+    with open_source(source) as checkpoint:
+        return _ensure(checkpoint, cache_folder, precision=precision, progress=progress)
+
+
+def _ensure(checkpoint: Checkpoint, cache_folder: Path, *, precision: str, progress: bool) -> Path:
     destination = cache_folder / f"{_safe(checkpoint.name)}-{precision}-{source_identity(checkpoint)[:16]}"
     if (destination / MANIFEST_NAME).exists():
         return destination

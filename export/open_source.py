@@ -1,0 +1,46 @@
+"""Opens what a model is exported from, a checkpoint folder, a hub id or a GGUF file, for as long as it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ortserve.export.checkpoint import Checkpoint, open_checkpoint
+from ortserve.export.gguf_file import read_gguf
+from ortserve.export.gguf_model import gguf_config, gguf_tensors
+from ortserve.export.gguf_tokenizer import gguf_eos_ids, write_gguf_tokenizer
+from ortserve.export.json_fields import read_optional_json
+
+
+@contextmanager
+def open_source(source: str | Path | Checkpoint) -> Iterator[Checkpoint]:
+    """Raises `ExportError` when it is missing, incomplete or damaged.
+
+    A GGUF file's metadata lies in a temporary folder as the files of a checkpoint; its weights stay in place.
+    """
+    if isinstance(source, Checkpoint):
+        yield source
+    elif Path(source).suffix == ".gguf" and not Path(source).is_dir():
+        with TemporaryDirectory(prefix="ortserve-gguf-") as folder:
+            yield _open_gguf(Path(source), Path(folder))
+    else:
+        yield open_checkpoint(source)
+
+
+def _open_gguf(path: Path, folder: Path) -> Checkpoint:
+    file = read_gguf(path)
+    config = {**gguf_config(file), "eos_token_id": gguf_eos_ids(file)}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    write_gguf_tokenizer(file, folder)
+    return Checkpoint(
+        folder=folder,
+        name=path.stem,
+        source=path.name,
+        config=config,
+        generation_config={},
+        tokenizer_config=read_optional_json(folder / "tokenizer_config.json"),
+        tensors=gguf_tensors(file),
+    )
