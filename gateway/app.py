@@ -73,7 +73,8 @@ def build_app(
     models = ModelsRoute(catalog)
     health = HealthRoute(catalog)
     scoring = ScoringRoute(catalog, patience)
-    state, runs = state or State(), Runs()
+    state = state or State()
+    runs = Runs(lambda exchange, seconds: metrics.count_generated(exchange, "/v1/responses", seconds))
     access = access or Access(api_key=api_key, admin_key=admin_key)
     answering = [
         *(_decoder_routes(decoder, state, patience, access.whose) if decoder else ()),

@@ -82,7 +82,11 @@ class Metrics:
             self._ignored[route, name] += 1
         if unheeded.unknown:
             self._ignored[route, UNKNOWN] += len(unheeded.unknown)
-        timings = exchange.timings
+        self.count_generated(exchange, path, seconds)
+
+    def count_generated(self, exchange: Exchange, path: str, seconds: float) -> None:
+        """Take over the tokens and times of one that may have been answered before they were known."""
+        timings, route = exchange.timings, route_of(path)
         if timings is None:
             return
         self._seconds.setdefault(route, Tally()).add(seconds)

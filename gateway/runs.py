@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from ortserve.gateway.errors import ApiError, internal_error, too_many, unavailable
+from ortserve.gateway.exchange import Exchange
 from ortserve.gateway.generation import Generation
 from ortserve.gateway.logs import log
 from ortserve.gateway.response_draft import ResponseDraft
@@ -26,9 +28,17 @@ class Run:
     """One response being generated, and its events for those that follow it when `with_events`."""
 
     def __init__(
-        self, draft: ResponseDraft, generation: Generation, record: ResponseRecord, *, with_events: bool
+        self,
+        draft: ResponseDraft,
+        generation: Generation,
+        record: ResponseRecord,
+        *,
+        with_events: bool,
+        started: float,
     ) -> None:
+        """`started`: when its request came, on the monotonic clock in seconds."""
         self.with_events = with_events
+        self._started = started
         self._draft = draft
         self._generation = generation
         self._record = record
@@ -59,6 +69,12 @@ class Run:
                 self._task.cancel()
             await asyncio.wait((self._task,))
         return self.reply
+
+    def exchange(self) -> Exchange:
+        """Its counts, for a request that has been answered long ago."""
+        exchange = Exchange(started=self._started)
+        exchange.note(self._generation)
+        return exchange
 
     async def follow(self, starting_after: int) -> AsyncGenerator[bytes, None]:
         """Events whose number is above `starting_after`, as they come, up to the last one."""
@@ -116,7 +132,9 @@ class Run:
 class Runs:
     """The runs of one server."""
 
-    def __init__(self, *, max_runs: int = MAX_RUNS) -> None:
+    def __init__(self, count: Callable[[Exchange, float], None], *, max_runs: int = MAX_RUNS) -> None:
+        """`count` takes the tokens of each run, and its seconds, when it has ended."""
+        self._count = count
         self._runs: dict[str, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._max_runs = max_runs
@@ -136,6 +154,8 @@ class Runs:
         def forget(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             self._runs.pop(id, None)
+            exchange = run.exchange()
+            self._count(exchange, time.monotonic() - exchange.started)
 
         task.add_done_callback(forget)
 

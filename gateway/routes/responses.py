@@ -52,7 +52,7 @@ class ResponsesRoute:
         draft = ResponseDraft(call.echo, model=self.service.name, created_at=created_at, namespaces=call.namespaces)
         record = ResponseRecord(self.state, exchange.tenant, thread)
         if call.echo.background:
-            return await self._behind(call, generation, draft, record)
+            return await self._behind(call, generation, draft, record, started=exchange.started)
         if call.stream:
             return EventStream(generation, ResponseEvents(draft), self.patience, lambda: record.add(draft.reply))
         return await self._whole(request, generation, draft, record)
@@ -106,10 +106,16 @@ class ResponsesRoute:
         return json_response(reply)
 
     async def _behind(
-        self, call: ResponseCall, generation: Generation, draft: ResponseDraft, record: ResponseRecord
+        self,
+        call: ResponseCall,
+        generation: Generation,
+        draft: ResponseDraft,
+        record: ResponseRecord,
+        *,
+        started: float,
     ) -> Response | FollowedRun:
         """Once it is kept it runs by itself, whatever becomes of this request."""
-        run = Run(draft, generation, record, with_events=call.stream)
+        run = Run(draft, generation, record, with_events=call.stream, started=started)
         try:
             await record.begin(draft.reply)
         except BaseException:

@@ -18,6 +18,7 @@ from ortserve.runtime.request import FinishReason
 from tests.gateway.conftest import REPLY
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, saying
+from tests.gateway.test_metrics import scrape, value
 from tests.gateway.test_responses import PATH, call, events_of, refused
 
 COUNT = f"{PATH}/input_tokens"
@@ -337,7 +338,7 @@ def test_a_restart_fails_what_was_running_and_keeps_the_rest(tmp_path: Path) -> 
 
 def test_the_background_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     original = runs.Runs.__init__
-    monkeypatch.setattr(runs.Runs, "__init__", lambda self: original(self, max_runs=2))
+    monkeypatch.setattr(runs.Runs, "__init__", lambda self, count: original(self, count, max_runs=2))
     with running(make_driver(saying("ab" * 100), pace_s=0.05)) as server, httpx.Client(base_url=server.url) as http:
         for _ in range(2):
             assert http.post(PATH, json=call(background=True)).json()["status"] == "queued"
@@ -358,3 +359,26 @@ def test_a_stream_that_is_left_is_not_kept(slow: Running) -> None:
         id = line.split('"id":"')[1].split('"')[0]
         assert id.startswith("resp_")
         assert refused(http.get(f"{PATH}/{id}"), 404)
+
+
+@pytest.mark.parametrize("fields", [{}, {"stream": True}])
+def test_tokens_of_the_background_are_counted_once(fields: dict[str, Any]) -> None:
+    with running(make_driver(saying("hello"))) as server, httpx.Client(base_url=server.url) as http:
+        response = http.post(PATH, json=call(background=True, **fields))
+        id = response.json()["id"] if not fields else events_of(response)[0]["response"]["id"]
+        usage = wait_for(http, id, "completed")["usage"]
+        deadline = time.monotonic() + 5
+        while value(samples := scrape(http), "output_tokens_total") == 0:
+            assert time.monotonic() < deadline
+        assert value(samples, "output_tokens_total") == usage["output_tokens"]
+        assert value(samples, "prompt_tokens_total") == usage["input_tokens"]
+        assert value(samples, "request_seconds_count", route=PATH) == 1
+        assert value(samples, "requests_total", route=PATH, status="200", outcome="done") == 1
+
+
+def test_tokens_of_a_cancelled_response_are_counted(slow: Running) -> None:
+    with httpx.Client(base_url=slow.url) as http:
+        id = http.post(PATH, json=call(background=True)).json()["id"]
+        time.sleep(0.5)
+        http.post(f"{PATH}/{id}/cancel")
+        assert 0 < value(scrape(http), "output_tokens_total") < 200
