@@ -64,6 +64,15 @@ class _Job:
     grammar: Grammar | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """When a call's sequences run."""
+
+    tenant: bytes
+    priority: int
+    weight: int
+
+
 def load_model_text(folder: Path, manifest: Manifest, chat_template: Path | None = None) -> ModelText:
     """Read tokenizer and chat template; raises `ModelError` when they are missing or unusable."""
     tokenizer = load_tokenizer(folder, bos_token_id=manifest.bos_token_id, add_bos=manifest.add_bos)
@@ -138,11 +147,12 @@ class ModelService:
         num_body_bytes: int,
         param: str = "messages",
         priority: int = 0,
+        weight: int = 1,
     ) -> Generation:
         """Validate, tokenize and submit. Everything wrong with the request raises `ApiError` here.
 
         `param` is the field that carried the conversation, as errors name it; of two requests that wait, the one of
-        larger `priority` runs first.
+        larger `priority` runs first, and tenants take turns by their `weight`.
         """
         self.check_model(request.model)
         if request.demands_reasoning and self._style.reasoning is None:
@@ -158,7 +168,7 @@ class ModelService:
             request.stops,
             param=param,
             strip_first_space=not request.continue_final_message,  # there, it separates two words
-            priority=priority,
+            turn=_Turn(tenant, priority, weight),
             plan=self._style.plan(request.tools, is_reasoning_open=prompt.is_reasoning_open),
         )
 
@@ -185,7 +195,13 @@ class ModelService:
         return tuple(prompts)
 
     def start_completion(
-        self, request: CompletionRequest, prompts: Sequence[Prompt], *, tenant: bytes, priority: int = 0
+        self,
+        request: CompletionRequest,
+        prompts: Sequence[Prompt],
+        *,
+        tenant: bytes,
+        priority: int = 0,
+        weight: int = 1,
     ) -> Generation:
         """Submit every prompt's choices: index is prompt * n + choice. Nothing is generated for `max_tokens` 0."""
         if request.sampling.max_tokens == 0 and request.sampling.num_prompt_logprobs is None:
@@ -211,7 +227,7 @@ class ModelService:
             request.stops,
             param="prompt",
             strip_first_space=False,
-            priority=priority,
+            turn=_Turn(tenant, priority, weight),
         )
 
     async def compute(self, request: Request) -> int:
@@ -264,7 +280,7 @@ class ModelService:
         *,
         param: str,
         strip_first_space: bool,
-        priority: int,
+        turn: _Turn,
         plan: ReplyPlan = PLAIN_TEXT,
     ) -> Generation:
         call = secrets.token_hex(8)
@@ -283,7 +299,9 @@ class ModelService:
                         cache=job.cache,
                         draft=job.draft,
                         grammar=job.grammar,
-                        priority=priority,
+                        priority=turn.priority,
+                        tenant=turn.tenant,
+                        weight=turn.weight,
                     )
                     assembler = self._assembler(sampling, stops, strip=strip, plan=plan)
                     wants_prompt = sampling.num_prompt_logprobs is not None

@@ -7,13 +7,12 @@ computed again from its tokens.
 from __future__ import annotations
 
 from ortserve.runtime.blocks import BlockPool
+from ortserve.runtime.fair_order import FairOrder, aged_priority
 from ortserve.runtime.page_reuse import share_blocks
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.reuse import Reuse
 from ortserve.runtime.sequence import Sequence, Stage
 from ortserve.runtime.step import CopyRow, Move, ReleaseRow, SwapIn, SwapOut
-
-AGEING_S = 30.0  # so long in the queue counts as one more priority
 
 
 class Placement:
@@ -24,6 +23,7 @@ class Placement:
         self.blocks = reuse.pool if plan.shares_blocks else BlockPool(plan.num_blocks)
         self.host_blocks = BlockPool(plan.num_host_blocks) if plan.shares_blocks else reuse.pool
         self.reuse = reuse
+        self.fair = FairOrder()
         self._plan = plan
         self._free_slots = list(range(plan.num_rows))
         self._queue: list[Sequence] = []  # WAITING and SWAPPED
@@ -77,10 +77,12 @@ class Placement:
         self._add(self.reuse.save(sequence))
 
     def admit(self, now_s: float) -> None:
-        """Give rows to the head of the queue while rows and memory last, and to larger priorities at others' cost."""
+        """Give rows to the head of the queue while rows and memory last, and to larger priorities at others' cost.
+
+        Whose turn it is, `FairOrder` says.
+        """
         self.reuse.poll()
-        self._queue.sort(key=lambda sequence: (-_aged_priority(sequence, now_s), sequence.arrival))
-        for sequence in list(self._queue):
+        for sequence in self.fair.arrange(self._queue, self._running, now_s):
             leader = self._leader(sequence)
             if leader is not None and leader.num_computed < self._num_shared(sequence):
                 continue  # what it would compute is being computed; those behind it may pass
@@ -88,7 +90,8 @@ class Placement:
                 continue
             if not self._make_room(sequence):
                 return
-            sequence.held_priority = _aged_priority(sequence, now_s)
+            sequence.held_priority = aged_priority(sequence, now_s)
+            self.fair.admit(sequence.request, now_s)
             self._enter_row(sequence, self._leader(sequence))
 
     def grow(self, sequence: Sequence, num_tokens: int) -> None:
@@ -240,10 +243,6 @@ class Placement:
         self._running.remove(sequence)
         sequence.blocks = []
         sequence.slot = None
-
-
-def _aged_priority(sequence: Sequence, now_s: float) -> int:
-    return sequence.request.priority + int((now_s - sequence.waiting_since_s) / AGEING_S)
 
 
 def _rank(sequence: Sequence) -> tuple[int, int]:

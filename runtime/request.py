@@ -126,6 +126,8 @@ class Request:
     cache: CacheHints = CacheHints()
     draft: DraftHints = DraftHints()
     grammar: Grammar | None = None  # no token that it does not allow is ever drawn
+    tenant: bytes = b""  # those of one tenant take turns with others', by tokens computed
+    weight: int = 1  # of the tenant's share, at least 1
 
 
 @dataclass(frozen=True, slots=True)

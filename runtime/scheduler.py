@@ -38,7 +38,7 @@ class Advance:
 
 
 class Scheduler:
-    """First come, first served, larger priorities first; decodes and prompt chunks share each step."""
+    """Larger priorities first, then tenants in turns, then age; decodes and prompt chunks share each step."""
 
     def __init__(self, plan: EnginePlan, pace: Pace, placement: Placement) -> None:
         self.placement = placement
@@ -106,6 +106,7 @@ class Scheduler:
                 # Drafts count as computed once they are accepted; what is stored beyond is overwritten.
                 sequence.num_computed = row.end - len(row.drafts)
             sequence.seconds_unsaved += seconds * len(row.tokens) / step.num_tokens
+            self.placement.fair.charge(sequence.request, len(row.tokens))
             if row.num_logits:
                 advances.append(self._advance(sequence, row, next(remaining), now_s))
             if sequence.slot is not None:

@@ -41,7 +41,11 @@ class ChatRoute:
             request, CHAT, lambda fields: read_chat(fields, service.defaults, service.vocabulary), service.pool
         )
         generation = await service.start_chat(
-            chat, tenant=exchange.tenant, num_body_bytes=len(exchange.body), priority=exchange.priority
+            chat,
+            tenant=exchange.tenant,
+            num_body_bytes=len(exchange.body),
+            priority=exchange.priority,
+            weight=exchange.grant.limits.weight,
         )
         record = ChatRecord(self.completions, exchange.tenant, chat.messages_to_keep)
         if chat.stream:

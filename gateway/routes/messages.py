@@ -44,7 +44,11 @@ class MessagesRoute:
         exchange = exchange_of(request.scope)
         chat = await self._read(request, read_message_call)
         generation = await service.start_chat(
-            chat, tenant=exchange.tenant, num_body_bytes=len(exchange.body), priority=exchange.priority
+            chat,
+            tenant=exchange.tenant,
+            num_body_bytes=len(exchange.body),
+            priority=exchange.priority,
+            weight=exchange.grant.limits.weight,
         )
         reply_id = f"msg_{secrets.token_hex(14)}"
         if not chat.stream:

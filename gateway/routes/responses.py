@@ -88,6 +88,7 @@ class ResponsesRoute:
             num_body_bytes=num_bytes,
             param=PARAM,
             priority=exchange.priority,
+            weight=exchange.grant.limits.weight,
         )
         try:
             return await start(call.with_items(items, model))

@@ -192,7 +192,10 @@ class Equalities(RuleBasedStateMachine):
             prompt = (*shared, *((7 + self.count + place) % (LAST_ID + 1) for place in range(tail)))
             group = f"call-{self.count}" if choices > 1 else None
             for choice in range(choices):
-                request = Request(f"r{self.count}", prompt, sampling, priority, choice, group, hints, grammar=grammar)
+                tenant = bytes((self.count % 3,))  # whose turn it is changes nothing that is said
+                request = Request(
+                    f"r{self.count}", prompt, sampling, priority, choice, group, hints, grammar=grammar, tenant=tenant
+                )
                 self.count += 1
                 self.add(request)
 

@@ -1,0 +1,89 @@
+"""Whose turn it is among tenants that wait: those that have been served least, by their weights. Knows no rows.
+
+Start-time fair queueing: each tenant has a clock that runs with the tokens computed for it, divided by its weight; the
+slowest clock is next. A tenant that comes back starts at the slowest clock of those at work: idling saves nothing up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from heapq import heapify, heappop, heapreplace
+
+from ortserve.runtime.request import Request
+from ortserve.runtime.sequence import Sequence
+
+AGEING_S = 30.0  # so long in the queue counts as one more priority
+
+Turn = tuple[int, float, int, bytes]  # priority negated, clock, arrival, tenant
+
+
+class FairOrder:
+    """The clocks of all tenants that have sequences in one engine."""
+
+    def __init__(self) -> None:
+        self._clocks: dict[bytes, float] = {}
+        self._admitted_s: dict[bytes, float] = {}  # when each tenant was last given a row
+        self._floor = 0.0
+
+    def arrange(self, queue: Iterable[Sequence], running: Iterable[Sequence], now_s: float) -> list[Sequence]:
+        """The queue in the order in which it gets rows.
+
+        Larger priorities go first, and within one the tenants take turns; within a tenant those that have waited
+        longest. Between tenants, waiting counts from the tenant's last turn: a flood does not age by its own length.
+        """
+        waiting: dict[bytes, list[Sequence]] = {}
+        for sequence in queue:
+            waiting.setdefault(sequence.request.tenant, []).append(sequence)
+        self._keep(waiting.keys() | {sequence.request.tenant for sequence in running})
+        for own in waiting.values():
+            own.sort(key=lambda sequence: (-aged_priority(sequence, now_s), sequence.arrival))
+        if len(waiting) <= 1:
+            return [sequence for own in waiting.values() for sequence in own]
+        return self._in_turns(waiting, now_s)
+
+    def admit(self, request: Request, now_s: float) -> None:
+        """A sequence of this request has been given a row."""
+        self._admitted_s[request.tenant] = now_s
+
+    def charge(self, request: Request, num_tokens: int) -> None:
+        """So many tokens have been computed for this request."""
+        clock = self._clocks.get(request.tenant, self._floor)
+        self._clocks[request.tenant] = clock + num_tokens / request.weight
+
+    def _in_turns(self, waiting: dict[bytes, list[Sequence]], now_s: float) -> list[Sequence]:
+        heap = [
+            self._turn(own[0], self._clocks[tenant], self._admitted_s.get(tenant, float("-inf")), now_s)
+            for tenant, own in waiting.items()
+        ]
+        heapify(heap)
+        places = dict.fromkeys(waiting, 0)
+        order: list[Sequence] = []
+        while heap:
+            _, clock, _, tenant = heap[0]
+            own, place = waiting[tenant], places[tenant]
+            order.append(own[place])
+            places[tenant] = place = place + 1
+            if place == len(own):
+                heappop(heap)
+                continue
+            before = own[place - 1]
+            clock += before.num_pending / before.request.weight  # what its first step will be charged
+            heapreplace(heap, self._turn(own[place], clock, now_s, now_s))
+        return order
+
+    def _turn(self, head: Sequence, clock: float, admitted_s: float, now_s: float) -> Turn:
+        waited_s = now_s - max(head.waiting_since_s, admitted_s)
+        return -(head.request.priority + int(waited_s / AGEING_S)), clock, head.arrival, head.request.tenant
+
+    def _keep(self, tenants: Iterable[bytes]) -> None:
+        """Forget those that have left, and let those that come begin at the slowest clock."""
+        clocks = {tenant: self._clocks.get(tenant) for tenant in tenants}
+        known = [clock for clock in clocks.values() if clock is not None]
+        self._floor = max(self._floor, min(known, default=max(self._clocks.values(), default=self._floor)))
+        self._clocks = {tenant: self._floor if clock is None else clock for tenant, clock in clocks.items()}
+        self._admitted_s = {tenant: time for tenant, time in self._admitted_s.items() if tenant in clocks}
+
+
+def aged_priority(sequence: Sequence, now_s: float) -> int:
+    """Its priority, and one more for each while it has waited."""
+    return sequence.request.priority + int((now_s - sequence.waiting_since_s) / AGEING_S)

@@ -1,0 +1,121 @@
+"""Turns between tenants: shares by weight, no tenant starved by another's flood, no reply changed by any of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from ortserve.runtime.admission import new_sequence
+from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.fair_order import AGEING_S, FairOrder
+from ortserve.runtime.request import Request, SamplingParams
+from ortserve.runtime.sequence import Sequence
+from tests.runtime.synthetic import Clock, SyntheticModel, greedy_tokens, whole
+
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+
+
+class Waiting:
+    """Sequences that wait, by arrival."""
+
+    def __init__(self, model: SyntheticModel) -> None:
+        self._model = model
+        self._plan = model.plan(EngineConfig(max_rows=1, max_context=256))
+        self.sequences: list[Sequence] = []
+
+    def add(self, tenant: bytes, *, length: int = 10, since_s: float = 0.0, priority: int = 0, weight: int = 1) -> None:
+        number = len(self.sequences)
+        request = Request(f"{number}", (1,) * length, GREEDY, priority=priority, tenant=tenant, weight=weight)
+        sequence = new_sequence(request, self._model.manifest, self._plan, seed=0, arrival=number, now_s=since_s)
+        sequence.waiting_since_s = since_s
+        self.sequences.append(sequence)
+
+    def tenants(self, order: FairOrder, now_s: float = 0.0) -> bytes:
+        return b"".join(one.request.tenant for one in order.arrange(self.sequences, (), now_s))
+
+
+def test_tenants_take_turns_by_their_weights(synthetic: SyntheticModel) -> None:
+    even, heavy = Waiting(synthetic), Waiting(synthetic)
+    for _ in range(4):
+        even.add(b"a")
+        heavy.add(b"a")
+    for _ in range(4):
+        even.add(b"b")
+        heavy.add(b"b", weight=3)
+    assert even.tenants(FairOrder()) == b"abababab"
+    assert heavy.tenants(FairOrder()) == b"abbbabaa"
+
+
+def test_one_tenant_alone_is_served_in_order_and_by_priority(synthetic: SyntheticModel) -> None:
+    waiting = Waiting(synthetic)
+    for priority in (0, 2, 0, 1):
+        waiting.add(b"a", priority=priority)
+    assert [one.arrival for one in FairOrder().arrange(waiting.sequences, (), 0.0)] == [1, 3, 0, 2]
+
+
+def test_a_larger_priority_goes_first_whoever_has_been_served_more(synthetic: SyntheticModel) -> None:
+    waiting, order = Waiting(synthetic), FairOrder()
+    waiting.add(b"b")
+    waiting.add(b"a", priority=1)
+    order.arrange(waiting.sequences, (), 0.0)
+    order.charge(waiting.sequences[1].request, 10**6)
+    assert waiting.tenants(order) == b"ab"
+
+
+def test_a_flood_does_not_age_by_its_own_length(synthetic: SyntheticModel) -> None:
+    waiting, order = Waiting(synthetic), FairOrder()
+    now_s = 10 * AGEING_S
+    for _ in range(5):
+        waiting.add(b"a", since_s=0.0)
+    waiting.add(b"b", since_s=now_s)
+    order.arrange(waiting.sequences, (), now_s)
+    order.charge(waiting.sequences[0].request, 1000)
+    order.admit(waiting.sequences[0].request, now_s)  # the flooding tenant has just been served
+    assert waiting.tenants(order, now_s)[:1] == b"b"
+
+
+def test_a_tenant_that_nobody_serves_ages_past_larger_priorities(synthetic: SyntheticModel) -> None:
+    waiting, order = Waiting(synthetic), FairOrder()
+    waiting.add(b"low", since_s=0.0)
+    now_s = 2.5 * AGEING_S
+    waiting.add(b"high", since_s=now_s, priority=1)
+    assert waiting.tenants(order, now_s) == b"lowhigh"
+
+
+def test_idling_saves_nothing_up(synthetic: SyntheticModel) -> None:
+    waiting, order = Waiting(synthetic), FairOrder()
+    waiting.add(b"a")
+    order.arrange(waiting.sequences, (), 0.0)
+    order.charge(waiting.sequences[0].request, 10_000)  # alone for a long time
+    for _ in range(3):
+        waiting.add(b"a")
+        waiting.add(b"b")
+    assert waiting.tenants(order) in (b"abababa", b"aababab")
+
+
+@pytest.mark.parametrize("flood", [1, 40])
+def test_one_flooding_tenant_does_not_starve_another(synthetic: SyntheticModel, flood: int) -> None:
+    """The other's three requests are done after as many steps, however long the first one's queue is."""
+    clock = Clock()
+    plan = synthetic.plan(EngineConfig(max_rows=2, max_context=256, deterministic=True, prompt_cache="none"))
+    engine = synthetic.engine(plan, clock)
+    requests = {f"a{place}": Request(f"a{place}", (1, 2, place), GREEDY, tenant=b"a") for place in range(flood)}
+    for request in requests.values():
+        engine.add(request)
+    deltas = list(engine.step())
+    others = {f"b{place}": Request(f"b{place}", (3, 4, place), GREEDY, tenant=b"b") for place in range(3)}
+    for request in others.values():
+        engine.add(request)
+    pending = set(others)
+    num_steps = 0
+    while pending:
+        stepped = engine.step()
+        deltas += stepped
+        pending -= {delta.request_id for delta in stepped if delta.finish is not None}
+        num_steps += 1
+        clock.now += 10.0  # those of the flood age
+        assert num_steps < 60, "the flood is served first"
+    while engine.has_work:
+        deltas += engine.step()
+    for request in (requests | others).values():  # and what they say does not depend on their turn
+        own = [delta for delta in deltas if delta.request_id == request.id]
+        assert list(whole(own).token_ids) == greedy_tokens(request.prompt, request.sampling)
