@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,14 @@ from ortserve.export.safetensors_file import read_header
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 RANDOM_WEIGHTS = "ortserve_random_weights"  # true in config.json: written by `ortserve toy`, never trained
+GENERATION = "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 ENCODER_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model"]
-HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", *TOKENIZER_FILES]
+MORE_TEMPLATES = "additional_chat_templates"  # as transformers names the folder: one file per template
+HUB_PATTERNS = [
+    "*.safetensors", "*.safetensors.index.json", "config.json", GENERATION, *TOKENIZER_FILES,
+    f"{MORE_TEMPLATES}/*.jinja",
+]  # fmt: skip
 
 
 class StoredTensor(Protocol):
@@ -64,6 +70,19 @@ class Checkpoint:
         if isinstance(named, str) and not (self.folder / name).exists():
             return self.folder / Path(named).parent / name
         return self.folder / name
+
+    def tokenizer_files(self) -> list[tuple[str, Path]]:
+        """All of them that there are, chat templates included: names in an exported folder, and where they lie."""
+        templates = sorted(self.tokenizer_file(MORE_TEMPLATES).glob("*.jinja"))
+        files = [(name, self.tokenizer_file(name)) for name in TOKENIZER_FILES]
+        files += [(f"{MORE_TEMPLATES}/{path.name}", path) for path in templates]
+        return [(name, path) for name, path in files if path.is_file()]
+
+    def copy_tokenizer(self, folder: Path) -> None:
+        """Write all of them into another folder."""
+        for name, path in self.tokenizer_files():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / name)
 
     def stored(self, name: str) -> StoredTensor:
         """Where a tensor lies. Raises `ExportError` naming the tensor when the checkpoint lacks it."""
@@ -147,7 +166,7 @@ def _read_folder(folder: Path, *, source: str) -> Checkpoint:
         name=source.rsplit("/", 1)[-1],
         source=source,
         config=read_json(folder / "config.json"),
-        generation_config=read_optional_json(folder / "generation_config.json"),
+        generation_config=read_optional_json(folder / GENERATION),
         tokenizer_config=read_optional_json(folder / "tokenizer_config.json"),
         tensors=_read_tensors(folder),
     )

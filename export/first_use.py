@@ -55,9 +55,18 @@ def source_identity(checkpoint: Checkpoint) -> str:
     facts = {
         "recipe": [RECIPE, FORMAT_VERSION],
         "small": [_content_digest(checkpoint.folder / name) for name in SMALL_FILES],
+        **_more_templates(checkpoint),
         "weights": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
     }
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _more_templates(checkpoint: Checkpoint) -> dict[str, list[list[str | None]]]:
+    """Nothing for most checkpoints, whose identity is as it was before these were known."""
+    named = [
+        [name, _content_digest(path)] for name, path in checkpoint.tokenizer_files() if name not in TOKENIZER_FILES
+    ]
+    return {"templates": named} if named else {}
 
 
 def _content_digest(path: Path) -> str | None:

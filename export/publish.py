@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ortserve.export.checkpoint import TOKENIZER_FILES, Checkpoint, open_checkpoint
+from ortserve.export.checkpoint import Checkpoint, open_checkpoint
 from ortserve.export.data_file import DataFile
 from ortserve.export.decoder import build_decoder
 from ortserve.export.describe import describe_generation, describe_tokens
@@ -107,9 +106,7 @@ def _write_model(folder: Path, plan: ExportPlan, checkpoint: Checkpoint, advance
         weight_bytes = data.num_bytes
     serialized = graph.model(name=checkpoint.name, producer_version=_version("ortserve")).SerializeToString()
     (folder / GRAPH_NAME).write_bytes(serialized)
-    for name in TOKENIZER_FILES:
-        if checkpoint.tokenizer_file(name).exists():
-            shutil.copyfile(checkpoint.tokenizer_file(name), folder / name)
+    checkpoint.copy_tokenizer(folder)
     graph_digest, tokenizer_digest = hashlib.sha256(serialized).digest(), file_digest(folder / "tokenizer.json")
     architecture = plan.architecture
     return Manifest(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortserve.export.architecture import Architecture
-from ortserve.export.checkpoint import TOKENIZER_FILES, WEIGHTS, Checkpoint, open_checkpoint
+from ortserve.export.checkpoint import GENERATION, WEIGHTS, Checkpoint, open_checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
 from ortserve.export.llama_tensors import LlamaTensor, llama_tensors
@@ -57,9 +57,9 @@ def widen_checkpoint(
     config = _widened_config(checkpoint, architecture, shape, max_context or architecture.max_context)
     with new_folder(destination, force=force, marker="config.json") as folder:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name in ("generation_config.json", *TOKENIZER_FILES):
-            if (checkpoint.folder / name).exists():
-                shutil.copyfile(checkpoint.folder / name, folder / name)
+        if (checkpoint.folder / GENERATION).exists():
+            shutil.copyfile(checkpoint.folder / GENERATION, folder / GENERATION)
+        checkpoint.copy_tokenizer(folder)
         num_bytes = sum(stored.num_bytes for stored in tensors)
         with show_progress(f"widen {checkpoint.name}", num_bytes, wanted=progress) as advance:
             write_tensors(folder / WEIGHTS, tensors, lambda stored: widening.chunks(tensors[stored]), progress=advance)
