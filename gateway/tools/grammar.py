@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ortserve.gateway.tools.closing import closed
 from ortserve.gateway.tools.format import CallLayout, CallWords, ToolFormat, ToolShape
 
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as models were shown JSON
@@ -34,7 +35,7 @@ def call_grammar(format_: ToolFormat, demand: CallDemand) -> str:
     rules = []
     for place, tool in enumerate(demand.tools):
         rules.append(f"call_{place}: {format_.write_call(tool, words, f'arguments_{place}')}")
-        rules.append(f"arguments_{place}: {json_rule(tool.parameters)}")
+        rules.append(f"arguments_{place}: {json_rule(closed(tool.parameters))}")
     calls = " | ".join(f"call_{place}" for place in range(len(demand.tools)))
     start = _start(format_.layout, words, demand)
     return "\n".join([f"start: {start}", f"call: {calls}", *rules, *words.rules, FREE])

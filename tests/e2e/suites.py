@@ -34,7 +34,7 @@ SUITES = (
         "langchain",
         ("client_langchain.py",),
         ("langchain-openai", "langchain-tests"),
-        options=("-o", "asyncio_mode=auto"),
+        options=("-o", "asyncio_mode=auto", "-o", "asyncio_default_test_loop_scope=session"),
     ),
     Suite("litellm", "python", "litellm", ("client_litellm.py",), ("litellm",)),
     Suite(

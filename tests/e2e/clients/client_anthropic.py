@@ -50,7 +50,7 @@ def test_tools(client):
 
 def test_streamed_tools(client):
     with client.messages.stream(
-        model=MODEL, max_tokens=200, tools=[TOOL], messages=ask(WEATHER), temperature=0
+        model=MODEL, max_tokens=200, tools=[TOOL], messages=ask(WEATHER), extra_body=GREEDY
     ) as stream:
         reply = stream.get_final_message()
     (call,) = [block for block in reply.content if block.type == "tool_use"]
