@@ -44,6 +44,9 @@ from ortserve.gateway.store.state import State
 from ortserve.gateway.warming import Whose
 from ortserve.gateway.watch import Patience
 
+RATE_HEADERS = [
+    f"x-ratelimit-{word}-{noun}" for word in ("limit", "remaining", "reset") for noun in ("requests", "tokens")
+]
 GENERATION_PATHS = (
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/responses/input_tokens", "/v1/messages",
     "/v1/messages/count_tokens", "/v1/tokenize", "/v1/detokenize",
@@ -113,7 +116,7 @@ def build_app(
             allow_origins=["*"],
             allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
             allow_headers=["*"],  # reflected: a literal * would not cover Authorization
-            expose_headers=["x-request-id", "request-id", "x-ortserve-ignored"],
+            expose_headers=["x-request-id", "request-id", "x-ortserve-ignored", "retry-after", *RATE_HEADERS],
         ),
         Middleware(Gate, access=access, directory=catalog.directory, max_body_bytes=max_body_bytes),
     ]

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ortserve.gateway.access.access import Access
 from ortserve.gateway.access.grant import Scope as KeyScope
 from ortserve.gateway.access.grant import anonymous
+from ortserve.gateway.access.quota import Quotas
 from ortserve.gateway.anthropic_errors import anthropic_body, speaks_anthropic
 from ortserve.gateway.directory import Directory
 from ortserve.gateway.errors import (
@@ -43,6 +44,11 @@ ALIASED = (
     "rerank", "responses", "score", "tokenize", "tokenizer_info",
 )  # fmt: skip
 UPLOAD_PATH = "/v1/files"  # its bodies are read as they come, by the route
+# What counts against a key's limits: all that makes a model work.
+METERED_PATHS = (
+    "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses",
+    "/v1/responses/input_tokens", "/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/tokenize", "/v1/detokenize",
+)  # fmt: skip
 METHODS_WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 
 
@@ -81,6 +87,9 @@ class Edge:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 message["headers"] = [*message["headers"], *headers]
+                if exchange.quota is not None:
+                    told = exchange.quota.headers(time.monotonic())
+                    message["headers"] += [(name.encode(), value.encode()) for name, value in told.items()]
                 ignored = exchange.unheeded.header()
                 if ignored:
                     message["headers"].append((IGNORED_HEADER, ignored.encode()))
@@ -134,6 +143,7 @@ class Gate:
         self._access = access
         self._directory = directory
         self._max_body_bytes = max_body_bytes
+        self._quotas = Quotas()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Part of ASGI."""
@@ -151,6 +161,7 @@ class Gate:
             elif scope["method"] == "OPTIONS":
                 await Response(status_code=204)(scope, receive, send)
             else:
+                self._meter(scope, exchange)
                 await self._app(scope, receive, send)
         except Exception as error:
             if not isinstance(error, ApiError | OrtserveError):
@@ -158,6 +169,19 @@ class Gate:
             exchange.outcome = "failed"
             if exchange.status == 0:
                 await problem_response(problem_of(error), scope)(scope, receive, send)
+        finally:
+            if not exchange.runs_on:
+                exchange.end()
+
+    def _meter(self, scope: Scope, exchange: Exchange) -> None:
+        """Charge the key for what it asks. Raises `ApiError` (429)."""
+        if scope["method"] != "POST" or scope["path"] not in METERED_PATHS:
+            return
+        now_s = time.monotonic()
+        exchange.quota = quota = self._quotas.of(exchange.grant, now_s)
+        if quota is not None:
+            visit = quota.admit(len(exchange.body), now_s)
+            exchange.endings.append(lambda: visit.end(exchange.num_tokens, time.monotonic()))
 
     def _refusal(self, scope: Scope) -> Problem | None:
         """Note who asks; what they are told when they may not."""

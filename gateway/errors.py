@@ -154,6 +154,14 @@ def too_many(reason: str, *, retry_after_s: float) -> Problem:
     return Problem(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
 
 
+def rate_limited(limit: str, amount: int, *, retry_after_s: float) -> Problem:
+    """A 429 for a key's own limit, in OpenAI's words."""
+    seconds = min(max(retry_after_s, 0.001), MAX_RETRY_AFTER_S)
+    message = f"Rate limit reached for {limit}: limit {amount}. Please try again in {seconds:.3f}s."
+    headers = _retry_headers(seconds)
+    return Problem(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
+
+
 def _retry_headers(seconds: float) -> dict[str, str]:
     bounded = min(seconds, MAX_RETRY_AFTER_S)
     return {"retry-after": str(math.ceil(bounded)), "retry-after-ms": str(math.ceil(bounded * 1000))}

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ortserve.gateway.access.grant import Grant, anonymous
+from ortserve.gateway.access.quota import Quota
 from ortserve.gateway.contract.table import Unheeded
 from ortserve.gateway.directory import Directory
 from ortserve.gateway.generation import Generation, Timings
@@ -31,6 +32,9 @@ class Exchange:
     status: int = 0  # 0: nothing sent yet
     outcome: str = "done"  # done, disconnected, stalled, failed
     grant: Grant = field(default_factory=lambda: anonymous(b""))  # what the caller may
+    quota: Quota | None = None  # of the caller's key, if it has limits
+    endings: list[Callable[[], None]] = field(default_factory=list)  # what settles it
+    runs_on: bool = False  # what it has begun outlives it, and ends it
     is_known: bool = True  # the caller has sent a key in force, or none is needed
     directory: Directory = field(default_factory=lambda: Directory(()))  # of the models that `grant` may name
     num_prompt_tokens: int | None = None
@@ -48,6 +52,17 @@ class Exchange:
     def tenant(self) -> bytes:
         """A digest: whose cached prompts and kept things these are."""
         return self.grant.tenant
+
+    @property
+    def num_tokens(self) -> int | None:
+        """Read and generated, None when nothing was."""
+        return None if self.num_prompt_tokens is None else self.num_prompt_tokens + (self.num_output_tokens or 0)
+
+    def end(self) -> None:
+        """Settle it, once."""
+        endings, self.endings = self.endings, []
+        for ending in endings:
+            ending()
 
     def check_model(self, name: str) -> None:
         """Raise `ApiError` (403) for a served model that the caller may not use."""

@@ -144,8 +144,8 @@ class Runs:
         if len(self._runs) >= self._max_runs:
             raise ApiError(too_many(f"{self._max_runs} responses are running in the background", retry_after_s=5.0))
 
-    def start(self, run: Run) -> None:
-        """Let it run."""
+    def start(self, run: Run, settle: Callable[[], None]) -> None:
+        """Let it run; `settle` is called when it has ended, however it ends."""
         id = run.reply.id
         self._runs[id] = run
         task = run.start()
@@ -154,6 +154,7 @@ class Runs:
         def forget(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             self._runs.pop(id, None)
+            settle()
             exchange = run.exchange()
             self._count(exchange, time.monotonic() - exchange.started)
 

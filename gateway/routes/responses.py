@@ -52,7 +52,7 @@ class ResponsesRoute:
         draft = ResponseDraft(call.echo, model=self.service.name, created_at=created_at, namespaces=call.namespaces)
         record = ResponseRecord(self.state, exchange.tenant, thread)
         if call.echo.background:
-            return await self._behind(call, generation, draft, record, started=exchange.started)
+            return await self._behind(call, generation, draft, record, exchange)
         if call.stream:
             return EventStream(generation, ResponseEvents(draft), self.patience, lambda: record.add(draft.reply))
         return await self._whole(request, generation, draft, record)
@@ -112,16 +112,21 @@ class ResponsesRoute:
         generation: Generation,
         draft: ResponseDraft,
         record: ResponseRecord,
-        *,
-        started: float,
+        exchange: Exchange,
     ) -> Response | FollowedRun:
         """Once it is kept it runs by itself, whatever becomes of this request."""
-        run = Run(draft, generation, record, with_events=call.stream, started=started)
+        run = Run(draft, generation, record, with_events=call.stream, started=exchange.started)
         try:
             await record.begin(draft.reply)
         except BaseException:
             generation.close()
             raise
         queued = json_response(draft.reply)
-        self.runs.start(run)
+        exchange.runs_on = True
+
+        def settle() -> None:
+            exchange.note(generation)
+            exchange.end()
+
+        self.runs.start(run, settle)
         return FollowedRun(run.follow(-1), self.patience) if call.stream else queued
