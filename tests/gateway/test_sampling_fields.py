@@ -97,8 +97,7 @@ def drawn(asker: Asker, **fields: Any) -> list[str]:
 
 def test_the_most_likely_token_is_taken(asker: Asker, greedy: Answer) -> None:
     assert asker.ask() == greedy
-    assert asker.ask(temperature=1, top_p=0, seed=5) == greedy
-    assert len(set(drawn(asker))) > 1, "nothing is drawn"
+    assert {*drawn(asker, top_p=0)} == {asker.ask(24, ignore_eos=True).text} != {*drawn(asker)}
 
 
 def test_a_seed_repeats(asker: Asker) -> None:
@@ -107,12 +106,12 @@ def test_a_seed_repeats(asker: Asker) -> None:
     assert len(set(first)) > 1
 
 
-def test_top_k_leaves_one_token(asker: Asker, greedy: Answer) -> None:
-    assert {asker.ask(temperature=1, seed=seed, top_k=1).text for seed in SEEDS} == {greedy.text}
+def test_top_k_leaves_one_token(asker: Asker) -> None:
+    assert {*drawn(asker, top_k=1)} == {asker.ask(24, ignore_eos=True).text} != {*drawn(asker)}
 
 
-def test_min_p_leaves_one_token(asker: Asker, greedy: Answer) -> None:
-    assert {asker.ask(temperature=1, seed=seed, min_p=1).text for seed in SEEDS} == {greedy.text}
+def test_min_p_leaves_one_token(asker: Asker) -> None:
+    assert {*drawn(asker, min_p=1)} == {asker.ask(24, ignore_eos=True).text} != {*drawn(asker)}
 
 
 def test_a_repetition_penalty_changes_the_reply(asker: Asker, greedy: Answer) -> None:
