@@ -72,7 +72,7 @@ class PromptEncoder:
         is the field that carried the conversation.
         """
         template = self._needed_template()
-        self._refuse_too_long(num_characters(request.messages), param)
+        self._refuse_too_many(request.messages, param)
         places = marked_places(request.messages)
         tools = [tool.template_value() for tool in request.tools.offered]
 
@@ -115,7 +115,7 @@ class PromptEncoder:
         put behind, and what comes before its text is taken.
         """
         template = self._needed_template()
-        self._refuse_too_long(num_characters(messages), "messages")
+        self._refuse_too_many(messages, "messages")
 
         def prepare() -> tuple[int, ...]:
             values = [message.template_value() for message in messages]
@@ -199,6 +199,12 @@ class PromptEncoder:
             ids = (self._empty_prompt,)
         self.check_length(ids, param)
         return ids
+
+    def _refuse_too_many(self, messages: Sequence[Message], param: str) -> None:
+        """Before anything is rendered: a message takes a token at least, and thousands of them a template a second."""
+        if len(messages) >= self._max_context:
+            raise ApiError(context_overflow(len(messages), self._max_context, param=param, exact=False))
+        self._refuse_too_long(num_characters(messages), param)
 
     def _refuse_too_long(self, size: int, param: str) -> None:
         """`size` is at most the UTF-8 length: no token covers more than the longest one's bytes."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.gateway import hostile
 from tests.gateway.conftest import REPLY
+from tests.gateway.pocket import serving_pocket
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, saying
 from tests.gateway.test_chat import frames
@@ -103,6 +106,52 @@ def test_running_streams_are_undisturbed(busy: Running) -> None:
             reader.join(60)
     assert all(400 <= status < 500 for status in statuses.values()), statuses
     assert found == [expected] * 4
+
+
+@pytest.fixture(scope="module")
+def real(pocket: Path) -> Iterator[httpx.Client]:
+    """A server that compiles grammars."""
+    with serving_pocket(pocket) as url, httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+def constrained(**fields: Any) -> dict[str, Any]:
+    return {"model": "pocket", "messages": [USER], "max_tokens": 8, "temperature": 0, **fields}
+
+
+@pytest.mark.parametrize("name", sorted(hostile.REFUSED))
+def test_structures_that_cannot_be_enforced_are_refused(real: httpx.Client, name: str) -> None:
+    fields = hostile.REFUSED[name]
+    response = real.post(CHAT, json=constrained(**fields))
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert error["param"].split(".")[0] in fields
+    assert len(response.content) < MAX_REPLY
+
+
+@pytest.mark.parametrize("name", sorted(hostile.TAKEN))
+def test_structures_that_only_look_expensive_are_followed(real: httpx.Client, name: str) -> None:
+    response = real.post(CHAT, json=constrained(**hostile.TAKEN[name]))
+    assert response.status_code == 200, response.text[:500]
+    assert response.json()["usage"]["completion_tokens"] > 0
+
+
+def test_structures_disturb_no_other_reply(real: httpx.Client) -> None:
+    expected = real.post(CHAT, json=constrained(max_tokens=200, ignore_eos=True)).json()["choices"]
+    found: list[Any] = []
+
+    def ask() -> None:
+        with httpx.Client(base_url=real.base_url, timeout=60) as own:
+            found.append(own.post(CHAT, json=constrained(max_tokens=200, ignore_eos=True)).json()["choices"])
+
+    readers = [threading.Thread(target=ask) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for fields in (*hostile.REFUSED.values(), *hostile.TAKEN.values()):
+        real.post(CHAT, json=constrained(**fields))
+    for reader in readers:
+        reader.join(60)
+    assert found == [expected] * 3
 
 
 def texts(body: str) -> list[str]:
