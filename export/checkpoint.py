@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ortserve.export.errors import ExportError
 from ortserve.export.json_fields import JsonObject, read_json, read_optional_json
 from ortserve.export.safetensors_file import read_header
+from ortserve.runtime.manifest import AdapterFacts
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -63,6 +64,9 @@ class Checkpoint:
     generation_config: JsonObject
     tokenizer_config: JsonObject
     tensors: Mapping[str, StoredTensor]
+    base_tensors: Mapping[str, StoredTensor] = field(default_factory=dict)  # as they were before an adapter was merged
+    adapter_folder: Path | None = None
+    adapter: AdapterFacts | None = None
 
     def tokenizer_file(self, name: str) -> Path:
         """Where a file of the tokenizer lies: beside the weights, or where config.json says that its own is."""
@@ -160,6 +164,11 @@ def _download(hub_id: str, patterns: list[str] = HUB_PATTERNS) -> Path:
 
 def _read_folder(folder: Path, *, source: str) -> Checkpoint:
     if not (folder / "config.json").exists():
+        if (folder / "adapter_config.json").exists():
+            raise ExportError(
+                f"{folder} is an adapter, which is not served by itself or chosen by request: merge it into its base"
+                f" model with ortserve export BASE DST --adapter {folder.name}"
+            )
         raise ExportError(f"{folder} has no config.json: name the folder of a Hugging Face checkpoint")
     return Checkpoint(
         folder=folder,

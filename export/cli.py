@@ -91,6 +91,7 @@ def configure_export(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--calibration", type=Path, metavar="FILE", help="UTF-8 text to calibrate by (default: text that is bundled)"
     )
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter (PEFT) to merge into the weights")
     add_encoder_arguments(parser)
     _add_force(parser)
     parser.add_argument("--no-verify", action="store_true", help="skip the proof; the manifest says so")
@@ -101,6 +102,8 @@ def configure_export(parser: ArgumentParser) -> None:
 def run_export(arguments: Namespace) -> int:
     """Prints the proof, or with --json the manifest."""
     if arguments.task != GENERATE:
+        if arguments.adapter is not None:
+            raise ExportError("--adapter is for models that generate: leave it out, or leave out --task")
         return run_encoder_export(arguments)
     if arguments.name is not None or arguments.dimensions:
         raise ExportError("--name and --dimensions are for encoders: leave them out, or add --task embeddings")
@@ -109,7 +112,7 @@ def run_export(arguments: Namespace) -> int:
     from ortserve.export.publish import export_checkpoint
 
     try:
-        with open_source(resolve_source(arguments.source)) as checkpoint:
+        with open_source(resolve_source(arguments.source), arguments.adapter) as checkpoint:
             manifest = export_checkpoint(
                 checkpoint,
                 arguments.destination,
@@ -141,6 +144,7 @@ def configure_verify(parser: ArgumentParser) -> None:
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="exported model")
     parser.add_argument("--against", metavar="SRC", help="checkpoint folder, GGUF file or hub id it was exported from")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter that was merged")
     _add_json(parser)
 
 
@@ -150,15 +154,18 @@ def run_verify(arguments: Namespace) -> int:
         return run_encoder_verify(arguments)
     from ortserve.export.families import read_architecture
     from ortserve.export.inspection import describe_parity
-    from ortserve.export.integrity import check_integrity
+    from ortserve.export.integrity import check_adapter, check_integrity
     from ortserve.export.open_source import open_source
     from ortserve.export.verify import check_parity
 
+    if arguments.adapter is not None and arguments.against is None:
+        raise ExportError("--adapter is compared with --against: name the base model too")
     try:
         manifest = check_integrity(arguments.folder)
         parity = None
         if arguments.against is not None:
-            with open_source(resolve_source(arguments.against)) as checkpoint:
+            with open_source(resolve_source(arguments.against), arguments.adapter) as checkpoint:
+                check_adapter(arguments.folder, manifest, checkpoint)
                 parity = check_parity(arguments.folder, manifest, read_architecture(checkpoint), checkpoint)
     except CheckFailedError as error:
         return _failed(error)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import CheckFailedError
 from ortserve.export.graph_run import RowInput
 from ortserve.export.paged_run import open_graph_run
@@ -33,6 +34,16 @@ def check_integrity(folder: Path) -> Manifest:
         )
     _check_runs(folder, manifest)
     return manifest
+
+
+def check_adapter(folder: Path, manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """Raise `CheckFailedError` when the model was not made with the adapter that the checkpoint has, or lacks."""
+    if manifest.adapter == checkpoint.adapter:
+        return
+    if manifest.adapter is None:
+        raise CheckFailedError(f"{folder} was exported without an adapter: leave out --adapter")
+    kind = "an" if checkpoint.adapter is None else "another"
+    raise CheckFailedError(f"{folder} holds {kind} adapter, {manifest.adapter.name}: name its folder with --adapter")
 
 
 def model_digest(folder: Path) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ortserve.export.adapter import merge_adapter
 from ortserve.export.checkpoint import Checkpoint, open_checkpoint
 from ortserve.export.gguf_file import read_gguf
 from ortserve.export.gguf_model import gguf_config, gguf_tensors
@@ -16,18 +17,18 @@ from ortserve.export.json_fields import read_optional_json
 
 
 @contextmanager
-def open_source(source: str | Path | Checkpoint) -> Iterator[Checkpoint]:
-    """Raises `ExportError` when it is missing, incomplete or damaged.
+def open_source(source: str | Path, adapter: Path | None = None) -> Iterator[Checkpoint]:
+    """With `adapter`, a PEFT folder, merged into it. Raises `ExportError` when it is missing, incomplete or damaged.
 
     A GGUF file's metadata lies in a temporary folder as the files of a checkpoint; its weights stay in place.
     """
-    if isinstance(source, Checkpoint):
-        yield source
-    elif Path(source).suffix == ".gguf" and not Path(source).is_dir():
-        with TemporaryDirectory(prefix="ortserve-gguf-") as folder:
-            yield _open_gguf(Path(source), Path(folder))
-    else:
-        yield open_checkpoint(source)
+    with ExitStack() as stack:
+        if Path(source).suffix == ".gguf" and not Path(source).is_dir():
+            folder = stack.enter_context(TemporaryDirectory(prefix="ortserve-gguf-"))
+            checkpoint = _open_gguf(Path(source), Path(folder))
+        else:
+            checkpoint = open_checkpoint(source)
+        yield checkpoint if adapter is None else merge_adapter(checkpoint, adapter)
 
 
 def _open_gguf(path: Path, folder: Path) -> Checkpoint:

@@ -137,6 +137,7 @@ def _write_model(folder: Path, plan: ExportPlan, checkpoint: Checkpoint, advance
         weight_bytes=weight_bytes,
         generation=describe_generation(checkpoint),
         source=checkpoint.source,
+        adapter=checkpoint.adapter,
         exporter=", ".join(f"{name} {_version(name)}" for name in ("ortserve", "onnx", "onnxruntime")),
     )
 

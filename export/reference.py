@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ortserve.export.architecture import Architecture, Attention, Experts, Linear, Mlp, Norm
 from ortserve.export.checkpoint import Checkpoint
+from ortserve.export.reference_adapter import SidePaths
 from ortserve.export.reference_rotary import rotate
 
 Floats = NDArray[np.float32]
@@ -49,6 +50,7 @@ class CheckpointWeights:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
+        self.side_paths = None if checkpoint.adapter_folder is None else SidePaths(checkpoint.adapter_folder)
 
     def embed(self, architecture: Architecture, tokens: NDArray[np.int64]) -> Floats:
         """One read for each token: an embedding is large and a proof short."""
@@ -66,7 +68,14 @@ class CheckpointWeights:
         def read(name: str) -> Floats:
             return self.checkpoint.stored(name).read(start, stop)
 
-        product = np.concatenate([value @ read(name).T for name in linear.weights], axis=1)
+        def apply(name: str) -> Floats:
+            if self.side_paths is None:
+                return value @ read(name).T
+            base = self.checkpoint.base_tensors[name].read(start, stop)
+            applied: Floats = value @ base.T + self.side_paths.add(name, value, slice(start, stop))
+            return applied
+
+        product = np.concatenate([apply(name) for name in linear.weights], axis=1)
         if linear.biases:
             product = product + np.concatenate([read(name) for name in linear.biases])
         return product * np.float32(linear.scale)

@@ -101,6 +101,18 @@ class ParityReport:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterFacts:
+    """A LoRA adapter that was merged into the weights."""
+
+    name: str  # folder name; never a machine path
+    rank: int
+    alpha: float
+    rank_stabilized: bool
+    num_matrices: int
+    digest: str  # sha256 over its configuration and weights
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything the runtime and the gateway need to know about an exported model."""
 
@@ -126,6 +138,7 @@ class Manifest:
     parity: ParityReport | None = None
     source: str = ""  # folder name or hub id; never a machine path
     exporter: str = ""  # ortserve and library versions
+    adapter: AdapterFacts | None = None
     kind: Literal["decoder"] = "decoder"  # encoders have a manifest of their own: runtime/encoder_manifest.py
 
 

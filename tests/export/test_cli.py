@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +14,9 @@ from ortserve.export import cli
 from ortserve.export.bundled import resolve_source
 from ortserve.export.errors import ExportError
 from tests.export.checkpoints import Tiny, write_checkpoint
+from tests.export.command_line import run_verb, verb_parser
 
 VERBS = ("export", "verify", "inspect", "toy", "widen")
-
-
-def _parser(verb: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(f"ortserve {verb}")
-    configure: Callable[[argparse.ArgumentParser], None] = getattr(cli, f"configure_{verb}")
-    configure(parser)
-    return parser
-
-
-def _run(verb: str, *words: str | Path) -> int:
-    run: Callable[[argparse.Namespace], int] = getattr(cli, f"run_{verb}")
-    return run(_parser(verb).parse_args([str(word) for word in words]))
 
 
 @pytest.fixture
@@ -39,36 +26,36 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_has_an_example_that_parses(verb: str) -> None:
-    text = _parser(verb).format_help()
+    text = verb_parser(verb).format_help()
     example = text.split("example:\n")[1].strip().split(" && ")[0]
     words = example.split()
     assert words[:2] == ["ortserve", verb]
-    _parser(verb).parse_args(words[2:])
+    verb_parser(verb).parse_args(words[2:])
 
 
 def test_export_verify_and_inspect(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert _run("export", source, out, "--precision", "int4", "--block-size", "16", "--max-context", "64") == 0
+    assert run_verb("export", source, out, "--precision", "int4", "--block-size", "16", "--max-context", "64") == 0
     assert "source in int4" in capsys.readouterr().out
-    assert _run("verify", out) == 0
+    assert run_verb("verify", out) == 0
     assert "is whole" in capsys.readouterr().out
-    assert _run("verify", out, "--against", source, "--json") == 0
+    assert run_verb("verify", out, "--against", source, "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["parity"]["passed"] is True
-    assert _run("inspect", out) == 0
+    assert run_verb("inspect", out) == 0
     assert "context      64 tokens" in capsys.readouterr().out
-    assert _run("inspect", out, "--json") == 0
+    assert run_verb("inspect", out, "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["manifest"]["precision"] == "int4"
     assert {value["name"] for value in facts["graph"]["inputs"]} >= {"input_ids", "query_lengths", "past.1.value"}
 
 
 def test_export_as_json_is_the_manifest(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run("export", source, tmp_path / "out", "--json", "--no-verify") == 0
+    assert run_verb("export", source, tmp_path / "out", "--json", "--no-verify") == 0
     printed: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert printed["parity"] is None
-    assert _run("inspect", tmp_path / "out") == 0
+    assert run_verb("inspect", tmp_path / "out") == 0
     assert "proof        none" in capsys.readouterr().out
 
 
@@ -77,18 +64,18 @@ def test_a_failed_check_is_status_1_and_one_line(
 ) -> None:
     from ortserve.export import verify
 
-    assert _run("export", source, tmp_path / "out") == 0
+    assert run_verb("export", source, tmp_path / "out") == 0
     other = write_checkpoint(tmp_path / "other", Tiny(seed=1))
-    assert _run("verify", tmp_path / "out", "--against", other) == 1
+    assert run_verb("verify", tmp_path / "out", "--against", other) == 1
     assert "FAILED" in capsys.readouterr().out
     (tmp_path / "out" / "model.onnx.data").write_bytes(b"")
-    assert _run("verify", tmp_path / "out") == 1
-    assert _run("inspect", tmp_path / "out") == 0  # reads no weights
+    assert run_verb("verify", tmp_path / "out") == 1
+    assert run_verb("inspect", tmp_path / "out") == 0  # reads no weights
     (tmp_path / "out" / "model.onnx").unlink()
-    assert _run("inspect", tmp_path / "out") == 1
+    assert run_verb("inspect", tmp_path / "out") == 1
     capsys.readouterr()
     monkeypatch.setattr(verify, "RANDOM_LIMITS", {"int8": verify.Limits(0.0, 1.0)})
-    assert _run("export", source, tmp_path / "out", "--force") == 1
+    assert run_verb("export", source, tmp_path / "out", "--force") == 1
     error = capsys.readouterr().err
     assert error.startswith("ortserve: source in int8 differs from the reference")
     assert error.count("\n") == 1
@@ -96,21 +83,21 @@ def test_a_failed_check_is_status_1_and_one_line(
 
 def test_bad_input_is_raised_for_the_console_script(tmp_path: Path, source: Path) -> None:
     with pytest.raises(ExportError, match="is neither a checkpoint folder nor a hub id"):
-        _run("export", tmp_path / "nowhere", tmp_path / "out")
-    assert _run("export", source, tmp_path / "out") == 0
+        run_verb("export", tmp_path / "nowhere", tmp_path / "out")
+    assert run_verb("export", source, tmp_path / "out") == 0
     other = write_checkpoint(tmp_path / "other", Tiny(num_layers=1))
     with pytest.raises(ExportError, match="was not exported from this checkpoint: their sizes differ"):
-        _run("verify", tmp_path / "out", "--against", other)
+        run_verb("verify", tmp_path / "out", "--against", other)
     with pytest.raises(ExportError, match="--force"):
-        _run("export", source, tmp_path / "out")
+        run_verb("export", source, tmp_path / "out")
 
 
 def test_toy_and_widen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run("toy", "tiny", tmp_path / "toy", "--seed", "3") == 0
+    assert run_verb("toy", "tiny", tmp_path / "toy", "--seed", "3") == 0
     assert "106,816 random parameters" in capsys.readouterr().out
-    assert _run("widen", tmp_path / "toy", tmp_path / "wide", "--like", "tiny", "--max-context", "900") == 0
+    assert run_verb("widen", tmp_path / "toy", tmp_path / "wide", "--like", "tiny", "--max-context", "900") == 0
     assert "at the cost of tiny" in capsys.readouterr().out
-    assert _run("export", tmp_path / "wide", tmp_path / "out") == 0
+    assert run_verb("export", tmp_path / "wide", tmp_path / "out") == 0
 
 
 def test_pocket_names_the_bundled_model_unless_a_folder_is_called_so(
