@@ -12,6 +12,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,7 +42,10 @@ class Database:
     def __init__(self, folder: Path | None, schema: str) -> None:
         """Open or create. Raises `StateError`."""
         self._schema = schema
-        self._lock_file = None if folder is None else _locked(folder)
+        self._unlock: Callable[[], object] = lambda: None
+        if folder is not None:
+            # Also when nobody closes this: the folder is free as soon as nothing can write to it.
+            self._unlock = weakref.finalize(self, os.close, _locked(folder))
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="ortserve-state")
         self._num_pending = 0
         self._guard = threading.Lock()
@@ -144,11 +148,6 @@ class Database:
             raise StateError(f"{path} belongs to another program: choose another folder")
         if version > VERSION:
             raise StateError(f"{path} was written by a newer version of this program: choose another folder")
-
-    def _unlock(self) -> None:
-        if self._lock_file is not None:
-            os.close(self._lock_file)
-            self._lock_file = None
 
 
 def set_aside(path: Path) -> Path:

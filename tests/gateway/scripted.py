@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from time import monotonic, sleep
@@ -38,7 +38,7 @@ MERGES = (
     ("Ġw", "orld"), ("ð", "Ł"), ("ðŁ", "ĺ"), ("S", "T"), ("O", "P"), ("ST", "OP"),
 )  # fmt: skip
 
-Script = Callable[[Request], Sequence[Sequence[int]]]
+Script = Callable[[Request], Iterable[Sequence[int]]]
 
 
 def tokenizer_json() -> bytes:

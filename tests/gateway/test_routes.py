@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import socket
+import tempfile
+import threading
+from pathlib import Path
 
 import httpx
 import pytest
 
+from ortserve.gateway.app import build_app
+from ortserve.gateway.catalog import Catalog
 from ortserve.gateway.edge import canonical_path
 from tests.gateway.running import Running, running
-from tests.gateway.scripted import make_driver, saying
+from tests.gateway.scripted import make_driver, make_service, saying
 
 BODY = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -187,3 +194,27 @@ def test_two_requests_in_one_connection(server: Running) -> None:
             data = connection.recv(65536)
             assert data, "the connection was closed"
             received += data
+
+
+def test_an_application_that_never_begins_leaves_no_thread_and_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    driver = make_driver(saying("x"))
+    before = set(threading.enumerate())
+
+    def files() -> list[Path]:
+        return list(tmp_path.iterdir())
+
+    async def build() -> None:
+        build_app(Catalog(make_service(driver)))
+        assert set(threading.enumerate()) - before
+        assert files()
+
+    asyncio.run(build())
+    gc.collect()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+    assert set(threading.enumerate()) <= before
+    assert files() == []
+    driver.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sqlite3
 import subprocess
@@ -189,3 +190,22 @@ def test_too_much_waiting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         asyncio.run(main())
     finally:
         store.close()
+
+
+def test_one_that_nobody_closes_leaves_nothing(tmp_path: Path) -> None:
+    """As an application whose lifespan never began: its thread ends, and its folder is free."""
+    before = set(threading.enumerate())
+
+    def forget() -> None:
+        kept = Database(tmp_path, SCHEMA)
+        kept.run_now(lambda connection: connection.execute("SELECT 1").fetchone())
+        assert set(threading.enumerate()) - before
+        with pytest.raises(StateError, match="in use"):
+            Database(tmp_path, SCHEMA)
+
+    forget()
+    gc.collect()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+    assert set(threading.enumerate()) <= before
+    Database(tmp_path, SCHEMA).close()
