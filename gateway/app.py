@@ -22,6 +22,7 @@ from ortserve.gateway.directory import Directory
 from ortserve.gateway.dispatch import Dispatcher, Handler
 from ortserve.gateway.edge import MAX_BODY_BYTES, Edge, Gate, problem_response
 from ortserve.gateway.errors import ApiError, Problem, invalid_url, method_not_allowed
+from ortserve.gateway.exchange import Exchange
 from ortserve.gateway.metrics import Metrics
 from ortserve.gateway.response_record import interrupted
 from ortserve.gateway.routes.admin import CacheRoute
@@ -41,6 +42,7 @@ from ortserve.gateway.schema.batches import ENDPOINTS
 from ortserve.gateway.service import ModelService
 from ortserve.gateway.state_routes import kept_routes, response_routes
 from ortserve.gateway.store.state import State
+from ortserve.gateway.usage.ledger import Ledger
 from ortserve.gateway.warming import Whose
 from ortserve.gateway.watch import Patience
 
@@ -63,12 +65,13 @@ def build_app(
     strict_parameters: bool = False,
     state: State | None = None,
     access: Access | None = None,
+    ledger: Ledger | None = None,
 ) -> Starlette:
     """Routes and layers. `patience` bounds silent and stalled streams.
 
     `access` holds the keys; None: those of `api_key` and `admin_key` alone. Without an administrator's key nobody may
     administrate. With `strict_parameters`, fields that no table knows are refused instead of reported. `state` (None:
-    one in memory) is closed when the application ends.
+    one in memory) is closed when the application ends. What is used goes to the `ledger`.
     """
     patience = patience or Patience()
     decoder = catalog.decoder
@@ -79,6 +82,7 @@ def build_app(
     state = state or State()
     runs = Runs(lambda exchange, seconds: metrics.count_generated(exchange, "/v1/responses", seconds))
     access = access or Access(api_key=api_key, admin_key=admin_key)
+    settle = _unrecorded if ledger is None else ledger.record
     answering = [
         *(_decoder_routes(decoder, state, patience, access.whose) if decoder else ()),
         *(response_routes(decoder, state, runs, patience) if decoder else ()),
@@ -91,6 +95,7 @@ def build_app(
             metrics.count,
             access,
             catalog.directory,
+            settle,
         ),
     )
     routes = [
@@ -118,7 +123,7 @@ def build_app(
             allow_headers=["*"],  # reflected: a literal * would not cover Authorization
             expose_headers=["x-request-id", "request-id", "x-ortserve-ignored", "retry-after", *RATE_HEADERS],
         ),
-        Middleware(Gate, access=access, directory=catalog.directory, max_body_bytes=max_body_bytes),
+        Middleware(Gate, access=access, directory=catalog.directory, settle=settle, max_body_bytes=max_body_bytes),
     ]
     app = Starlette(
         routes=routes,
@@ -128,6 +133,10 @@ def build_app(
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _unrecorded(_: Exchange) -> None:
+    """Nobody keeps accounts."""
 
 
 def _decoder_routes(service: ModelService, state: State, patience: Patience, whose: Whose) -> list[Route]:

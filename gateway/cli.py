@@ -134,6 +134,12 @@ def _load_keys() -> Pair:
     return keys_cli.configure, keys_cli.run
 
 
+def _load_usage() -> Pair:
+    from ortserve.gateway.usage import cli
+
+    return cli.configure, cli.run
+
+
 def _load_plugins() -> Pair:
     from ortserve.gateway import plugins_cli
 
@@ -179,6 +185,7 @@ VERBS = (
     Verb("inspect", "print what an exported model is", partial(_load_export, "inspect")),
     Verb("cache", "look at and change the prompt cache of a running server", _load_cache),
     Verb("keys", "make API keys, and lines for --api-keys", _load_keys),
+    Verb("usage", "sum up what a server's ledger says has been used", _load_usage),
     Verb("plugins", "list installed plugins and where they come from", _load_plugins),
     Verb("bench", "load a running server and measure it", _load_bench),
     Verb("bench speculation", "measure what a running server's drafter brings", _load_speculation),

@@ -46,6 +46,7 @@ class Dispatcher:
     count: Callable[[Exchange, str, float], None]  # into the metrics
     access: Access
     directory: Directory
+    settle: Callable[[Exchange], None]  # into the ledger
 
     async def call(self, path: str, body: bytes, *, tenant: bytes, priority: int) -> Answer:
         """Run one request to its end, where the tenant's keys of now allow it. Cancelling cancels what it generates."""
@@ -61,6 +62,7 @@ class Dispatcher:
         }  # fmt: skip
         answer = await self._answer(path, Request(scope, _nothing_more), exchange)
         exchange.status = answer.status
+        self.settle(exchange)
         self.count(exchange, path, time.monotonic() - exchange.started)
         return answer
 

@@ -6,6 +6,7 @@ Every reply passes here, so every reply has an `x-request-id`, every failure the
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import structlog
 from starlette.datastructures import Headers
@@ -137,12 +138,19 @@ class Gate:
     """
 
     def __init__(
-        self, app: ASGIApp, *, access: Access, directory: Directory, max_body_bytes: int = MAX_BODY_BYTES
+        self,
+        app: ASGIApp,
+        *,
+        access: Access,
+        directory: Directory,
+        settle: Callable[[Exchange], None],
+        max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
         self._app = app
         self._access = access
         self._directory = directory
         self._max_body_bytes = max_body_bytes
+        self._settle = settle
         self._quotas = Quotas()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -177,6 +185,7 @@ class Gate:
         """Charge the key for what it asks. Raises `ApiError` (429)."""
         if scope["method"] != "POST" or scope["path"] not in METERED_PATHS:
             return
+        exchange.endings.append(lambda: self._settle(exchange))
         now_s = time.monotonic()
         exchange.quota = quota = self._quotas.of(exchange.grant, now_s)
         if quota is not None:

@@ -40,6 +40,8 @@ class Exchange:
     num_prompt_tokens: int | None = None
     num_cached_tokens: int | None = None
     num_output_tokens: int | None = None
+    num_accepted_tokens: int = 0  # of the output, guessed by a drafter
+    model: str = ""  # the served name of what was asked
     first_token_s: float | None = None  # from the request to the first token
     timings: Timings | None = None
     body: bytes = b""
@@ -65,7 +67,8 @@ class Exchange:
             ending()
 
     def check_model(self, name: str) -> None:
-        """Raise `ApiError` (403) for a served model that the caller may not use."""
+        """Note which model is asked. Raise `ApiError` (403) for a served one that the caller may not use."""
+        self.model = next((model.names[0] for model in self.directory.models if name in model.names), "")
         self.grant.check_model(name, self.directory)
 
     def note(self, generation: Generation) -> None:
@@ -74,6 +77,7 @@ class Exchange:
         self.num_prompt_tokens = usage.num_prompt_tokens
         self.num_cached_tokens = usage.num_cached_tokens
         self.num_output_tokens = usage.num_output_tokens
+        self.num_accepted_tokens = usage.num_accepted_tokens
         self.timings = generation.timings()
         if generation.first_token_at is not None:
             self.first_token_s = generation.first_token_at - self.started

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from ortserve.gateway.access.access import Access
-from ortserve.gateway.access.options import add_access_options, open_access
+from ortserve.gateway.access.options import add_access_options, open_access, open_ledger
 from ortserve.gateway.cache_options import add_cache_options
 from ortserve.gateway.drafter_options import add_drafter_options, find_draft_model
 from ortserve.gateway.environment import default_of, num_bytes, port, positive, seconds, switch_of
@@ -25,6 +25,7 @@ from ortserve.gateway.opened import OpenedModels, open_catalog, open_models
 from ortserve.gateway.server import Limits, listen, raise_file_limit, run_server, stop_on_signals
 from ortserve.gateway.state_options import add_state_options, state_options
 from ortserve.gateway.store.state import State
+from ortserve.gateway.usage.ledger import Ledger
 from ortserve.runtime.errors import ConfigurationError
 from ortserve.runtime.manifest import MANIFEST_NAME
 
@@ -179,12 +180,17 @@ def run(arguments: argparse.Namespace, resolve_model: Callable[[str | None], Pat
     with contextlib.ExitStack() as opened:
         opened.callback(listener.close)
         access = open_access(arguments)  # before the models, as the next line: what is wrong shows at once
+        ledger = open_ledger(arguments)
+        if ledger is not None:
+            opened.callback(ledger.close)
         state = State(state_options(arguments))
         opened.callback(state.database.close)
         folders = [exported_folder(model) or resolve_model(model) for model in arguments.model or [None]]
         models = open_models(folders, arguments, draft_model=find_draft_model(arguments, resolve_model))
         opened.callback(models.close)
-        asyncio.run(_serve(arguments, models, listener, state, access=access, limits=limits, began=began))
+        asyncio.run(
+            _serve(arguments, models, listener, state, access=access, ledger=ledger, limits=limits, began=began)
+        )
     return 0
 
 
@@ -200,6 +206,7 @@ async def _serve(
     state: State,
     *,
     access: Access,
+    ledger: Ledger | None,
     limits: Limits,
     began: float,
 ) -> None:
@@ -215,6 +222,7 @@ async def _serve(
     app = build_app(
         catalog,
         access=access,
+        ledger=ledger,
         strict_parameters=arguments.strict_parameters,
         patience=Patience(stall_s=limits.stall_s),
         state=state,

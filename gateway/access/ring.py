@@ -46,12 +46,12 @@ class KeyRing:
         """
         own = [one for one in self._grants.values() if one.tenant == tenant and "inference" in one.scopes]
         if not own:
-            return Grant("", b"", tenant) if self.is_open else None
+            return Grant("batch", b"", tenant) if self.is_open else None
         models: frozenset[str] | None = None
         for grant in own:
             if grant.models is not None:
                 models = grant.models if models is None else models & grant.models
-        return Grant("", b"", tenant, models=models, limits=own[0].limits)
+        return Grant("batch", b"", tenant, models=models, limits=own[0].limits)
 
     def _place(self, digest: bytes) -> bytes:
         return hashlib.blake2b(digest, key=self._secret, digest_size=16).digest()
