@@ -14,12 +14,14 @@ import importlib
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter, sleep
+from statistics import median
+from time import monotonic, perf_counter, sleep
 from typing import Any
 
 import httpx
@@ -33,6 +35,9 @@ from tests.gateway.scripted import make_driver, make_service, saying
 
 TOKENS = 256
 KINDS = ("gateway", "hypercorn", "uvicorn")
+PACED, WAITING = "paced", "waiting"  # the gateway over an engine with a step every few milliseconds, or none at all
+PACE_S = 0.005
+IDLE_STREAMS = 256
 BODY = {
     "model": "scripted", "stream": True, "max_tokens": TOKENS, "ignore_eos": True,
     "messages": [{"role": "user", "content": "hi"}],
@@ -51,15 +56,25 @@ def serve(kind: str, recording: Path) -> None:
         return
 
     async def main() -> None:
-        app: Any = _bare(recording) if kind == "hypercorn" else _gateway()
+        app: Any = _bare(recording) if kind == "hypercorn" else _gateway(kind, recording)
         await run_server(app, listener, limits=limits, stop=asyncio.Event(), drain=lambda: None)
 
     asyncio.run(main())
 
 
-def _gateway() -> Any:
+def _gateway(kind: str, recording: Path) -> Any:
     configure_logs("error")
-    return build_app(Catalog(make_service(make_driver(saying("hello world, ok! " * TOKENS)))))
+    driver = make_driver(saying("hello world, ok! " * TOKENS), pace_s={PACED: PACE_S, WAITING: 3600.0}.get(kind, 0.0))
+    if kind == PACED:
+        log = os.open(recording, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        step = driver._step
+
+        def noted() -> None:
+            os.write(log, b"%.9f\n" % monotonic())
+            step()
+
+        driver._step = noted  # type: ignore[method-assign]
+    return build_app(Catalog(make_service(driver)))
 
 
 def _bare(recording: Path) -> Any:
@@ -121,16 +136,43 @@ async def drive(port: int, num_streams: int) -> tuple[int, float]:
     return sum(counts), perf_counter() - begun
 
 
-async def hold_open(port: int, pid: int, num_streams: int) -> float:
-    """Resident bytes per connection that has been served once and stays open."""
-    request = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
-    before = _resident_bytes(pid)
+def token_latencies(port: int, recording: Path) -> list[float]:
+    """Seconds from the start of an engine's step to the arrival of its chunk, of one stream that is alone.
+
+    Both processes read one clock. The first tokens are left out: there the connection is new.
+    """
+    arrived: list[float] = []
+    with httpx.Client(base_url=f"http://{HOST}:{port}", timeout=60) as client:
+        client.post("/v1/chat/completions", json={**BODY, "max_tokens": 5})
+        num_before = len(recording.read_text().split())
+    body = json.dumps(BODY).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    with socket.create_connection((HOST, port), 60) as connection:
+        connection.sendall(head.encode() + body)
+        while piece := connection.recv(65536):
+            arrived += [monotonic()] * piece.count(b'"delta":{"content":')
+    stepped = [float(line) for line in recording.read_text().split()][num_before:]
+    arrived = arrived[-TOKENS:]  # one before them has the role
+    return [arrival - begun for begun, arrival in zip(stepped, arrived, strict=False)][10:]
+
+
+async def hold_streams(port: int, pid: int, num_streams: int) -> float:
+    """Resident bytes per stream that has begun and waits for its engine."""
+    body = json.dumps(BODY).encode()
+    request = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
     writers = []
-    for _ in range(num_streams):
+
+    async def open_one() -> None:
         reader, writer = await asyncio.open_connection(HOST, port)
         writer.write(request)
-        await reader.read(1024)
+        await reader.readuntil(b'"role":"assistant"')
         writers.append(writer)
+
+    for _ in range(8):
+        await open_one()  # whatever is allocated once
+    before = _resident_bytes(pid)
+    for _ in range(num_streams):
+        await open_one()
     after = _resident_bytes(pid)
     for writer in writers:
         writer.close()
@@ -145,7 +187,7 @@ def _resident_bytes(pid: int) -> int:
 def main() -> int:
     parser = script_parser(__doc__ or "")
     parser.add_argument("--streams", type=int, default=64, help="at once (default %(default)s)")
-    parser.add_argument("--serve", choices=KINDS, help="run one server (used by the script itself)")
+    parser.add_argument("--serve", choices=(*KINDS, PACED, WAITING), help="run one server (used by the script itself)")
     parser.add_argument("--recording", type=Path, default=Path("null_engine.json"), help="where a reply is kept")
     arguments = parser.parse_args()
     if arguments.serve:
@@ -155,26 +197,33 @@ def main() -> int:
     with child("gateway", arguments.recording) as (port, _):
         num_chunks = record(port, arguments.recording)
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
-    memory = 0.0
+    memory: list[float] = []
+    latencies: list[float] = []
     for _ in range(arguments.rounds):
         for kind in kinds:
-            with child(kind, arguments.recording) as (port, pid):
+            with child(kind, arguments.recording) as (port, _):
                 sleep(0.2)
                 asyncio.run(drive(port, arguments.streams))  # warm
                 count, elapsed = asyncio.run(drive(port, arguments.streams))
                 assert count == num_chunks * arguments.streams, f"{kind}: {count} chunks"
                 rates[kind].append(count / elapsed)
-                if kind == "gateway":
-                    memory = asyncio.run(hold_open(port, pid, 500))
+    for _ in range(arguments.rounds):
+        with child(WAITING, arguments.recording) as (port, pid):
+            memory.append(asyncio.run(hold_streams(port, pid, IDLE_STREAMS)))
+        with child(PACED, arguments.recording) as (port, _):
+            latencies.append(median(token_latencies(port, arguments.recording)))
     for kind in kinds:
         print(f"{kind}: {spread(rates[kind])} chunks/s at {arguments.streams} streams")
     ratios = [own / bare for own, bare in zip(rates["gateway"], rates["hypercorn"], strict=True)]
     goals = [
         Goal("gateway over bare Hypercorn, chunks per second", spread(ratios), at_least=1 / 3),
-        Goal("bytes per idle keep-alive connection", spread([memory]), at_most=100_000),
+        Goal("bytes per stream that waits", spread(memory), at_most=100_000),
+        Goal("seconds from a step to its chunk, median, one stream", spread(latencies), at_most=0.0003),
     ]
     arguments.recording.unlink(missing_ok=True)
-    return finish(arguments, goals, {"rates": rates, "chunks_per_stream": num_chunks})
+    return finish(
+        arguments, goals, {"rates": rates, "memory": memory, "latencies": latencies, "chunks_per_stream": num_chunks}
+    )
 
 
 if __name__ == "__main__":
