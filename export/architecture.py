@@ -219,6 +219,11 @@ class Architecture:
         )
         return sum(attention + 3 * self.hidden_size * size for size in sizes)
 
+    @property
+    def final_scale(self) -> float:
+        """What the last norm can take over: the scale of the logits, and their division by the cap."""
+        return self.logit_scale if self.logit_softcap is None else self.logit_scale / self.logit_softcap
+
     def norms(self) -> Iterator[Norm]:
         """Every norm, in order of use."""
         for layer in self.layers:

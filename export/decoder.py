@@ -51,9 +51,14 @@ def _logits(graph: GraphBuilder, plan: ExportPlan, checkpoint: Checkpoint, *, re
     """Scales of the logits are folded into the last norm: that costs nothing and leaves a tied matrix as it is."""
     architecture = plan.architecture
     cap = architecture.logit_softcap
-    scale = architecture.logit_scale if cap is None else architecture.logit_scale / cap
-    divisor = plan.lm_head.column_factor
-    store_norm(graph, architecture.final_norm, checkpoint, "final_norm", scale=scale, divisor=divisor)
+    store_norm(
+        graph,
+        architecture.final_norm,
+        checkpoint,
+        "final_norm",
+        scale=architecture.final_scale,
+        divisor=plan.lm_head.column_factor,
+    )
     final, _ = add_and_normalize(graph, architecture.final_norm, "final_norm", residual, delta)
     if not plan.shares_embedding:
         store_matrix(graph, plan.lm_head, checkpoint)

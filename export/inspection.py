@@ -109,6 +109,22 @@ def describe_parity(parity: ParityReport | None) -> Iterator[str]:
             f"  {case.name:10} {case.num_positions} positions: mean KL {case.mean_kl:.2e}, same best token"
             f" {case.top1_agreement:.1%}, largest error {case.max_abs_error:.2e}"
         )
+    if parity.stored is not None:
+        yield (
+            f"  {'as stored':10} {parity.stored.num_positions} positions against the reference over the stored"
+            f" matrices: 10th percentile of KL {parity.stored.low_kl:.2e} (at most {parity.stored.max_low_kl:g}),"
+            f" matrices off by a factor of {parity.stored.factor_error:.2%} at most"
+        )
+    if parity.perplexity is not None:
+        found = parity.perplexity
+        limit = "" if found.max_ratio is None else f" (at most {found.max_ratio - 1:+.2%})"
+        yield (
+            f"  {'perplexity':10} {found.num_tokens} held-out tokens: {found.graph:.3f}, reference"
+            f" {found.reference:.3f}, {found.ratio - 1:+.2%}{limit}"
+        )
+    if parity.greedy is not None:
+        agreed = parity.greedy
+        yield f"  {'greedy':10} the first {agreed.agreed} of {agreed.num_tokens} tokens are the reference's"
 
 
 def _value(info: onnx.ValueInfoProto) -> GraphValue:

@@ -22,7 +22,7 @@ from ortserve.export.precisions import (
     Precision,
 )
 from ortserve.export.recipe import Calibration, InputOptions, InputRecipe, static_suffices
-from ortserve.runtime.manifest import FloatType
+from ortserve.runtime.manifest import FloatType, MatrixFacts
 
 WIDE_HEAD_PAGE = 128  # tokens; below these sizes attention leaves FlashAttention for far slower kernels
 NARROW_HEAD_PAGE = 256  # for heads of at most 64
@@ -52,6 +52,18 @@ class MatrixPlan:
     def column_factor(self) -> NDArray[np.float32] | None:
         """What its columns are multiplied by, `[columns]`: the divisor of its input."""
         return None if self.recipe is None else self.recipe.divisor
+
+    def facts(self) -> MatrixFacts:
+        """For the manifest."""
+        recipe = self.recipe
+        plain = "none" if self.precision in FLOAT_PRECISIONS else "block" if self.precision == "int4" else "token"
+        return MatrixFacts(
+            name=self.name,
+            precision=self.precision,
+            rounding=plain if recipe is None else recipe.rounding,
+            folded=self.column_factor is not None,
+            error=None if recipe is None else round(recipe.error, 5),
+        )
 
     @property
     def num_bytes(self) -> int:
@@ -140,6 +152,12 @@ class ExportPlan:
             yield from layer.matrices
         if not self.shares_embedding:
             yield self.lm_head
+
+    def products(self) -> Iterator[MatrixPlan]:
+        """Every matrix that is multiplied by, in graph order."""
+        for layer in self.layers:
+            yield from layer.matrices
+        yield self.lm_head
 
     @property
     def num_parameters(self) -> int:
@@ -269,7 +287,11 @@ class _Planner:
 
     def lm_head(self) -> MatrixPlan:
         architecture = self.architecture
-        return self._matrix("lm_head", head_linear(architecture), architecture.vocab_size, architecture.hidden_size)
+        head = self._matrix("lm_head", head_linear(architecture), architecture.vocab_size, architecture.hidden_size)
+        if head.recipe is None:
+            return head
+        # calibrated without the scale of the logits, which the last norm takes over
+        return replace(head, recipe=replace(head.recipe, scale=head.recipe.scale * architecture.final_scale))
 
     def embedding(self) -> MatrixPlan:
         """As precise as the output matrix, and with its divisors where both are the same bytes."""

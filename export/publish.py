@@ -90,9 +90,19 @@ def export_checkpoint(
 def _unproven(checkpoint: Checkpoint, manifest: Manifest, parity: ParityReport) -> str:
     worst = max(case.mean_kl for case in parity.cases)
     agreement = min(case.top1_agreement for case in parity.cases)
+    findings = [
+        f"mean KL {worst:.3g} (limit {parity.max_mean_kl:.3g})",
+        f"top-1 agreement {agreement:.1%} (limit {parity.min_top1_agreement:.1%})",
+    ]
+    if parity.stored is not None:
+        findings.append(
+            f"10th percentile of KL as stored {parity.stored.low_kl:.2g} (limit {parity.stored.max_low_kl:.2g})"
+        )
+    if parity.perplexity is not None and parity.perplexity.max_ratio is not None:
+        found = parity.perplexity
+        findings.append(f"perplexity {found.ratio - 1:+.2%} (limit {parity.perplexity.max_ratio - 1:+.2%})")
     return (
-        f"{checkpoint.name} in {manifest.precision} differs from the reference: mean KL {worst:.3g} (limit"
-        f" {parity.max_mean_kl:.3g}), top-1 agreement {agreement:.1%} (limit {parity.min_top1_agreement:.1%}):"
+        f"{checkpoint.name} in {manifest.precision} differs from the reference: {', '.join(findings)}:"
         " choose a higher precision, or publish it anyway with --allow-unproven"
     )
 
@@ -138,6 +148,7 @@ def _write_model(folder: Path, plan: ExportPlan, checkpoint: Checkpoint, advance
         generation=describe_generation(checkpoint),
         source=checkpoint.source,
         adapter=checkpoint.adapter,
+        matrices=tuple(matrix.facts() for matrix in plan.products()),
         exporter=", ".join(f"{name} {_version(name)}" for name in ("ortserve", "onnx", "onnxruntime")),
     )
 

@@ -90,6 +90,46 @@ class ParityCase:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredComparison:
+    """The graph beside the reference with the graph's own matrices and rounding: what is left is float32 noise.
+
+    Rounding falls the other way at many positions, and at some it never does: the tenth of positions that differ least
+    is nearly equal unless the graph computes something else. The median sees what only later positions compute wrongly.
+    """
+
+    num_positions: int
+    low_kl: float  # nats, 10th percentile over positions
+    median_kl: float
+    max_low_kl: float  # threshold
+    max_median_kl: float  # threshold
+    factor_error: float  # of the stored matrix that differs most from the checkpoint's by a factor
+    max_factor_error: float  # threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """Of held-out text, which was not calibrated by."""
+
+    num_tokens: int  # predicted
+    reference: float
+    graph: float
+    max_ratio: float | None  # threshold of graph over reference; None: random weights have no perplexity to keep
+
+    @property
+    def ratio(self) -> float:
+        """Graph over reference."""
+        return self.graph / self.reference
+
+
+@dataclass(frozen=True, slots=True)
+class GreedyAgreement:
+    """How long the graph's greedy reply is also the reference's."""
+
+    num_tokens: int  # generated
+    agreed: int  # before the first that the reference would not choose
+
+
+@dataclass(frozen=True, slots=True)
 class ParityReport:
     """The proof of an export: thresholds and what was measured."""
 
@@ -98,6 +138,20 @@ class ParityReport:
     max_mean_kl: float  # threshold
     min_top1_agreement: float  # threshold
     cases: tuple[ParityCase, ...]
+    stored: StoredComparison | None = None  # None: fp32, where the cases themselves are as strict
+    perplexity: Perplexity | None = None
+    greedy: GreedyAgreement | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixFacts:
+    """How one matrix product is computed."""
+
+    name: str
+    precision: str
+    rounding: str  # of the input: none, token, static (a calibrated scale), block
+    folded: bool  # outlier channels of the input are folded into what computes it
+    error: float | None  # root mean square of |rounded - exact| / |exact| on calibration text; None: not measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +193,7 @@ class Manifest:
     source: str = ""  # folder name or hub id; never a machine path
     exporter: str = ""  # ortserve and library versions
     adapter: AdapterFacts | None = None
+    matrices: tuple[MatrixFacts, ...] = ()
     kind: Literal["decoder"] = "decoder"  # encoders have a manifest of their own: runtime/encoder_manifest.py
 
 

@@ -74,7 +74,7 @@ def test_a_failed_check_is_status_1_and_one_line(
     (tmp_path / "out" / "model.onnx").unlink()
     assert run_verb("inspect", tmp_path / "out") == 1
     capsys.readouterr()
-    monkeypatch.setattr(verify, "RANDOM_LIMITS", {"int8": verify.Limits(0.0, 1.0)})
+    monkeypatch.setattr(verify, "RANDOM_LIMITS", {"int8": verify.Limits(0.0, 1.0, 1.0)})
     assert run_verb("export", source, tmp_path / "out", "--force") == 1
     error = capsys.readouterr().err
     assert error.startswith("ortserve: source in int8 differs from the reference")

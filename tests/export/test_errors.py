@@ -142,7 +142,7 @@ def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pyte
 def test_an_unproven_export_leaves_nothing_unless_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ortserve.export import verify
 
-    impossible = {"int8": verify.Limits(max_mean_kl=0.0, min_top1_agreement=1.0)}
+    impossible = {"int8": verify.Limits(max_mean_kl=0.0, min_top1_agreement=1.0, max_perplexity_ratio=1.0)}
     monkeypatch.setattr(verify, "RANDOM_LIMITS", impossible)
     source = write_checkpoint(tmp_path / "source")
     with pytest.raises(UnprovenError, match=r"differs from the reference: mean KL .* --allow-unproven") as caught:

@@ -79,7 +79,7 @@ def test_every_precision_passes_its_proof(tmp_path: Path, tiny: Tiny, precision:
     parity = read_manifest(tmp_path / "out").parity
     assert parity is not None
     assert parity.passed
-    assert [case.name for case in parity.cases] == ["prefill", "decode", "ragged"]
+    assert [case.name for case in parity.cases] == ["prefill", "decode", "chunks", "ragged"]
     assert {case.num_positions for case in parity.cases} == {48 + 32 + 24}
 
 

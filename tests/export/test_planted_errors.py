@@ -28,25 +28,35 @@ from ortserve.export.architecture import (
     YarnScaling,
 )
 from ortserve.export.checkpoint import open_checkpoint
+from ortserve.export.errors import CheckFailedError
 from ortserve.export.families import read_architecture
 from ortserve.export.rope import rotary_tables
 from ortserve.export.verify import check_parity
-from tests.export.family_checkpoints import MAX_CONTEXT, NAMES, copy_family, every_family
+from tests.export.family_checkpoints import BLOCK_SIZE, MAX_CONTEXT, NAMES, copy_family, every_family
 
 Plant = Callable[[Architecture], Architecture]
+every_precision = pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 Tables = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
-def _prove(folder: Path, family: str, monkeypatch: pytest.MonkeyPatch, plant: Plant) -> bool:
+def _prove(folder: Path, family: str, monkeypatch: pytest.MonkeyPatch, plant: Plant, precision: str = "fp32") -> bool:
     """Export what `plant` makes of the right architecture; prove it against the right one."""
     source = copy_family(family, folder / "source")
     right = read_architecture(open_checkpoint(source))
     wrong = plant(right)
     monkeypatch.setattr(publish, "read_architecture", lambda checkpoint: wrong)
     manifest = publish.export_checkpoint(
-        source, folder / "out", precision="fp32", max_context=MAX_CONTEXT, verify=False
+        source,
+        folder / "out",
+        precision=precision,
+        block_size=BLOCK_SIZE if precision == "int4" else None,
+        max_context=MAX_CONTEXT,
+        verify=False,
     )
-    return check_parity(folder / "out", manifest, right, open_checkpoint(source)).passed
+    try:
+        return check_parity(folder / "out", manifest, right, open_checkpoint(source)).passed
+    except CheckFailedError:  # a value that the graph should store is not there
+        return False
 
 
 def _layers(change: Callable[[Layer], Layer]) -> Plant:
@@ -187,14 +197,18 @@ def _from_position_thirty(rope: Rope, num_positions: int) -> Tables:
 
 
 @every_family
-def test_without_a_planted_error_the_proof_passes(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _prove(tmp_path, family, monkeypatch, lambda right: right)
+@every_precision
+def test_without_a_planted_error_the_proof_passes(
+    tmp_path: Path, family: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _prove(tmp_path, family, monkeypatch, lambda right: right, precision)
 
 
 @pytest.mark.parametrize("error", PLANTED)
-def test_the_proof_catches(tmp_path: Path, error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@every_precision
+def test_the_proof_catches(tmp_path: Path, error: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     family, plant = PLANTED[error]
-    assert not _prove(tmp_path, family, monkeypatch, plant)
+    assert not _prove(tmp_path, family, monkeypatch, plant, precision)
 
 
 @pytest.mark.parametrize(
