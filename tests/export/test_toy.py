@@ -78,7 +78,7 @@ def test_the_shapes_parameters_are_the_plans(tmp_path: Path) -> None:
     write_toy_checkpoint(TINY, tmp_path / "toy")
     plan = plan_export(read_architecture(open_checkpoint(tmp_path / "toy")), precision="int8")
     assert plan.num_parameters == TINY.num_parameters
-    with pytest.raises(ExportError, match=r"shape 'huge' is unknown: choose qwen2.5-0.5b, llama-3.2-1b, tiny"):
+    with pytest.raises(ExportError, match=r"shape 'huge' is unknown: choose qwen2.5-0.5b, .*tiny"):
         find_shape("huge")
 
 
