@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ortserve.gateway.contract.rules import Verdict
 from ortserve.gateway.contract.table import FieldTable
 from ortserve.gateway.errors import ApiError, Problem, bad_request
 from ortserve.gateway.exchange import exchange_of
@@ -58,8 +59,10 @@ async def read_request(request: Request, table: FieldTable, read: Callable[[Fiel
         fields = parse_object(body)
         if exchange.is_strict:
             _refuse_repetition(body)
-        named = fields.get("model")
-        if isinstance(named, str) and table.verdict_of("model") is not None:
+        named, verdict = fields.get("model"), table.verdict_of("model")
+        if named is None and verdict is Verdict.HONOURED and exchange.directory.models:
+            named = exchange.directory.models[0].names[0]  # who names none means the first
+        if isinstance(named, str) and verdict is not None:
             exchange.check_model(named)
         exchange.unheeded = unheeded = table.unheeded(fields.data)
         if exchange.is_strict and unheeded.unknown:

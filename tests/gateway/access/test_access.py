@@ -115,6 +115,8 @@ def test_models_that_a_key_may_not_use(closed: tuple[Running, httpx.Client]) -> 
         ("/v1/responses", {"model": "scripted", "input": "x"}),
         ("/v1/responses", {"input": "x"}),  # the model that is there
         ("/v1/responses/input_tokens", {"input": "x"}),
+        ("/v1/tokenize", {"prompt": "x"}),
+        ("/v1/detokenize", {"tokens": [1]}),
         ("/v1/messages", MESSAGE),
         ("/v1/messages/count_tokens", CHAT),
         ("/v1/embeddings", {"model": "scripted", "input": "x"}),
