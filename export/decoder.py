@@ -16,9 +16,10 @@ from ortserve.export.attention import attend, declare_attention_inputs
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.experts import apply_experts
 from ortserve.export.graph_builder import GraphBuilder
+from ortserve.export.layer_plan import LayerPlan
 from ortserve.export.matrix import look_up, multiply, store_matrix
 from ortserve.export.normalize import add_and_normalize, normalize, store_norm
-from ortserve.export.plan import ExportPlan, LayerPlan
+from ortserve.export.plan import ExportPlan
 
 
 def build_decoder(graph: GraphBuilder, plan: ExportPlan, checkpoint: Checkpoint) -> None:

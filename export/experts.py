@@ -16,8 +16,8 @@ from onnx import numpy_helper
 from ortserve.export.activate import activate
 from ortserve.export.architecture import Experts
 from ortserve.export.graph_builder import GraphBuilder
+from ortserve.export.layer_plan import LayerPlan, MatrixPlan
 from ortserve.export.matrix import multiply, multiply_codes, quantize_rows
-from ortserve.export.plan import LayerPlan, MatrixPlan
 from ortserve.export.precisions import Precision
 
 

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.graph_builder import MICROSOFT, GraphBuilder
-from ortserve.export.plan import MatrixPlan
+from ortserve.export.layer_plan import MatrixPlan
 from ortserve.export.precisions import FLOAT_PRECISIONS
 from ortserve.export.quantize import INT8_LIMIT, quantize_int4_blocks, quantize_int8_rows
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ortserve.export.architecture import Architecture, Experts, Layer, Linear, Mlp
 from ortserve.export.calibrate import head_linear
 from ortserve.export.errors import ExportError
+from ortserve.export.layer_plan import LayerPlan, MatrixPlan, MlpPlan
 from ortserve.export.precisions import (
     BLOCK_SIZES,
     CUDA_BLOCK_SIZE,
@@ -22,7 +23,7 @@ from ortserve.export.precisions import (
     Precision,
 )
 from ortserve.export.recipe import Calibration, InputOptions, InputRecipe, static_suffices
-from ortserve.runtime.manifest import FloatType, MatrixFacts
+from ortserve.runtime.manifest import FloatType
 
 WIDE_HEAD_PAGE = 128  # tokens; below these sizes attention leaves FlashAttention for far slower kernels
 NARROW_HEAD_PAGE = 256  # for heads of at most 64
@@ -32,87 +33,6 @@ INT8_ERRORS = (0.10, 0.10, 0.05, 0.025)
 INT4_ERRORS = (0.15, 0.09, 0.07, 0.05)
 WORST_FACTOR = 4.0  # one token may lose this many times as much
 MAX_CAUTION = len(INT8_ERRORS) - 1
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MatrixPlan:
-    """One matrix product of the graph: `[rows, columns]` in the checkpoint's orientation."""
-
-    name: str  # of the value it produces
-    linear: Linear
-    num_rows: int  # output features
-    num_columns: int  # input features
-    precision: Precision
-    block_size: int  # int4 only
-    float_bytes: int = 4  # of scales, biases and unquantized weights
-    recipe: InputRecipe | None = None  # of its input; None: not calibrated, rounded per token
-    row_divisor: NDArray[np.float32] | None = None  # [rows]: what reads this product has taken them over
-
-    @property
-    def column_factor(self) -> NDArray[np.float32] | None:
-        """What its columns are multiplied by, `[columns]`: the divisor of its input."""
-        return None if self.recipe is None else self.recipe.divisor
-
-    def facts(self) -> MatrixFacts:
-        """For the manifest."""
-        recipe = self.recipe
-        plain = "none" if self.precision in FLOAT_PRECISIONS else "block" if self.precision == "int4" else "token"
-        return MatrixFacts(
-            name=self.name,
-            precision=self.precision,
-            rounding=plain if recipe is None else recipe.rounding,
-            folded=self.column_factor is not None,
-            error=None if recipe is None else round(recipe.error, 5),
-        )
-
-    @property
-    def num_bytes(self) -> int:
-        """Size in the data file, without alignment."""
-        bias = self.float_bytes * self.num_rows if self.linear.biases else 0
-        if self.precision in FLOAT_PRECISIONS:
-            return self.float_bytes * self.num_rows * self.num_columns + bias
-        if self.precision == "int8":
-            return self.num_rows * self.num_columns + 4 * self.num_rows + bias
-        num_blocks = -(-self.num_columns // self.block_size)
-        return self.num_rows * num_blocks * (self.block_size // 2 + self.float_bytes) + bias
-
-
-@dataclass(frozen=True, slots=True)
-class MlpPlan:
-    """The matrices of an MLP, or of one expert."""
-
-    mlp: Mlp
-    gate: MatrixPlan
-    up: MatrixPlan
-    down: MatrixPlan
-
-    @property
-    def matrices(self) -> tuple[MatrixPlan, ...]:
-        """In graph order."""
-        return (self.gate, self.up, self.down)
-
-
-@dataclass(frozen=True, slots=True)
-class LayerPlan:
-    """One layer and its matrices."""
-
-    index: int
-    layer: Layer
-    qkv: MatrixPlan
-    attention_output: MatrixPlan
-    router: MatrixPlan | None  # None: no experts
-    mlps: tuple[MlpPlan, ...]  # one, or one for each expert, all of the same precisions
-
-    @property
-    def matrices(self) -> tuple[MatrixPlan, ...]:
-        """In graph order."""
-        routers = () if self.router is None else (self.router,)
-        return (
-            self.qkv,
-            self.attention_output,
-            *routers,
-            *(matrix for mlp in self.mlps for matrix in mlp.matrices),
-        )
 
 
 @dataclass(frozen=True, slots=True)

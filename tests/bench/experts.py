@@ -21,7 +21,7 @@ from ortserve.export.architecture import Experts, Linear, Mlp
 from ortserve.export.data_file import DataFile
 from ortserve.export.experts import apply_experts
 from ortserve.export.graph_builder import GraphBuilder
-from ortserve.export.plan import LayerPlan, MatrixPlan, MlpPlan
+from ortserve.export.layer_plan import LayerPlan, MatrixPlan, MlpPlan
 
 HIDDEN, INNER, NUM_EXPERTS, ACTIVE = 2048, 768, 128, 8  # Qwen3-30B-A3B's
 TOKENS = (1, 4, 16, 64)

@@ -18,8 +18,8 @@ from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.data_file import DataFile
 from ortserve.export.graph_builder import GraphBuilder
 from ortserve.export.graph_run import GraphRun, RowInput
+from ortserve.export.layer_plan import MatrixPlan
 from ortserve.export.matrix import multiply, store_matrix
-from ortserve.export.plan import MatrixPlan
 from ortserve.export.publish import export_checkpoint
 from ortserve.export.quantize import quantize_int8_rows
 from tests.export.checkpoints import Tiny, random_sequences, write_checkpoint
