@@ -23,6 +23,8 @@ from tests.export.family_checkpoints import MAX_CONTEXT, NAMES, copy_family
 from tests.export.oracle import oracle_logits
 from tests.export.test_parity import VARIATIONS
 
+EXPERTS = ("qwen3_moe", "mixtral")  # for the CPU only: refused by name, see test_experts.py
+
 variations = pytest.mark.parametrize("tiny", VARIATIONS.values(), ids=list(VARIATIONS))
 
 
@@ -147,7 +149,7 @@ def _described(value: onnx.ValueInfoProto) -> tuple[int, list[str | int]]:
     return tensor.elem_type, [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
 
 
-@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("family", [name for name in NAMES if name not in EXPERTS])
 @pytest.mark.parametrize("precision", ["bf16", "int4"])
 def test_every_family_passes_its_proof(tmp_path: Path, family: str, precision: str) -> None:
     source = copy_family(family, tmp_path / "source")

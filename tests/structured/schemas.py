@@ -67,13 +67,38 @@ def _unions(inner: st.SearchStrategy[Schema]) -> st.SearchStrategy[Schema]:
     return st.lists(inner, min_size=1, max_size=3).map(lambda schemas: {"anyOf": schemas})
 
 
-def schemas() -> st.SearchStrategy[Schema]:
-    """Objects, arrays and unions of bounded values, some by reference, without free whitespace."""
+def schemas(most_bytes: int) -> st.SearchStrategy[Schema]:
+    """Objects, arrays and unions of bounded values, some by reference, without free whitespace.
+
+    Bounds within bounds still multiply: no valid reply is longer than `most_bytes`.
+    """
     leaves = st.one_of(_strings(), _integers(), _numbers(), _choices())
     nested = st.recursive(
         leaves, lambda inner: st.one_of(_objects(inner), _arrays(inner), _unions(inner)), max_leaves=8
     )
-    return st.one_of(_objects(nested), nested, st.tuples(nested, nested).map(_with_references))
+    every = st.one_of(_objects(nested), nested, st.tuples(nested, nested).map(_with_references))
+    return every.filter(lambda schema: longest(schema) <= most_bytes)
+
+
+def longest(schema: Schema, definitions: dict[str, Schema] | None = None) -> int:
+    """Most bytes of a valid reply, so at least as many as its tokens."""
+    definitions = schema.get("$defs", definitions or {})
+    if "$ref" in schema:
+        return longest(definitions[schema["$ref"].removeprefix("#/$defs/")], definitions)
+    if "anyOf" in schema:
+        return max(longest(one, definitions) for one in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        return max(len(json.dumps(value)) for value in schema.get("enum", [schema.get("const")]))
+    match schema["type"]:
+        case "object":
+            members = schema["properties"].items()
+            return 2 + sum(len(json.dumps(name)) + 2 + longest(inner, definitions) for name, inner in members)
+        case "array":
+            return 2 + int(schema["maxItems"]) * (1 + longest(schema["items"], definitions))
+        case "string":
+            return 2 + (6 * int(schema["maxLength"]) if "maxLength" in schema else 36)  # an escape; a uuid
+        case _:
+            return 8
 
 
 def _with_references(drawn: tuple[Schema, Schema]) -> Schema:

@@ -71,7 +71,7 @@ samplings = st.builds(
 @pytest.mark.timeout(600)
 def test_every_completed_reply_is_valid_and_nearly_all_are_completed(talker: Talker) -> None:
     @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(st.lists(st.tuples(schemas(), samplings), min_size=6, max_size=8))
+    @given(st.lists(st.tuples(schemas(MAX_TOKENS), samplings), min_size=6, max_size=8))
     def ask(asked: list[tuple[Schema, SamplingParams]]) -> None:
         prompt = tuple(talker.tokenizer.encode("Describe it as JSON: ", add_special_tokens=False).ids)
         requests = [
