@@ -8,8 +8,9 @@ from __future__ import annotations
 import msgspec
 
 from ortserve.gateway.anthropic_errors import anthropic_body
+from ortserve.gateway.choice import ChoicePiece
 from ortserve.gateway.errors import Problem
-from ortserve.gateway.generation import ChoicePiece, TokenUsage
+from ortserve.gateway.generation import TokenUsage
 from ortserve.gateway.reply import CallDelta
 from ortserve.gateway.schema.anthropic_replies import (
     Block,

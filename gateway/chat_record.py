@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import msgspec
 
+from ortserve.gateway.choice import ChoicePiece
 from ortserve.gateway.errors import Problem
-from ortserve.gateway.generation import ChoicePiece, TokenUsage, WholeChoice, joined
+from ortserve.gateway.generation import TokenUsage, WholeChoice, joined
 from ortserve.gateway.schema.replies import ChatReply
 from ortserve.gateway.sse import ChunkWriter
 from ortserve.gateway.store.completions import Completions

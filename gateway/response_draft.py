@@ -10,8 +10,9 @@ from typing import Literal
 
 import msgspec
 
+from ortserve.gateway.choice import ChoicePiece, FinishWord
 from ortserve.gateway.errors import Problem
-from ortserve.gateway.generation import ChoicePiece, FinishWord, Generation, TokenUsage
+from ortserve.gateway.generation import Generation, TokenUsage
 from ortserve.gateway.ids import new_id
 from ortserve.gateway.pieces import ShownToken
 from ortserve.gateway.reply import CallDelta

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
+from ortserve.gateway.choice import ChoicePiece
 from ortserve.gateway.errors import Problem
-from ortserve.gateway.generation import ChoicePiece, TokenUsage
+from ortserve.gateway.generation import TokenUsage
 from ortserve.gateway.response_draft import Change, ResponseDraft
 from ortserve.gateway.response_items import ItemDraft, ItemKind
 from ortserve.gateway.schema.response_replies import OutputItem, OutputText, ResponseReply, text_logprobs

@@ -6,15 +6,17 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ortserve.gateway.calling import after_reasoning
+from ortserve.gateway.choice import Choice, NothingToGenerate
 from ortserve.gateway.directory import Directory, ServedModel
 from ortserve.gateway.errors import ApiError, from_runtime, internal_error, unsupported_parameter
 from ortserve.gateway.fingerprint import installed_versions, system_fingerprint
-from ortserve.gateway.generation import Choice, Generation, NothingToGenerate
+from ortserve.gateway.generation import Generation
 from ortserve.gateway.hints import cache_hints
 from ortserve.gateway.judged import JudgedPrompt
+from ortserve.gateway.model_text import DefaultsSource, ModelText, load_model_text, sampling_defaults
 from ortserve.gateway.pieces import TextAssembler
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.prompt import PromptEncoder
@@ -24,26 +26,13 @@ from ortserve.gateway.schema.chat import ChatRequest
 from ortserve.gateway.schema.completions import CompletionRequest
 from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
 from ortserve.gateway.structured import Structure
-from ortserve.gateway.template import ChatTemplate
-from ortserve.gateway.template_files import load_chat_template
-from ortserve.gateway.tokenizer import TextTokenizer, load_tokenizer
-from ortserve.runtime.driver import AsyncEngine
+from ortserve.runtime.async_engine import AsyncEngine
 from ortserve.runtime.errors import OrtserveError, RequestError
 from ortserve.runtime.request import CacheHints, DraftHints, FinishReason, Grammar, Request, SamplingParams
 
 if TYPE_CHECKING:
     from ortserve.runtime.driver import Driver
     from ortserve.runtime.manifest import Manifest
-
-DefaultsSource = Literal["model", "openai"]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelText:
-    """What the gateway reads beside the graph: how this model's tokens become text and back."""
-
-    tokenizer: TextTokenizer
-    template: ChatTemplate | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +60,6 @@ class _Turn:
     tenant: bytes
     priority: int
     weight: int
-
-
-def load_model_text(folder: Path, manifest: Manifest, chat_template: Path | None = None) -> ModelText:
-    """Read tokenizer and chat template; raises `ModelError` when they are missing or unusable."""
-    tokenizer = load_tokenizer(folder, bos_token_id=manifest.bos_token_id, add_bos=manifest.add_bos)
-    return ModelText(tokenizer, load_chat_template(folder, chat_template))
-
-
-def sampling_defaults(manifest: Manifest, source: DefaultsSource) -> SamplingDefaults:
-    """The model author's values where stated and wanted, OpenAI's otherwise."""
-    if source == "openai":
-        return SamplingDefaults()
-    stated = manifest.generation
-    return SamplingDefaults(
-        temperature=1.0 if stated.temperature is None else min(max(stated.temperature, 0.0), 2.0),
-        top_p=1.0 if stated.top_p is None else stated.top_p,
-        top_k=0 if stated.top_k is None else max(stated.top_k, 0),
-        repetition_penalty=1.0 if stated.repetition_penalty is None else stated.repetition_penalty,
-    )
 
 
 class ModelService:

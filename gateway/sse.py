@@ -10,8 +10,9 @@ from typing import Protocol
 
 import msgspec
 
+from ortserve.gateway.choice import ChoicePiece, FinishWord
 from ortserve.gateway.errors import Problem
-from ortserve.gateway.generation import ChoicePiece, FinishWord, TokenUsage
+from ortserve.gateway.generation import TokenUsage
 from ortserve.gateway.schema.chat_deltas import ChatDeltas
 from ortserve.gateway.schema.replies import chat_finish, chat_logprobs, completion_logprobs, usage_reply
 from ortserve.gateway.schema.tools import NO_TOOLS, ToolUse

@@ -6,7 +6,8 @@ from typing import Literal
 
 import msgspec
 
-from ortserve.gateway.generation import FinishWord, TokenUsage, WholeChoice
+from ortserve.gateway.choice import FinishWord
+from ortserve.gateway.generation import TokenUsage, WholeChoice
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from ortserve.gateway.generation import FinishWord, TokenUsage, WholeChoice
+from ortserve.gateway.choice import FinishWord
+from ortserve.gateway.generation import TokenUsage, WholeChoice
 from ortserve.gateway.pieces import ShownToken
 from ortserve.gateway.reply import WholeCall
 from ortserve.gateway.schema.tools import ToolUse

@@ -12,14 +12,16 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from ortserve.gateway.model_text import ModelText
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.schema.sampling import SamplingDefaults
-from ortserve.gateway.service import ModelService, ModelText
+from ortserve.gateway.service import ModelService
 from ortserve.gateway.template import ChatTemplate
 from ortserve.gateway.tokenizer import TextTokenizer
 from ortserve.plugins.api import CacheStats
+from ortserve.runtime.async_engine import AsyncEngine
 from ortserve.runtime.draft_stats import DraftStats
-from ortserve.runtime.driver import AsyncEngine, Outlet
+from ortserve.runtime.driver import Outlet
 from ortserve.runtime.engine import EngineStats
 from ortserve.runtime.errors import EngineClosedError, OrtserveError
 from ortserve.runtime.manifest import FORMAT_VERSION, KvLayout, Manifest
