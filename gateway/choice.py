@@ -134,6 +134,8 @@ class Choice:
             return self._ended(piece, "stop")
         if delta.finish is None:
             return self._shown(piece, delta)
+        if delta.is_lost:
+            raise ApiError(unavailable(f"This request is lost: {delta.error}. Please send it again."))
         if delta.finish is FinishReason.ERROR:
             raise ApiError(internal_error(f"The engine failed while running this request: {delta.error}."))
         if delta.finish is FinishReason.CANCELLED:

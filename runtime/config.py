@@ -14,6 +14,7 @@ class EngineConfig:
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     max_rows: int | None = None  # sequences that run at once
     max_context: int | None = None  # tokens per sequence, prompt and output
+    memory: int | None = None  # bytes of host memory for everything beside the weights; None: what is free then
     kv_memory: int | None = None  # bytes for running rows
     swap_memory: int | None = None  # bytes for preempted sequences
     max_step_ms: float | None = None  # bound on one step while sequences are decoding
@@ -35,7 +36,11 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigurationError(f"{name} must be above 0, not {value}")
-        for name in ("kv_memory", "swap_memory", "prompt_cache_memory", "max_waiting"):
+        for name in ("memory", "kv_memory", "swap_memory", "prompt_cache_memory", "max_waiting"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigurationError(f"{name} must be at least 0, not {value}")
+
+    def free_of(self, available_bytes: int) -> int:
+        """What the engine may take of so much free memory."""
+        return available_bytes if self.memory is None else min(self.memory, available_bytes)

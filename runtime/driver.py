@@ -50,9 +50,10 @@ class _Cancel:
 
 @dataclass(frozen=True, slots=True)
 class _Errand:
-    """Something to be done on the engine's thread between two steps; `run` settles a future."""
+    """Something to be done on the engine's thread between two steps; either settles a future."""
 
     run: Callable[[], None]
+    refuse: Callable[[EngineClosedError], None]  # instead, when the thread ends before
 
 
 class Driver:
@@ -61,7 +62,8 @@ class Driver:
     def __init__(self, engine: Engine, manifest: Manifest, plan: EnginePlan) -> None:
         self.manifest = manifest
         self.plan = plan
-        self._engine = engine
+        self.ended: Future[None] = Future()  # settled when the thread has ended; an `EngineClosedError` if it died
+        self._engine = engine  # until the thread ends: whoever keeps the driver must not keep what it computed with
         self._inbox: deque[_Submission | _Cancel | _Errand] = deque()
         self._changed = threading.Condition()
         self._outlets: dict[str, Outlet] = {}  # of all requests that have not finished; guarded by _changed
@@ -124,7 +126,7 @@ class Driver:
         `close` or a crash of the engine's thread.
         """
         check_request(request, self.manifest, self.plan)
-        constraint = None if request.grammar is None else self._engine.grammars.compile(request.grammar)
+        constraint = None if request.grammar is None else self._running().grammars.compile(request.grammar)
         with self._changed:
             if self._closed_reason is not None:
                 raise EngineClosedError(self._closed_reason)
@@ -143,9 +145,9 @@ class Driver:
     def prepare(self, grammar: Grammar) -> None:
         """Compile a grammar, so that submitting requests with it takes no time; may take a tenth of a second.
 
-        Raises `RequestError` that says what is wrong with it.
+        Raises `RequestError` that says what is wrong with it, and `EngineClosedError` as `submit` does.
         """
-        self._engine.grammars.compile(grammar)
+        self._running().grammars.compile(grammar)
 
     def cancel(self, request_id: str) -> None:
         """End a request; its outlet gets a last delta with `CANCELLED`. Unknown and finished ids are ignored."""
@@ -163,6 +165,12 @@ class Driver:
         if threading.current_thread() is not self._thread:
             self._thread.join(drain_s + _JOIN_S)
 
+    def _running(self) -> Engine:
+        with self._changed:
+            if self._closed_reason is not None:
+                raise EngineClosedError(self._closed_reason)
+            return self._engine
+
     def _errand(self, ask: Callable[[PromptCache], Answer]) -> Future[Answer]:
         """Ask the prompt cache on the engine's thread. The future raises `EngineClosedError` after the end."""
         future: Future[Answer] = Future()
@@ -179,14 +187,15 @@ class Driver:
             if self._closed_reason is not None:
                 future.set_exception(EngineClosedError(self._closed_reason))
             else:
-                self._inbox.append(_Errand(run))
+                self._inbox.append(_Errand(run, future.set_exception))
                 self._changed.notify()
         return future
 
     def _wake(self) -> None:
         with self._changed:
-            self._engine.is_stalled = False
-            self._changed.notify()
+            if not self.ended.done():
+                self._engine.is_stalled = False
+                self._changed.notify()
 
     def _run(self) -> None:
         try:
@@ -196,12 +205,29 @@ class Driver:
             self._engine.close()
         except BaseException as error:  # a defect of the engine itself: nobody may wait for it forever
             structlog.get_logger("ortserve.driver").exception("the engine's thread has died")
-            with self._changed:
-                self._has_failed = True
-                self._closed_reason = f"the engine has failed ({type(error).__name__}): restart the server"
-            self._hand_out(
-                [Delta(name, (), finish=FinishReason.ERROR, error=self._closed_reason) for name in list(self._outlets)]
-            )
+            self._die(f"the engine has failed ({type(error).__name__})")
+        with self._changed:
+            del self._engine
+            if self._has_failed:
+                self.ended.set_exception(EngineClosedError(self._closed_reason or ""))
+            else:
+                self.ended.set_result(None)
+
+    def _die(self, reason: str) -> None:
+        """Tell everybody who waits, and let go of what the engine holds as far as it still can."""
+        with self._changed:
+            self._has_failed = True
+            self._closed_reason = reason
+            commands, self._inbox = self._inbox, deque()
+        for command in commands:
+            if isinstance(command, _Errand):
+                command.refuse(EngineClosedError(reason))
+        lost = [Delta(name, (), finish=FinishReason.ERROR, error=reason, is_lost=True) for name in list(self._outlets)]
+        self._hand_out(lost)
+        try:
+            self._engine.close()
+        except Exception:  # the same defect, most likely
+            structlog.get_logger("ortserve.driver").exception("a failed engine could not be closed")
 
     def _wait_for_work(self) -> bool:
         """Block until something is to be done; False when the driver is closed and drained."""

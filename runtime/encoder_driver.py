@@ -89,7 +89,8 @@ class EncoderDriver:
         self.manifest = encoder.manifest
         self.limits = limits or EncoderLimits()
         self.max_length = min(self.manifest.max_length, self.limits.max_length or self.manifest.max_length)
-        self._encoder = encoder
+        self.ended: Future[None] = Future()  # settled when the thread has ended; an `EngineClosedError` if it died
+        self._encoder = encoder  # until the thread ends
         self._turn: AbstractContextManager[object] = turn or nullcontext()
         self._changed = threading.Condition()
         self._inbox: deque[tuple[int, Sequence[EncoderInput]] | int] = deque()  # new requests, and numbers of cancelled
@@ -199,7 +200,13 @@ class EncoderDriver:
         except BaseException as error:  # a defect here: nobody may wait for it forever
             structlog.get_logger("ortserve.encoder").exception("the encoder's thread has died")
             self._has_failed = True
-            self._fail_all(f"the encoder has failed ({type(error).__name__}): restart the server")
+            self._fail_all(f"the encoder has failed ({type(error).__name__})")
+        with self._changed:
+            del self._encoder
+            if self._has_failed:
+                self.ended.set_exception(EngineClosedError(self._closed_reason or ""))
+            else:
+                self.ended.set_result(None)
 
     def _wait_for_work(self) -> bool:
         """Take in what has arrived; False when the driver is closed and drained."""

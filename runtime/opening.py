@@ -11,7 +11,6 @@ from dataclasses import astuple, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from threading import Lock
 from time import monotonic, time
 from typing import cast
 
@@ -44,19 +43,24 @@ from ortserve.runtime.runner import Runner, load_session
 from ortserve.runtime.sampler import Sampler
 from ortserve.runtime.session import check_int8_kernels, require_version
 from ortserve.runtime.small_model import LoadedDraft, load_draft
+from ortserve.runtime.turn import Turn
 
 EXACT_PRECISIONS = ("int8", "fp32")  # products of one row do not depend on the others
 
 
-def open_driver(folder: Path, config: EngineConfig | None = None) -> Driver:
+def open_driver(
+    folder: Path, config: EngineConfig | None = None, *, turn: AbstractContextManager[object] | None = None
+) -> Driver:
     """Load `folder` (manifest.json and its graph) and start its engine.
+
+    `turn` is held during every run on the CPU: models that share cores share one.
 
     Raises `ManifestError` or `ModelError` for an unusable folder, `DeviceError` for an unfit machine or runtime,
     `MemoryBudgetError` when rows and context do not fit.
     """
     config = config or EngineConfig()
     manifest = read_manifest(folder)
-    engine, plan = open_engine(folder, manifest, config)
+    engine, plan = open_engine(folder, manifest, config, turn)
     return Driver(engine, manifest, plan)
 
 
@@ -75,7 +79,9 @@ def open_encoder(
     return EncoderDriver(encoder, limits, turn=turn)
 
 
-def open_engine(folder: Path, manifest: Manifest, config: EngineConfig) -> tuple[Engine, EnginePlan]:
+def open_engine(
+    folder: Path, manifest: Manifest, config: EngineConfig, turn: AbstractContextManager[object] | None = None
+) -> tuple[Engine, EnginePlan]:
     """The engine without a thread, for tests and benchmarks. Raises as `open_driver` does."""
     device = choose_device(config.device, manifest)
     if config.deterministic and manifest.precision not in EXACT_PRECISIONS:
@@ -88,7 +94,7 @@ def open_engine(folder: Path, manifest: Manifest, config: EngineConfig) -> tuple
         return open_paged_engine(folder, manifest, config, device)
     if manifest.precision == "int8":
         check_int8_kernels()
-    turn = Lock()  # the drafter's small model waits while the served one runs, and the other way round
+    turn = turn or Turn()  # the drafter's small model waits while the served one runs, and the other way round
     session = load_session(folder, manifest, num_threads=config.num_threads, turn=turn)
     draft = None
     if config.draft_model is not None and config.drafter != NO_DRAFTER:
@@ -96,7 +102,7 @@ def open_engine(folder: Path, manifest: Manifest, config: EngineConfig) -> tuple
     plan = plan_engine(
         manifest,
         config,
-        available_bytes=memory_budget().available,
+        available_bytes=config.free_of(memory_budget().available),
         draft=None if draft is None else draft.manifest.kv,
     )
     store = SlotKvStore(

@@ -38,7 +38,9 @@ def open_paged_parts(folder: Path, manifest: Manifest, config: EngineConfig, dev
         graph = emulate(folder / manifest.graph).SerializeToString()
         manifest = replace(manifest, kv=replace(manifest.kv, dtype="float32"))
     session = DeviceSession(graph, device)
-    plan = plan_paged_engine(manifest, config, device_bytes=device.free_bytes(), host_bytes=memory_budget().available)
+    plan = plan_paged_engine(
+        manifest, config, device_bytes=device.free_bytes(), host_bytes=config.free_of(memory_budget().available)
+    )
     store = PagedKvStore(manifest.kv, device, num_blocks=plan.num_blocks, num_host_blocks=plan.num_host_blocks)
     runner = PagedRunner(manifest, session, store, device, plan)
     sampler = DeviceSampler(

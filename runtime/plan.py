@@ -64,6 +64,12 @@ class EnginePlan:
         return self.num_host_blocks * self.bytes_per_block - self.cache_bytes
 
     @property
+    def host_bytes(self) -> int:
+        """Host memory that all of it may come to hold, weights aside."""
+        host_blocks = self.num_host_blocks * self.bytes_per_block
+        return host_blocks if self.shares_blocks else self.kv_bytes + host_blocks + self.drafter_bytes
+
+    @property
     def virtual_bytes(self) -> int:
         """Address space of the rows; only what is used becomes resident."""
         return self.num_rows * self.capacity * self.bytes_per_block // self.block_size

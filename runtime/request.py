@@ -168,6 +168,7 @@ class Delta:
     finish: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None  # one line, with FinishReason.ERROR
+    is_lost: bool = False  # with FinishReason.ERROR: the whole engine has failed, and another one may run the request
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt's next tokens, when asked for; all before the first
 
 

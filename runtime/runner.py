@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +86,8 @@ class _BoundRows:
             self._num_logits = len(logits)
 
 
-def load_session(folder: Path, manifest: Manifest, *, num_threads: int | None, turn: Lock | None = None) -> Session:
+def load_session(
+    folder: Path, manifest: Manifest, *, num_threads: int | None, turn: AbstractContextManager[object] | None = None
+) -> Session:
     """Load an exported folder's graph. Sessions that share a `turn` never run at once."""
     return Session(folder / manifest.graph, num_threads=num_threads, turn=turn)

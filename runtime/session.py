@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -57,7 +58,7 @@ class Session:
         *,
         num_threads: int | None = None,
         profile_prefix: str | None = None,
-        turn: Lock | None = None,
+        turn: AbstractContextManager[object] | None = None,
     ) -> None:
         """Load a graph from its path, or from bytes for small ones. Bindings that share a `turn` never run at once.
 
@@ -96,9 +97,9 @@ class Session:
 class Binding:
     """Inputs and outputs fixed to memory; what is bound stays bound from run to run."""
 
-    def __init__(self, session: ort.InferenceSession, turn: Lock | None = None) -> None:
+    def __init__(self, session: ort.InferenceSession, turn: AbstractContextManager[object] | None = None) -> None:
         self._session = session
-        self._turn = turn or Lock()
+        self._turn: AbstractContextManager[object] = turn or Lock()
         self._binding = session.io_binding()
         self._held: dict[str, npt.NDArray[np.generic]] = {}  # bound memory must outlive the run
 

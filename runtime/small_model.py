@@ -7,9 +7,9 @@ served model's, so that the two never want more threads than there are cores.
 from __future__ import annotations
 
 from collections.abc import Sequence as Values
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import cast
 
 from ortserve.plugins.small_model import Feed
@@ -138,7 +138,12 @@ class LoadedDraft:
 
 
 def load_draft(
-    folder: Path, served_folder: Path, served: Manifest, *, num_threads: int | None, turn: Lock
+    folder: Path,
+    served_folder: Path,
+    served: Manifest,
+    *,
+    num_threads: int | None,
+    turn: AbstractContextManager[object],
 ) -> LoadedDraft:
     """Load the small model in `folder`, which is to guess for the served one; they share a `turn`.
 

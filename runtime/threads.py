@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ortserve.runtime.errors import ConfigurationError
+from ortserve.runtime.turn import Turn
 
 ENCODER_SHARE = 4  # encoders get one core in so many beside a model that generates
 
@@ -15,6 +16,33 @@ class Threads:
 
     engine: int
     encoders: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """What models run with: as many threads as their kind has, while they hold the turn of their kind.
+
+    So many models as there are share the cores: those of one kind run one after another, step by step.
+    """
+
+    threads: Threads
+    engine_turn: Turn
+    encoder_turn: Turn  # the same one where the threads of both together are more than the cores
+
+
+def share_cores(
+    num_cores: int, *, has_engine: bool, has_encoders: bool, engine: int | None = None, encoders: int | None = None
+) -> Cores:
+    """The cores for a server of these kinds of models; a kind that comes later takes turns with the other.
+
+    Raises as `divide_threads` does.
+    """
+    threads = divide_threads(
+        num_cores, has_engine=has_engine, has_encoders=has_encoders, engine=engine, encoders=encoders
+    )
+    turn = Turn()
+    is_divided = has_engine and has_encoders and threads.engine + threads.encoders <= num_cores
+    return Cores(threads, turn, Turn() if is_divided else turn)
 
 
 def divide_threads(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
+import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -258,6 +261,7 @@ def test_when_the_engine_has_a_defect_nobody_waits_forever(synthetic: SyntheticM
             driver.submit(Request(f"r{number}", prompt_of(number), ENDLESS), collector)
         gate.wait_until_held()
         driver.submit(greedy("in the inbox", 7), collector)
+        errand = driver.cache_entries()
 
         def plan(number: int, now_s: float, drafts: object = None) -> None:
             raise defect
@@ -267,12 +271,51 @@ def test_when_the_engine_has_a_defect_nobody_waits_forever(synthetic: SyntheticM
         for name in ("r0", "r1", "r2", "r3", "in the inbox"):
             last = collector.wait_for(name)[-1]
             assert last.finish is FinishReason.ERROR
-            assert last.error == f"the engine has failed ({type(defect).__name__}): restart the server"
-        driver._thread.join(PATIENCE_S)
+            assert last.error == f"the engine has failed ({type(defect).__name__})"
+            assert last.is_lost
+        with pytest.raises(EngineClosedError, match="the engine has failed"):
+            driver.ended.result(PATIENCE_S)
+        with pytest.raises(EngineClosedError, match="the engine has failed"):
+            errand.result(PATIENCE_S)
         assert not driver.healthy
         assert driver.has_failed
         with pytest.raises(EngineClosedError, match="has failed"):
             driver.submit(greedy("late", 1), collector)
+
+
+def test_a_driver_that_has_ended_keeps_nothing_of_what_it_computed_with(synthetic: SyntheticModel) -> None:
+    with driving(synthetic) as driver:
+        held: list[weakref.ref[Any]] = [weakref.ref(driver._engine), weakref.ref(driver._engine._runner)]
+        run_one(driver)
+        gc.collect()
+        gc.disable()  # gigabytes must not wait for the collector
+        try:
+            driver.close()
+            assert driver.ended.done()
+            assert [one() for one in held] == [None, None]
+        finally:
+            gc.enable()
+        with pytest.raises(EngineClosedError):
+            driver.submit(greedy("late", 3), Collector())
+
+
+def test_neither_does_one_whose_engine_has_failed(synthetic: SyntheticModel) -> None:
+    def plan(number: int, now_s: float, drafts: object = None) -> None:
+        raise AssertionError("a defect")
+
+    with driving(synthetic) as driver:
+        held: list[weakref.ref[Any]] = [weakref.ref(driver._engine), weakref.ref(driver._engine._runner)]
+        driver._engine.scheduler.plan = plan  # type: ignore[method-assign]
+        assert run_one(driver)[-1].is_lost
+        driver.close()
+        gc.collect()  # the log has looked into every frame
+        assert [one() for one in held] == [None, None]
+
+
+def run_one(driver: Driver) -> list[Delta]:
+    collector = Collector()
+    driver.submit(greedy("one", 1), collector)
+    return collector.wait_for("one")
 
 
 def test_a_defect_while_taking_requests_in_loses_none_of_them_silently(synthetic: SyntheticModel) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ortserve.runtime.errors import ConfigurationError
-from ortserve.runtime.threads import Threads, divide_threads
+from ortserve.runtime.threads import Threads, divide_threads, share_cores
 
 
 @pytest.mark.parametrize("cores", range(2, 40))
@@ -29,3 +29,14 @@ def test_a_quarter_is_the_encoders() -> None:
 def test_wishes_beyond_the_cores_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="--threads 6 and --encoder-threads 3 exceed the 8 cores"):
         divide_threads(8, has_engine=True, has_encoders=True, engine=6, encoders=3)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 8])
+@pytest.mark.parametrize("kinds", [(True, False), (False, True), (True, True)])
+def test_what_may_run_at_once_has_no_more_threads_than_there_are_cores(cores: int, kinds: tuple[bool, bool]) -> None:
+    shared = share_cores(cores, has_engine=kinds[0], has_encoders=kinds[1])
+    threads = shared.threads
+    at_once = [threads.engine, threads.encoders]
+    is_one_turn = shared.engine_turn is shared.encoder_turn
+    assert (max(at_once) if is_one_turn else sum(at_once)) <= cores
+    assert is_one_turn or all(kinds)
