@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 
 from ortserve.export.errors import ExportError
 from ortserve.export.json_fields import JsonObject, read_json, read_optional_json
-from ortserve.export.safetensors_file import read_header
+from ortserve.export.packed_tensor import Packing
+from ortserve.export.quantized_source import OLD_FILES, read_packing, unpacked_names
+from ortserve.export.safetensors_file import DTYPES, INTEGERS, read_header
+from ortserve.export.safetensors_file import StoredTensor as SafetensorsTensor
 from ortserve.runtime.manifest import AdapterFacts
 
 WEIGHTS = "model.safetensors"
@@ -25,7 +28,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 ENCODER_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model"]
 MORE_TEMPLATES = "additional_chat_templates"  # as transformers names the folder: one file per template
 HUB_PATTERNS = [
-    "*.safetensors", "*.safetensors.index.json", "config.json", GENERATION, *TOKENIZER_FILES,
+    "*.safetensors", "*.safetensors.index.json", "config.json", GENERATION, *TOKENIZER_FILES, *OLD_FILES,
     f"{MORE_TEMPLATES}/*.jinja",
 ]  # fmt: skip
 
@@ -65,6 +68,7 @@ class Checkpoint:
     tokenizer_config: JsonObject
     tensors: Mapping[str, StoredTensor]
     base_tensors: Mapping[str, StoredTensor] = field(default_factory=dict)  # as they were before an adapter was merged
+    packing: Packing | None = None  # of the matrices that are quantized already, which read as floats
     adapter_folder: Path | None = None
     adapter: AdapterFacts | None = None
 
@@ -170,30 +174,39 @@ def _read_folder(folder: Path, *, source: str) -> Checkpoint:
                 f" model with ortserve export BASE DST --adapter {folder.name}"
             )
         raise ExportError(f"{folder} has no config.json: name the folder of a Hugging Face checkpoint")
+    config = read_json(folder / "config.json")
+    packing = read_packing(folder, config)
     return Checkpoint(
         folder=folder,
         name=source.rsplit("/", 1)[-1],
         source=source,
-        config=read_json(folder / "config.json"),
+        config=config,
         generation_config=read_optional_json(folder / GENERATION),
         tokenizer_config=read_optional_json(folder / "tokenizer_config.json"),
-        tensors=_read_tensors(folder),
+        tensors=_read_tensors(folder, packing),
+        packing=packing,
     )
 
 
-def _read_tensors(folder: Path) -> Mapping[str, StoredTensor]:
+def _read_tensors(folder: Path, packing: Packing | None) -> Mapping[str, StoredTensor]:
+    if packing is None:
+        return _read_files(folder, DTYPES)
+    return unpacked_names(folder, _read_files(folder, {**DTYPES, **INTEGERS}), packing)
+
+
+def _read_files(folder: Path, dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, SafetensorsTensor]:
     if (folder / WEIGHTS).exists():
-        return read_header(folder / WEIGHTS)
+        return read_header(folder / WEIGHTS, dtypes)
     if not (folder / WEIGHTS_INDEX).exists():
         raise ExportError(f"{folder} has no {WEIGHTS} or {WEIGHTS_INDEX}: export reads safetensors only")
     shards = read_json(folder / WEIGHTS_INDEX).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
         raise ExportError(f"{folder / WEIGHTS_INDEX} has no weight_map: download it again")
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, SafetensorsTensor] = {}
     for shard in sorted(set(shards.values())):
         if Path(shard).name != shard:
             raise ExportError(f"{folder / WEIGHTS_INDEX} names {shard!r}, which is not a file beside it")
-        tensors |= read_header(folder / shard)
+        tensors |= read_header(folder / shard, dtypes)
     missing = sorted(set(shards) - set(tensors))
     if missing:
         raise ExportError(f"{folder}: {missing[0]} is in the index and in no shard: download the checkpoint again")

@@ -28,7 +28,6 @@ from ortserve.export.precisions import (
     BLOCK_SIZES,
     CUDA_BLOCK_SIZE,
     DEFAULT_BLOCK_SIZE,
-    DEVICE_PRECISIONS,
     DEVICES,
     PRECISIONS,
 )
@@ -52,7 +51,7 @@ __all__ = [
 ]
 
 
-def ensure_exported(source: str | Path, cache_folder: Path, *, precision: str, progress: bool) -> Path:
+def ensure_exported(source: str | Path, cache_folder: Path, *, precision: str | None, progress: bool) -> Path:
     """See `ortserve.export.first_use`: the exported folder for `source`, made now if the cache lacks it."""
     from ortserve.export import first_use
 
@@ -92,6 +91,11 @@ def configure_export(parser: ArgumentParser) -> None:
         "--calibration", type=Path, metavar="FILE", help="UTF-8 text to calibrate by (default: text that is bundled)"
     )
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter (PEFT) to merge into the weights")
+    parser.add_argument(
+        "--requantize",
+        action="store_true",
+        help="AWQ and GPTQ checkpoints: quantize their values anew instead of taking their integers over",
+    )
     add_encoder_arguments(parser)
     _add_force(parser)
     parser.add_argument("--no-verify", action="store_true", help="skip the proof; the manifest says so")
@@ -116,12 +120,13 @@ def run_export(arguments: Namespace) -> int:
             manifest = export_checkpoint(
                 checkpoint,
                 arguments.destination,
-                precision=arguments.precision or DEVICE_PRECISIONS[arguments.device][0],
+                precision=arguments.precision,
                 device=arguments.device,
                 block_size=arguments.block_size,
                 max_context=arguments.max_context,
                 activations=arguments.activations,
                 calibration_text=arguments.calibration,
+                requantize=arguments.requantize,
                 verify=not arguments.no_verify,
                 force=arguments.force,
                 allow_unproven=arguments.allow_unproven,

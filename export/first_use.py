@@ -15,13 +15,16 @@ from ortserve.export.checkpoint import TOKENIZER_FILES, WEIGHTS_INDEX, Checkpoin
 from ortserve.export.errors import ExportError
 from ortserve.export.new_folder import remove_partial_folders
 from ortserve.export.open_source import open_source
+from ortserve.export.precisions import DEVICE_PRECISIONS
 from ortserve.export.publish import RECIPE, export_checkpoint
+from ortserve.export.quantized_source import OLD_FILES
+from ortserve.export.takeover import choose_precision
 from ortserve.runtime.manifest import FORMAT_VERSION, MANIFEST_NAME
 
 SMALL_FILES = ("config.json", "generation_config.json", WEIGHTS_INDEX, *TOKENIZER_FILES)
 
 
-def ensure_exported(source: str | Path, cache_folder: Path, *, precision: str, progress: bool) -> Path:
+def ensure_exported(source: str | Path, cache_folder: Path, *, precision: str | None, progress: bool) -> Path:
     """The exported folder for `source`: itself when it is one, else from the cache, else exported into it now.
 
     Two processes may ask at once: one exports, the other waits for it. The name in the cache carries a digest of the
@@ -34,7 +37,8 @@ def ensure_exported(source: str | Path, cache_folder: Path, *, precision: str, p
         return _ensure(checkpoint, cache_folder, precision=precision, progress=progress)
 
 
-def _ensure(checkpoint: Checkpoint, cache_folder: Path, *, precision: str, progress: bool) -> Path:
+def _ensure(checkpoint: Checkpoint, cache_folder: Path, *, precision: str | None, progress: bool) -> Path:
+    precision = choose_precision(checkpoint, precision, DEVICE_PRECISIONS["cpu"][0], requantize=False)
     destination = cache_folder / f"{_safe(checkpoint.name)}-{precision}-{source_identity(checkpoint)[:16]}"
     if (destination / MANIFEST_NAME).exists():
         return destination
@@ -56,6 +60,7 @@ def source_identity(checkpoint: Checkpoint) -> str:
         "recipe": [RECIPE, FORMAT_VERSION],
         "small": [_content_digest(checkpoint.folder / name) for name in SMALL_FILES],
         **_more_templates(checkpoint),
+        **_more_settings(checkpoint),
         "weights": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
     }
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -67,6 +72,12 @@ def _more_templates(checkpoint: Checkpoint) -> dict[str, list[list[str | None]]]
         [name, _content_digest(path)] for name, path in checkpoint.tokenizer_files() if name not in TOKENIZER_FILES
     ]
     return {"templates": named} if named else {}
+
+
+def _more_settings(checkpoint: Checkpoint) -> dict[str, list[str | None]]:
+    """Nothing for checkpoints that are not quantized, or say how in config.json."""
+    found = [digest for name in OLD_FILES if (digest := _content_digest(checkpoint.folder / name)) is not None]
+    return {"quantization": [*found]} if found else {}
 
 
 def _content_digest(path: Path) -> str | None:

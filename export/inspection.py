@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from ortserve.export.integrity import read_graph
-from ortserve.runtime.manifest import Manifest, ParityReport, read_manifest
+from ortserve.runtime.manifest import Manifest, ParityReport, TakenFacts, read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,7 @@ def describe_model(facts: ModelFacts) -> str:
         ("source", manifest.source),
         ("exporter", manifest.exporter),
         ("digest", manifest.digest),
+        ("taken over", _taken(manifest.taken)),
         ("size", f"{manifest.num_parameters:,} parameters, {manifest.weight_bytes / 1e6:,.1f} MB of weights"),
         ("context", f"{manifest.max_context:,} tokens"),
         ("vocabulary", f"{manifest.num_tokens:,} tokens of {manifest.vocab_size:,} ids"),
@@ -90,8 +91,15 @@ def describe_model(facts: ModelFacts) -> str:
         ("outputs", ", ".join(_signature(value) for value in _once_per_layer(graph.outputs))),
         ("files", ", ".join(f"{name} {size / 1e6:,.2f} MB" for name, size in facts.file_bytes.items())),
     ]  # fmt: skip
-    lines = [f"{label:12} {text}" for label, text in rows]
+    lines = [f"{label:12} {text}" for label, text in rows if text]
     return "\n".join([*lines, *describe_parity(manifest.parity)]) + "\n"
+
+
+def _taken(taken: TakenFacts | None) -> str:
+    if taken is None:
+        return ""
+    groups = "rows" if taken.group_size is None else f"groups of {taken.group_size}"
+    return f"{taken.num_matrices} matrices as {taken.method} quantized them, {taken.bits} bits in {groups}"
 
 
 def describe_parity(parity: ParityReport | None) -> Iterator[str]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ortserve.export.architecture import Layer, Linear, Mlp
 from ortserve.export.precisions import FLOAT_PRECISIONS, Precision
 from ortserve.export.recipe import InputRecipe
+from ortserve.export.takeover import BlockFormat
 from ortserve.runtime.manifest import MatrixFacts
 
 
@@ -26,6 +27,7 @@ class MatrixPlan:
     float_bytes: int = 4  # of scales, biases and unquantized weights
     recipe: InputRecipe | None = None  # of its input; None: not calibrated, rounded per token
     row_divisor: NDArray[np.float32] | None = None  # [rows]: what reads this product has taken them over
+    taken: BlockFormat | None = None  # the checkpoint's own integers, as they are; None: its values, rounded here
 
     @property
     def column_factor(self) -> NDArray[np.float32] | None:
@@ -35,7 +37,8 @@ class MatrixPlan:
     def facts(self) -> MatrixFacts:
         """For the manifest."""
         recipe = self.recipe
-        plain = "none" if self.precision in FLOAT_PRECISIONS else "block" if self.precision == "int4" else "token"
+        in_blocks = self.precision == "int4" or self.taken is not None
+        plain = "none" if self.precision in FLOAT_PRECISIONS else "block" if in_blocks else "token"
         return MatrixFacts(
             name=self.name,
             precision=self.precision,
@@ -48,6 +51,8 @@ class MatrixPlan:
     def num_bytes(self) -> int:
         """Size in the data file, without alignment."""
         bias = self.float_bytes * self.num_rows if self.linear.biases else 0
+        if self.taken is not None:
+            return self.taken.num_bytes(self.num_rows, self.num_columns, self.float_bytes) + bias
         if self.precision in FLOAT_PRECISIONS:
             return self.float_bytes * self.num_rows * self.num_columns + bias
         if self.precision == "int8":

@@ -19,6 +19,7 @@ from ortserve.export.graph_builder import MICROSOFT, GraphBuilder
 from ortserve.export.layer_plan import MatrixPlan
 from ortserve.export.precisions import FLOAT_PRECISIONS
 from ortserve.export.quantize import INT8_LIMIT, quantize_int4_blocks, quantize_int8_rows
+from ortserve.export.takeover import BlockFormat, read_blocks
 
 CHUNK_ELEMENTS = 1 << 21  # float32 elements quantized at a time: 8 MB, a few copies of which fit the cache budget
 ACTIVATION_ZERO = 128
@@ -28,6 +29,9 @@ SMALLEST_SCALE = 1e-30  # an all-zero row divides by this instead of zero
 def store_matrix(graph: GraphBuilder, plan: MatrixPlan, checkpoint: Checkpoint) -> None:
     """Stream the matrix, its scales and its bias into the data file."""
     linear = plan.linear
+    if plan.taken is not None:
+        _store_taken(graph, plan, plan.taken, checkpoint)
+        return
     chunks = _folded(plan, checkpoint.stacked_chunks(linear.weights, CHUNK_ELEMENTS, rows=linear.rows))
     shape = (plan.num_rows, plan.num_columns)
     if plan.precision in FLOAT_PRECISIONS:
@@ -49,6 +53,28 @@ def store_matrix(graph: GraphBuilder, plan: MatrixPlan, checkpoint: Checkpoint) 
         _store_codes_of_bias(graph, plan, np.concatenate(biases), np.concatenate(scales))
     else:
         graph.weight(f"{plan.name}.bias", graph.floats, (plan.num_rows,), biases)
+
+
+def _store_taken(graph: GraphBuilder, plan: MatrixPlan, form: BlockFormat, checkpoint: Checkpoint) -> None:
+    """The checkpoint's integers as they are; only the product's own scale is multiplied into theirs."""
+    num_blocks = -(-plan.num_columns // form.block_size)
+    scales: list[NDArray[np.float32]] = []
+    zeros: list[NDArray[np.uint8]] = []
+
+    def codes() -> Iterator[NDArray[np.uint8]]:
+        for blocks in read_blocks(checkpoint, plan.linear, form, CHUNK_ELEMENTS):
+            scales.append(blocks.scales * np.float32(plan.linear.scale))
+            zeros.append(blocks.zeros)
+            yield blocks.codes
+
+    name, num_rows = plan.name, plan.num_rows
+    graph.weight(f"{name}.weight", np.uint8, (num_rows, num_blocks, form.block_size * form.bits // 8), codes())
+    graph.weight(f"{name}.scale", graph.floats, (num_rows, num_blocks), scales)
+    if form.has_zeros:
+        graph.weight(f"{name}.zero", np.uint8, (num_rows, -(-num_blocks * form.bits // 8)), zeros)
+    if plan.linear.biases:
+        biases = checkpoint.stacked_chunks(plan.linear.biases, CHUNK_ELEMENTS, rows=plan.linear.rows)
+        graph.weight(f"{name}.bias", graph.floats, (num_rows,), _folded(plan, biases))
 
 
 def _store_codes_of_bias(
@@ -77,23 +103,33 @@ def multiply(graph: GraphBuilder, plan: MatrixPlan, value: str, *, rows: str, st
     if _is_static(plan):
         return _multiply_static(graph, plan, value, weight=weight, scale=scale)
     raw = f"{plan.name}.unbiased" if plan.linear.biases else plan.name
-    if plan.precision == "int8":
+    if plan.taken is not None:
+        zeros = [f"{stored}.zero"] if plan.taken.has_zeros else []
+        inputs = [value, weight, scale, *zeros]
+        _multiply_blocks(graph, plan, inputs, raw, bits=plan.taken.bits, block_size=plan.taken.block_size)
+    elif plan.precision == "int8":
         multiply_int8(graph, value, weight=weight, scale=scale, num_rows=plan.num_rows, output=raw, rows=rows)
     else:
-        graph.node(
-            "MatMulNBits",
-            [value, weight, scale],
-            raw,
-            domain=MICROSOFT,
-            bits=4,
-            block_size=plan.block_size,
-            K=plan.num_columns,
-            N=plan.num_rows,
-            **({"accuracy_level": 4} if graph.floats is np.float32 else {}),  # the CPU's integer kernels
-        )
+        _multiply_blocks(graph, plan, [value, weight, scale], raw, bits=4, block_size=plan.block_size)
     if plan.linear.biases:
         graph.node("Add", [raw, f"{plan.name}.bias"], plan.name)
     return plan.name
+
+
+def _multiply_blocks(
+    graph: GraphBuilder, plan: MatrixPlan, inputs: list[str], output: str, *, bits: int, block_size: int
+) -> None:
+    graph.node(
+        "MatMulNBits",
+        inputs,
+        output,
+        domain=MICROSOFT,
+        bits=bits,
+        block_size=block_size,
+        K=plan.num_columns,
+        N=plan.num_rows,
+        **({"accuracy_level": 4} if graph.floats is np.float32 else {}),  # the CPU's integer kernels
+    )
 
 
 def look_up(graph: GraphBuilder, plan: MatrixPlan, ids: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +23,7 @@ from ortserve.export.precisions import (
     Precision,
 )
 from ortserve.export.recipe import Calibration, InputOptions, InputRecipe, static_suffices
+from ortserve.export.takeover import REQUANTIZE, BlockFormat
 from ortserve.runtime.manifest import FloatType
 
 WIDE_HEAD_PAGE = 128  # tokens; below these sizes attention leaves FlashAttention for far slower kernels
@@ -111,6 +112,7 @@ def plan_export(
     max_context: int | None = None,
     calibration: Calibration | None = None,
     caution: int = 0,
+    taken: Mapping[Linear, BlockFormat] | None = None,
 ) -> ExportPlan:
     """Assign a recipe to every matrix. Raises `ExportError` for options that do not fit the model or the device.
 
@@ -120,8 +122,12 @@ def plan_export(
     if device != "cpu" and any(isinstance(layer.mlp, Experts) for layer in architecture.layers):
         raise ExportError(f"{architecture.family} has experts, which are exported for the CPU only: leave out --device")
     inner = _choose_precision(precision, device, block_size)
+    if taken and block_size is not None:
+        raise ExportError("--block-size: blocks are the quantized checkpoint's own; leave it out, or add --requantize")
     context = _choose_context(architecture, max_context)
     floats = _choose_floats(architecture, inner, device)
+    if taken and floats == "bfloat16":
+        raise ExportError(f"{architecture.family} runs in bfloat16 on CUDA, which rounds stored scales: {REQUANTIZE}")
     outer: Precision = inner
     if inner == "int4":
         outer = "int8" if device == "cpu" else "bf16" if floats == "bfloat16" else "fp16"
@@ -133,6 +139,7 @@ def plan_export(
         _float_bytes(floats),
         calibration or Calibration(),
         caution,
+        taken or {},
     )
     return ExportPlan(
         architecture=architecture,
@@ -162,6 +169,7 @@ class _Planner:
     float_bytes: int
     calibration: Calibration
     caution: int
+    taken: Mapping[Linear, BlockFormat]
 
     def layer(self, index: int, layer: Layer) -> LayerPlan:
         architecture = self.architecture
@@ -202,7 +210,7 @@ class _Planner:
         hidden = self.architecture.hidden_size
         down = self._matrix(f"{name}.down", mlp.down, hidden, inner)
         gate = self._matrix(f"{name}.gate", mlp.gate, inner, hidden)
-        up = replace(gate, name=f"{name}.up", linear=mlp.up, row_divisor=down.column_factor)
+        up = self._matrix(f"{name}.up", mlp.up, inner, hidden, row_divisor=down.column_factor)
         return MlpPlan(mlp, gate, up, down)
 
     def lm_head(self) -> MatrixPlan:
@@ -218,7 +226,7 @@ class _Planner:
         head, linear = self.lm_head(), Linear((self.architecture.embedding,))
         if self.architecture.tied:
             return replace(head, name="embedding", linear=linear)
-        return replace(head, name="embedding", linear=linear, precision=self.outer, recipe=None)
+        return replace(head, name="embedding", linear=linear, precision=self.outer, recipe=None, taken=None)
 
     def _matrix(
         self,
@@ -229,7 +237,12 @@ class _Planner:
         *,
         row_divisor: NDArray[np.float32] | None = None,
     ) -> MatrixPlan:
+        taken = self.taken.get(linear)
         wanted = self.outer if name == "lm_head" else self.precision
+        if taken is not None:
+            wanted = "int4" if taken.bits == 4 else "int8"
+        elif self.taken and name != "lm_head":
+            wanted = "fp32"  # its author left it as it was
         precision, recipe = choose_recipe(self.calibration.options.get(linear), wanted, self.caution)
         return MatrixPlan(
             name,
@@ -241,6 +254,7 @@ class _Planner:
             float_bytes=self.float_bytes,
             recipe=recipe,
             row_divisor=row_divisor,
+            taken=taken,
         )
 
     def _value_divisor(self, divisor: NDArray[np.float32] | None) -> NDArray[np.float32] | None:

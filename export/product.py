@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ortserve.export.quantize import INT4_ZERO, INT8_LIMIT
+from ortserve.export.quantize import INT8_LIMIT
 
 Floats = NDArray[np.float32]
 SMALLEST_SCALE = 1e-30  # an all-zero row divides by this instead of zero
@@ -41,9 +41,24 @@ def round_per_block(value: Floats, block_size: int) -> Floats:
 
 def int4_values(packed: NDArray[np.uint8], scale: Floats, num_columns: int) -> Floats:
     """What bytes `[n, blocks, block_size / 2]` and scales `[n, blocks]` stand for, `[n, num_columns]`."""
-    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1).astype(np.float32)
-    values: Floats = ((codes - INT4_ZERO) * scale[..., None]).reshape(len(packed), -1)[:, :num_columns]
+    return block_values(packed, scale, None, bits=4, num_columns=num_columns)
+
+
+def block_values(
+    packed: NDArray[np.uint8], scale: Floats, zeros: NDArray[np.uint8] | None, *, bits: int, num_columns: int
+) -> Floats:
+    """The same of `bits` 4 or 8; with `zeros [n, ceil(blocks * bits / 8)]`, else around the middle code."""
+    codes = (_nibbles(packed) if bits == 4 else packed).astype(np.float32)
+    middle = np.full((1, 1), 1 << bits - 1, np.uint8)
+    unpacked = middle if zeros is None else _nibbles(zeros) if bits == 4 else zeros
+    zero = unpacked[:, : packed.shape[1], None].astype(np.float32)
+    values: Floats = ((codes - zero) * scale[..., None]).reshape(len(packed), -1)[:, :num_columns]
     return values
+
+
+def _nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Twice as long an axis: the low halves first."""
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
 
 
 def _codes(value: Floats, scale: Floats | np.float32) -> Floats:

@@ -13,18 +13,27 @@ from ortserve.export.checkpoint import Checkpoint, open_checkpoint
 from ortserve.export.data_file import DataFile
 from ortserve.export.decoder import build_decoder
 from ortserve.export.describe import describe_generation, describe_tokens
-from ortserve.export.errors import UnprovenError
+from ortserve.export.errors import ExportError, UnprovenError
 from ortserve.export.families import read_architecture
 from ortserve.export.graph_builder import GraphBuilder
 from ortserve.export.integrity import DATA_NAME, GRAPH_NAME, file_digest, join_digests
 from ortserve.export.new_folder import new_folder
 from ortserve.export.plan import MAX_CAUTION, ExportPlan, default_block_size, plan_export
-from ortserve.export.precisions import Device
+from ortserve.export.precisions import DEVICE_PRECISIONS, Device
 from ortserve.export.progress import show_progress
 from ortserve.export.recipe import Calibration
 from ortserve.export.sensitivity import measure_options
+from ortserve.export.takeover import REQUANTIZE, choose_precision, find_block_formats
 from ortserve.export.verify import check_parity
-from ortserve.runtime.manifest import FORMAT_VERSION, MANIFEST_NAME, KvLayout, Manifest, ParityReport, manifest_json
+from ortserve.runtime.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    KvLayout,
+    Manifest,
+    ParityReport,
+    TakenFacts,
+    manifest_json,
+)
 
 RECIPE = 3  # raise it when the same checkpoint becomes another graph: caches of exports then miss
 MIN_ONNXRUNTIME = "1.32"  # GroupQueryAttention with query_seqlens
@@ -35,12 +44,13 @@ def export_checkpoint(
     source: str | Path | Checkpoint,
     destination: Path,
     *,
-    precision: str,
+    precision: str | None = None,
     device: Device = "cpu",
     block_size: int | None = None,
     max_context: int | None = None,
     activations: str = "calibrated",
     calibration_text: Path | None = None,
+    requantize: bool = False,
     progress: bool = True,
     verify: bool = True,
     force: bool = False,
@@ -48,12 +58,19 @@ def export_checkpoint(
 ) -> Manifest:
     """Export a checkpoint, its folder or hub id into the new folder `destination`.
 
-    The folder appears complete or not at all. `verify` compares the graph with the independent reference and
-    raises `UnprovenError` when the proof fails, unless `allow_unproven`. Raises `ExportError` for an unusable
+    No `precision` is the device's first, or that of a quantized checkpoint, whose matrices are taken over unless
+    `requantize`. The folder appears complete or not at all. `verify` compares the graph with the independent reference
+    and raises `UnprovenError` when the proof fails, unless `allow_unproven`. Raises `ExportError` for an unusable
     checkpoint, an existing destination without `force`, or a full disk.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     architecture = read_architecture(checkpoint)
+    precision = choose_precision(checkpoint, precision, DEVICE_PRECISIONS[device][0], requantize=requantize)
+    takes_over = checkpoint.packing is not None and not requantize
+    if takes_over and checkpoint.adapter is not None:
+        raise ExportError(f"--adapter changes matrices that are quantized already: {REQUANTIZE}")
+    if takes_over and calibration_text is not None:
+        raise ExportError("--calibration: quantized matrices are taken over as they are; leave it out, or requantize")
     plan_with = partial(
         plan_export,
         architecture,
@@ -61,11 +78,12 @@ def export_checkpoint(
         device=device,
         block_size=block_size,
         max_context=max_context,
+        taken=find_block_formats(checkpoint, architecture) if takes_over else None,
     )
     plan = plan_with()  # checks the options before minutes are spent on measuring
     calibration: Calibration | None = None
     with new_folder(destination, force=force, marker=MANIFEST_NAME) as folder:
-        if activations == "calibrated" and device == "cpu" and plan.precision != "fp32":
+        if activations == "calibrated" and device == "cpu" and plan.precision != "fp32" and not takes_over:
             calibration = measure_options(
                 checkpoint,
                 architecture,
@@ -148,9 +166,19 @@ def _write_model(folder: Path, plan: ExportPlan, checkpoint: Checkpoint, advance
         generation=describe_generation(checkpoint),
         source=checkpoint.source,
         adapter=checkpoint.adapter,
+        taken=_describe_taken(checkpoint, plan),
         matrices=tuple(matrix.facts() for matrix in plan.products()),
         exporter=", ".join(f"{name} {_version(name)}" for name in ("ortserve", "onnx", "onnxruntime")),
     )
+
+
+def _describe_taken(checkpoint: Checkpoint, plan: ExportPlan) -> TakenFacts | None:
+    packing = checkpoint.packing
+    num_matrices = sum(matrix.taken is not None for matrix in plan.products())
+    if packing is None or num_matrices == 0:
+        return None
+    method = "gptq" if packing.layout == "gptq" else "awq"
+    return TakenFacts(method, packing.bits, packing.group_size, num_matrices)
 
 
 def _version(distribution: str) -> str:

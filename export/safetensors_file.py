@@ -25,6 +25,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F64": np.dtype(np.float64),
 }
+INTEGERS: Mapping[str, np.dtype[Any]] = {"I32": np.dtype(np.int32), "I64": np.dtype(np.int64)}
 DTYPE_NAMES: Mapping[np.dtype[Any], str] = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
@@ -40,6 +41,10 @@ class StoredTensor:
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Rows `[start, stop)` of the first axis, as float32. Raises `ExportError` when the file shrank since."""
+        return self.raw(start, stop).astype(np.float32, copy=False)
+
+    def raw(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """The same in the type of the file."""
         stop = self.shape[0] if stop is None else min(stop, self.shape[0])
         row = math.prod(self.shape[1:])
         count = max(stop - start, 0) * row
@@ -50,11 +55,11 @@ class StoredTensor:
             raise ExportError(f"{self.path} cannot be read ({error.strerror}): check the checkpoint folder") from None
         if data.size != count:
             raise ExportError(f"{self.path} is truncated: download it again")
-        return data.astype(np.float32, copy=False).reshape(-1, *self.shape[1:])
+        return data.reshape(-1, *self.shape[1:])
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file.
+def read_header(path: Path, dtypes: Mapping[str, np.dtype[Any]] = DTYPES) -> dict[str, StoredTensor]:
+    """The tensors of one file, all of which have one of these types.
 
     Raises `ExportError` when the file is missing, not safetensors, or shorter than its header says. Tensors
     of other types (quantized checkpoints) raise it too, naming the type.
@@ -72,7 +77,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise ExportError(f"{path} has a damaged safetensors header: download it again") from None
     try:
         return {
-            name: _stored(path, name, entry, base=8 + length, size=size)
+            name: _stored(path, name, entry, dtypes, base=8 + length, size=size)
             for name, entry in header.items()
             if name != "__metadata__"
         }
@@ -80,13 +85,15 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise ExportError(f"{path} has a damaged safetensors header: download it again") from None
 
 
-def _stored(path: Path, name: str, entry: Any, *, base: int, size: int) -> StoredTensor:
-    if entry["dtype"] not in DTYPES:
+def _stored(
+    path: Path, name: str, entry: Any, dtypes: Mapping[str, np.dtype[Any]], *, base: int, size: int
+) -> StoredTensor:
+    if entry["dtype"] not in dtypes:
         raise ExportError(
             f"{path}: {name} has type {entry['dtype']}, export reads {', '.join(DTYPES)}:"
             " use the unquantized checkpoint"
         )
-    dtype = DTYPES[entry["dtype"]]
+    dtype = dtypes[entry["dtype"]]
     begin, end = entry["data_offsets"]
     shape = tuple(int(dimension) for dimension in entry["shape"])
     if end - begin != math.prod(shape) * dtype.itemsize:

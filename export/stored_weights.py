@@ -20,7 +20,7 @@ from ortserve.export.architecture import Architecture, Experts, Linear, Norm
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import CheckFailedError
 from ortserve.export.integrity import read_graph
-from ortserve.export.product import int4_values, round_by_scale, round_per_block, round_per_token
+from ortserve.export.product import block_values, round_by_scale, round_per_block, round_per_token
 from ortserve.export.reference import HEAD_ROWS, CheckpointWeights, Floats
 from ortserve.runtime.manifest import Manifest
 
@@ -119,7 +119,7 @@ class StoredWeights(CheckpointWeights):
         if weight.data_type == onnx.TensorProto.FLOAT:
             return value
         if weight.data_type == onnx.TensorProto.UINT8:
-            return round_per_block(value, 2 * weight.dims[2])
+            return round_per_block(value, self._block_attributes(name)["block_size"])
         scale = self._static_scale(name)
         return round_per_token(value) if scale is None else round_by_scale(value, scale)
 
@@ -139,17 +139,18 @@ class StoredWeights(CheckpointWeights):
             return weight
         scale = self._read(f"{name}.scale")[start:stop]
         if weight.dtype == np.uint8:
-            num_columns = next(attribute.i for attribute in self._int4_node(name).attribute if attribute.name == "K")
-            return int4_values(weight, scale, num_columns)
+            attributes = self._block_attributes(name)
+            zeros = self._read(f"{name}.zero")[start:stop] if f"{name}.zero" in self._stored else None
+            return block_values(weight, scale, zeros, bits=attributes["bits"], num_columns=attributes["K"])
         values: Floats = weight.astype(np.float32) * scale[:, None]
         return values
 
-    def _int4_node(self, name: str) -> onnx.NodeProto:
-        node: onnx.NodeProto | None = self._nodes.get(name)
+    def _block_attributes(self, name: str) -> dict[str, int]:
+        """Of the MatMulNBits behind the value `name`."""
+        node = self._nodes.get(name)
         if node is None or node.op_type != "MatMulNBits":
             node = self._nodes[f"{name}.unbiased"]
-        found: onnx.NodeProto = node
-        return found
+        return {attribute.name: attribute.i for attribute in node.attribute}
 
     def _bias(self, name: str) -> Floats:
         bias = self._read(f"{name}.bias")

@@ -20,7 +20,6 @@ from ortserve.runtime.errors import OrtserveError
 
 Pair: TypeAlias = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
 
-DEFAULT_PRECISION = "int8"
 PROGRAM = "ortserve"
 EPILOG = """first steps:
   ortserve serve                              serve the bundled model on http://127.0.0.1:8000
@@ -100,7 +99,7 @@ def _resolve_model(arguments: argparse.Namespace, model: str | None) -> Path:
     return export.ensure_exported(
         export.bundled_model() if model is None else export.resolve_source(model),
         arguments.cache_dir or _default_cache(),
-        precision=arguments.precision or DEFAULT_PRECISION,
+        precision=arguments.precision,
         progress=True,
     )
 

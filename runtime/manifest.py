@@ -167,6 +167,16 @@ class AdapterFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class TakenFacts:
+    """Matrices that were quantized in the checkpoint, and are its own integers, scales and zero points."""
+
+    method: str  # awq or gptq
+    bits: int
+    group_size: int | None  # columns; None: a row is one group
+    num_matrices: int
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything the runtime and the gateway need to know about an exported model."""
 
@@ -193,6 +203,7 @@ class Manifest:
     source: str = ""  # folder name or hub id; never a machine path
     exporter: str = ""  # ortserve and library versions
     adapter: AdapterFacts | None = None
+    taken: TakenFacts | None = None
     matrices: tuple[MatrixFacts, ...] = ()
     kind: Literal["decoder"] = "decoder"  # encoders have a manifest of their own: runtime/encoder_manifest.py
 
