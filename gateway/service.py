@@ -86,7 +86,7 @@ class ModelService:
         self.created = created
         self.manifest = manifest
         self.pool = pool
-        self.vocabulary = Vocabulary(min(manifest.num_tokens, manifest.vocab_size))
+        self.vocabulary = Vocabulary(min(manifest.num_tokens, manifest.vocab_size), driver.max_context)
         self.fingerprint = system_fingerprint(manifest, defaults, installed_versions())
         self.tokenizer = text.tokenizer
         self._engine = engine

@@ -26,8 +26,11 @@ async def fitting_chat(
     num_kept = _num_leading(items)
     fewest, most = 1, len(items) - num_kept - 1  # to drop
 
+    async def without(num_dropped: int) -> ChatRequest:
+        return await service.pool.run(lambda: call.with_items(without_oldest(items, num_kept, num_dropped), model))
+
     async def fits(num_dropped: int) -> bool:
-        chat = call.with_items(without_oldest(items, num_kept, num_dropped), model)
+        chat = await without(num_dropped)
         try:
             return await service.count_tokens(chat, num_body_bytes=num_bytes, param="input") <= limit
         except ApiError as error:
@@ -41,7 +44,7 @@ async def fitting_chat(
             most = middle
         else:
             fewest = middle + 1
-    return call.with_items(without_oldest(items, num_kept, max(most, 0)), model)
+    return await without(max(most, 0))
 
 
 def without_oldest(items: Sequence[Item], num_kept: int, num_dropped: int) -> tuple[Item, ...]:

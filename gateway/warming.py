@@ -16,7 +16,7 @@ from ortserve.gateway.routes.bodies import parse_object
 from ortserve.gateway.schema.caching import read_ttl
 from ortserve.gateway.schema.fields import Fields, invalid_type
 from ortserve.gateway.schema.messages import Message, read_messages
-from ortserve.gateway.schema.sampling import Vocabulary, read_token_ids
+from ortserve.gateway.schema.sampling import Vocabulary, read_prompt_ids
 from ortserve.gateway.service import ModelService
 from ortserve.gateway.tenancy import salt_of
 from ortserve.runtime.errors import OrtserveError
@@ -58,7 +58,7 @@ def read_warm(fields: Fields, vocabulary: Vocabulary, *, whose: Whose) -> WarmRe
     """`messages` or `prompt`; `ttl` (the server's life), `cache_salt`, and `api_key` of those it is for."""
     prompt = fields.get("prompt")
     if isinstance(prompt, list):
-        prompt = read_token_ids(prompt, "prompt", vocabulary)
+        prompt = read_prompt_ids(prompt, "prompt", vocabulary)
     if prompt is not None and not isinstance(prompt, str | tuple):
         raise invalid_type("prompt", "one of a string or array of integers", prompt)
     if (prompt is None) != fields.has("messages"):
@@ -66,7 +66,7 @@ def read_warm(fields: Fields, vocabulary: Vocabulary, *, whose: Whose) -> WarmRe
     key = fields.string("api_key")
     return WarmRequest(
         tenant=whose(key),
-        messages=read_messages(fields) if prompt is None else None,
+        messages=read_messages(fields, vocabulary) if prompt is None else None,
         prompt=prompt,
         salt=fields.string("cache_salt"),
         ttl_s=read_ttl(fields) or FOREVER_S,

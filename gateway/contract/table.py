@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
@@ -33,6 +33,8 @@ class Unheeded:
 class _Node:
     rule: Rule | None = None
     children: dict[str, _Node] = field(default_factory=dict)
+    ignored: Rule | None = None  # the rule, if it is one that ignores
+    is_open: bool = False  # fields below have rules of their own
 
 
 class FieldTable:
@@ -49,6 +51,7 @@ class FieldTable:
             if node.rule is not None:
                 raise ValueError(f"{rule.path} has two rules")
             node.rule = rule
+        _settle(self._root)
 
     def verdict_of(self, key: str) -> Verdict | None:
         """Of a path without marks of arrays; None when nothing has been decided about it."""
@@ -65,35 +68,45 @@ class FieldTable:
 
     def unheeded(self, body: Mapping[str, object]) -> Unheeded:
         """What a request with this body must be told. Absent, null and empty arrays are the same."""
-        unknown: dict[str, None] = {}
-        ignored: dict[str, None] = {}
-        for path, rule in _walk(self._root, body, ""):
-            if rule is None:
-                unknown[path] = None
-            else:
-                ignored[path] = None
-        return Unheeded(tuple(unknown), tuple(ignored))
+        found = _Found()
+        _walk(self._root, body, "", found)
+        return Unheeded(tuple(found.unknown), tuple(found.ignored))
 
 
-def _walk(node: _Node, value: Mapping[str, object], path: str) -> Iterator[tuple[str, Rule | None]]:
-    """Ignored fields with their rules, unknown ones without."""
+def _settle(node: _Node) -> None:
+    for child in node.children.values():
+        rule = child.rule
+        child.ignored = rule if rule is not None and rule.verdict is Verdict.IGNORED else None
+        child.is_open = bool(child.children) and (rule is None or rule.verdict is Verdict.HONOURED)
+        _settle(child)
+
+
+@dataclass(slots=True)
+class _Found:
+    """Paths in the order they come, each once."""
+
+    unknown: dict[str, None] = field(default_factory=dict)
+    ignored: dict[str, None] = field(default_factory=dict)
+
+
+def _walk(node: _Node, value: Mapping[str, object], path: str, found: _Found) -> None:
+    """Plain calls, no generators: bodies of ten thousand messages pass here."""
+    children = node.children
     for key, inner in value.items():
-        if inner is None or inner == []:
-            continue
-        child = node.children.get(key)
+        child = children.get(key)
         if child is None:
-            yield f"{path}{key}", None
-        elif child.rule is not None and child.rule.verdict is Verdict.IGNORED:
-            if inner not in child.rule.neutral:
-                yield child.rule.path, child.rule
-        elif child.children and (child.rule is None or child.rule.verdict is Verdict.HONOURED):
-            yield from _walk_inner(child, inner, f"{path}{key}")
-
-
-def _walk_inner(node: _Node, value: object, path: str) -> Iterator[tuple[str, Rule | None]]:
-    if isinstance(value, dict):
-        yield from _walk(node, value, f"{path}.")
-    elif isinstance(value, list):
-        for item in value:
-            if isinstance(item, dict):
-                yield from _walk(node, item, f"{path}[].")
+            if inner is not None and inner != []:
+                found.unknown[path + key] = None
+            continue
+        if child.is_open:
+            if isinstance(inner, dict):
+                _walk(child, inner, f"{path}{key}.", found)
+            elif isinstance(inner, list):
+                below = f"{path}{key}[]."
+                for item in inner:
+                    if isinstance(item, dict):
+                        _walk(child, item, below, found)
+        elif child.ignored is not None:
+            rule = child.ignored
+            if inner is not None and inner != [] and inner not in rule.neutral:
+                found.ignored[rule.path] = None

@@ -16,9 +16,11 @@ from ortserve.gateway.generation import Generation
 from ortserve.gateway.response_draft import ResponseDraft
 from ortserve.gateway.response_record import ResponseRecord
 from ortserve.gateway.response_sse import ResponseEvents
-from ortserve.gateway.routes.bodies import json_response, now, read_request
+from ortserve.gateway.routes.bodies import INLINE_BYTES, json_response, now, read_request
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_reply
 from ortserve.gateway.runs import Run, Runs
+from ortserve.gateway.schema.chat import ChatRequest
+from ortserve.gateway.schema.items import Item
 from ortserve.gateway.schema.response_replies import InputTokensReply
 from ortserve.gateway.schema.responses import ResponseCall, read_response_call
 from ortserve.gateway.service import ModelService
@@ -46,7 +48,7 @@ class ResponsesRoute:
         call = await self._read(request)
         if call.echo.background:
             self.runs.check_room()
-        thread = await find_thread(self.state, exchange.tenant, call)
+        thread = await find_thread(self.state, exchange.tenant, call, self.service.pool)
         created_at = now()
         generation = await self._start(call, thread, exchange)
         draft = ResponseDraft(call.echo, model=self.service.name, created_at=created_at, namespaces=call.namespaces)
@@ -60,8 +62,8 @@ class ResponsesRoute:
     async def input_tokens(self, request: Request) -> Response:
         """How long the prompt of such a call is."""
         call = await self._read(request)
-        thread = await find_thread(self.state, exchange_of(request.scope).tenant, call)
-        chat = call.with_items(thread.items(), self._model(call))
+        thread = await find_thread(self.state, exchange_of(request.scope).tenant, call, self.service.pool)
+        _, chat = await self._chat(call, thread)
         num_tokens = await self.service.count_tokens(chat, num_body_bytes=thread.num_bytes, param=PARAM)
         return json_response(InputTokensReply(num_tokens))
 
@@ -80,7 +82,8 @@ class ResponsesRoute:
         return self.service.name if call.model is None else call.model
 
     async def _start(self, call: ResponseCall, thread: Thread, exchange: Exchange) -> Generation:
-        service, items, model = self.service, thread.items(), self._model(call)
+        service, model = self.service, self._model(call)
+        items, chat = await self._chat(call, thread)
         num_bytes = thread.num_bytes + len(call.echo.instructions or "")
         start = partial(
             service.start_chat,
@@ -91,11 +94,20 @@ class ResponsesRoute:
             weight=exchange.grant.limits.weight,
         )
         try:
-            return await start(call.with_items(items, model))
+            return await start(chat)
         except ApiError as error:
             if call.echo.truncation == "disabled" or not is_overflow(error):
                 raise
         return await start(await fitting_chat(service, call, items, model, num_bytes=num_bytes))
+
+    async def _chat(self, call: ResponseCall, thread: Thread) -> tuple[tuple[Item, ...], ChatRequest]:
+        """The whole conversation, as items and as a chat."""
+
+        def work() -> tuple[tuple[Item, ...], ChatRequest]:
+            items = thread.items()
+            return items, call.with_items(items, self._model(call))
+
+        return work() if thread.num_bytes <= INLINE_BYTES else await self.service.pool.run(work)
 
     async def _whole(
         self, request: Request, generation: Generation, draft: ResponseDraft, record: ResponseRecord

@@ -36,7 +36,9 @@ class TokenizingRoute:
     async def tokenize(self, request: Request) -> Response:
         """Ids of a text, which may be longer than the context, or of a conversation's prompt."""
         service = self.service
-        call = await read_request(request, TOKENIZE, read_tokenize, service.pool)
+        call = await read_request(
+            request, TOKENIZE, lambda fields: read_tokenize(fields, service.vocabulary), service.pool
+        )
         self._check_model(call.model)
         size = len(exchange_of(request.scope).body)
         source = call.source

@@ -45,7 +45,7 @@ def _read(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary, *,
     max_tokens = fields.integer("max_tokens", 1)
     if max_tokens is None and not is_counted:
         raise missing("max_tokens")
-    messages = read_conversation(fields)
+    messages = read_conversation(fields, vocabulary)
     _refuse_unsupported(fields)
     _check_accepted(fields)
     fields.number("temperature", 0, 1)  # narrower than OpenAI's, which is read below

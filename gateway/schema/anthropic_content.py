@@ -6,13 +6,16 @@ prefix in the cache, through either API.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, groupby
+from operator import attrgetter
 
 from ortserve.gateway.errors import bad_request
 from ortserve.gateway.schema.caching import Mark
 from ortserve.gateway.schema.fields import Fields, empty_array, invalid_type, invalid_value, missing
 from ortserve.gateway.schema.messages import Message, ToolCall
+from ortserve.gateway.schema.sampling import Vocabulary
 
 ROLES = ("user", "assistant", "system")
 TTLS_S = {"5m": 300.0, "1h": 3600.0}
@@ -39,31 +42,48 @@ class _Content:
     has_text: bool = True
 
 
-def read_conversation(fields: Fields) -> tuple[Message, ...]:
+def read_conversation(fields: Fields, vocabulary: Vocabulary) -> tuple[Message, ...]:
     """`system` and `messages`, at least one of these; turns of one role in a row become one, as at Anthropic.
 
-    `cache_control` on a block ends a reusable prefix there, at the top level at the end of the last message.
+    `cache_control` on a block ends a reusable prefix there, at the top level at the end of the last message. A turn
+    takes a token at least: more of them than the context has are refused unread.
     """
-    items = fields.objects("messages")
+    items = fields.array("messages", "an array of objects")
     if items is None:
         raise missing(fields.name("messages"))
     if not items:
         raise empty_array(fields.name("messages"))
+    vocabulary.check_count(_num_turns(items), fields.name("messages"))
     messages: list[Message] = []
-    if fields.has("system"):
-        system = _read_content(fields, "system", "system")
-        messages.append(Message("system", system.text, marks=system.marks))
-    for message in (message for item in items for message in _read_message(item)):
-        if messages and messages[-1].role == message.role != "tool":
-            messages[-1] = _joined(messages[-1], message)
-        else:
-            messages.append(message)
+    single = (message for index, item in enumerate(items) for message in _read_item(fields, index, item))
+    for role, run in groupby(chain(_read_system(fields), single), attrgetter("role")):
+        turns = list(run)
+        messages += turns if role == "tool" else [_joined(turns)]
     ttl_s = _read_cache_control(fields)
     if ttl_s is not None:
         last = messages[-1]
         messages[-1] = replace(last, marks=(*last.marks, Mark(len(last.content), ttl_s)))
     _check_num_marks(messages)
     return tuple(messages)
+
+
+def _read_system(fields: Fields) -> Iterator[Message]:
+    if fields.has("system"):
+        system = _read_content(fields, "system", "system")
+        yield Message("system", system.text, marks=system.marks)
+
+
+def _num_turns(items: Sequence[object]) -> int:
+    """At least as many are left when those of one role have been joined."""
+    return sum(1 for _ in groupby(item.get("role") if isinstance(item, dict) else None for item in items))
+
+
+def _read_item(fields: Fields, index: int, item: object) -> tuple[Message, ...]:
+    if isinstance(item, dict):
+        role, text = item.get("role"), item.get("content")
+        if isinstance(text, str) and role in ROLES:  # as most are, and there may be thousands
+            return (Message(role, text),)
+    return _read_message(fields.element("messages", index, item))
 
 
 def _read_message(fields: Fields) -> tuple[Message, ...]:
@@ -80,16 +100,27 @@ def _read_message(fields: Fields) -> tuple[Message, ...]:
     return (*content.results, message)
 
 
-def _joined(first: Message, second: Message) -> Message:
-    between = BETWEEN_TURNS if first.content and second.content else ""
-    offset = len(first.content) + len(between)
-    moved = (Mark(offset + mark.num_characters, mark.ttl_s) for mark in second.marks)
+def _joined(messages: Sequence[Message]) -> Message:
+    """Turns of one role as one."""
+    first = messages[0]
+    if len(messages) == 1:
+        return first
+    texts: list[str] = []
+    marks: list[Mark] = []
+    length = 0
+    for message in messages:
+        if length and message.content:
+            texts.append(BETWEEN_TURNS)
+            length += len(BETWEEN_TURNS)
+        marks += (Mark(length + mark.num_characters, mark.ttl_s) for mark in message.marks)
+        texts.append(message.content)
+        length += len(message.content)
     return replace(
         first,
-        content=first.content + between + second.content,
-        tool_calls=(*first.tool_calls, *second.tool_calls),
-        reasoning=first.reasoning or second.reasoning,
-        marks=(*first.marks, *moved),
+        content="".join(texts),
+        tool_calls=tuple(call for message in messages for call in message.tool_calls),
+        reasoning=next((message.reasoning for message in messages if message.reasoning), None),
+        marks=tuple(marks),
     )
 
 

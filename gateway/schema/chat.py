@@ -61,7 +61,7 @@ class ChatRequest:
 def read_chat(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary) -> ChatRequest:
     """Validate a whole body; `ApiError` (400) names the first field that is wrong or not supported."""
     model = fields.required_string("model")
-    messages = read_messages(fields)
+    messages = read_messages(fields, vocabulary)
     _refuse_unsupported(fields)
     _check_accepted(fields)
     stream = fields.boolean("stream")

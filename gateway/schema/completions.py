@@ -13,9 +13,9 @@ from ortserve.gateway.schema.sampling import (
     Vocabulary,
     read_include_usage,
     read_num_choices,
+    read_prompt_ids,
     read_sampling,
     read_stops,
-    read_token_ids,
 )
 from ortserve.gateway.schema.structure import read_structure
 from ortserve.gateway.structured import Structure
@@ -111,7 +111,7 @@ def _read_prompts(fields: Fields, vocabulary: Vocabulary) -> tuple[str | tuple[i
     if not value:
         raise empty_array("prompt")
     if isinstance(value[0], int) and not isinstance(value[0], bool):
-        return (read_token_ids(value, "prompt", vocabulary),)
+        return (read_prompt_ids(value, "prompt", vocabulary),)
     if len(value) > MAX_PROMPTS:
         message = (
             f"Invalid 'prompt': array too long. Expected an array with maximum length {MAX_PROMPTS}, "
@@ -125,7 +125,7 @@ def _read_prompt(item: object, param: str, vocabulary: Vocabulary) -> str | tupl
     if isinstance(item, str):
         return item
     if isinstance(item, list):
-        return read_token_ids(item, param, vocabulary)
+        return read_prompt_ids(item, param, vocabulary)
     raise invalid_type(param, "one of a string or array of integers", item)
 
 

@@ -61,9 +61,15 @@ def read_input(fields: Fields) -> tuple[Item, ...]:
     return read_items(fields, "input")
 
 
+def num_messages(fields: Fields) -> int:
+    """How many turns `input` has at least: those that say whose they are. Items that are read badly count as well."""
+    value = fields.get("input")
+    return sum(isinstance(entry, dict) and "role" in entry for entry in value) if isinstance(value, list) else 1
+
+
 def read_items(fields: Fields, key: str, *, max_items: int = MAX_ITEMS) -> tuple[Item, ...]:
     """An array of items, at least one of them."""
-    entries = fields.objects(key)
+    entries = fields.array(key, "an array of objects")
     if entries is None:
         raise missing(fields.name(key))
     if not entries:
@@ -74,7 +80,7 @@ def read_items(fields: Fields, key: str, *, max_items: int = MAX_ITEMS) -> tuple
             f"but got an array with length {len(entries)} instead."
         )
         raise bad_request(message, param=fields.name(key), code="array_above_max_length")
-    return tuple(_read_item(entry) for entry in entries)
+    return tuple(_read_item(fields.element(key, index, entry)) for index, entry in enumerate(entries))
 
 
 def text_of(fields: Fields, key: str) -> str:

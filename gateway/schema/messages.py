@@ -10,6 +10,7 @@ import msgspec
 from ortserve.gateway.errors import bad_request
 from ortserve.gateway.schema.caching import Mark, read_mark
 from ortserve.gateway.schema.fields import Fields, empty_array, invalid_type, missing
+from ortserve.gateway.schema.sampling import Vocabulary
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 MEDIA_PARTS = {"image_url": "image", "input_audio": "audio", "file": "file", "video_url": "video"}
@@ -53,14 +54,18 @@ class Message:
         return value
 
 
-def read_messages(fields: Fields) -> tuple[Message, ...]:
-    """The conversation, `developer` mapped to `system` and `function` to `tool`. At least one message."""
-    items = fields.objects("messages")
+def read_messages(fields: Fields, vocabulary: Vocabulary) -> tuple[Message, ...]:
+    """The conversation, `developer` mapped to `system` and `function` to `tool`. At least one message.
+
+    A message takes a token at least: more of them than the context has are refused unread.
+    """
+    items = fields.array("messages", "an array of objects")
     if items is None:
         raise missing(fields.name("messages"))
     if not items:
         raise empty_array(fields.name("messages"))
-    return tuple(_read_message(item) for item in items)
+    vocabulary.check_count(len(items), fields.name("messages"))
+    return tuple(_read_message(fields.element("messages", index, item)) for index, item in enumerate(items))
 
 
 def num_characters(messages: Sequence[Message]) -> int:

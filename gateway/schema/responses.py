@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ortserve.gateway.errors import bad_request, unsupported_parameter
 from ortserve.gateway.schema.caching import read_cache_wish
@@ -11,7 +12,7 @@ from ortserve.gateway.schema.chat import MAX_TOP_LOGPROBS, REASONING_EFFORTS, VE
 from ortserve.gateway.schema.drafting import read_draft_wish
 from ortserve.gateway.schema.fields import Fields, invalid_type, invalid_value
 from ortserve.gateway.schema.item_messages import messages_of
-from ortserve.gateway.schema.items import Item, read_input
+from ortserve.gateway.schema.items import Item, num_messages, read_input
 from ortserve.gateway.schema.messages import Message
 from ortserve.gateway.schema.metadata import read_metadata
 from ortserve.gateway.schema.response_replies import ConversationReference, Json, RequestEcho
@@ -62,6 +63,8 @@ class ResponseCall:
 def read_response_call(fields: Fields, defaults: SamplingDefaults, vocabulary: Vocabulary) -> ResponseCall:
     """Validate a whole body; `ApiError` (400) names the first field that is wrong or not supported."""
     model = fields.string("model")
+    if _read_truncation(fields) == "disabled":
+        vocabulary.check_count(num_messages(fields), "input")  # a turn takes a token at least
     items = read_input(fields)
     for key in REFUSED_FIELDS:
         if fields.has(key):
@@ -125,9 +128,13 @@ def _read_echo(fields: Fields, sampling: SamplingParams, tools: ResponseTools) -
         tools=list(tools.tools),
         top_logprobs=fields.integer("top_logprobs") or 0,
         top_p=sampling.top_p,
-        truncation="auto" if fields.choice("truncation", TRUNCATIONS) == "auto" else "disabled",
+        truncation=_read_truncation(fields),
         user=fields.string("user"),
     )
+
+
+def _read_truncation(fields: Fields) -> Literal["auto", "disabled"]:
+    return "auto" if fields.choice("truncation", TRUNCATIONS) == "auto" else "disabled"
 
 
 def _read_conversation(fields: Fields) -> ConversationReference | None:

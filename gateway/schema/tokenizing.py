@@ -76,7 +76,7 @@ class TokenizerInfoReply(msgspec.Struct, frozen=True):
     model_max_length: int
 
 
-def read_tokenize(fields: Fields) -> TokenizeRequest:
+def read_tokenize(fields: Fields, vocabulary: Vocabulary) -> TokenizeRequest:
     """Validate a whole body; `ApiError` (400) names the first field that is wrong or not supported."""
     model = fields.string("model")
     for name, advice in (
@@ -100,7 +100,7 @@ def read_tokenize(fields: Fields) -> TokenizeRequest:
         param = "add_special_tokens" if fields.has("add_special_tokens") else "add_special"
         raise unsupported_parameter(param, "cannot be true with 'messages': the chat template writes special tokens.")
     text = texts.get(given[0])
-    source = _read_chat(fields, model) if text is None else text
+    source = _read_chat(fields, model, vocabulary) if text is None else text
     return TokenizeRequest(
         model, source, adds, fields.boolean("return_token_strs"), fields.boolean("with_pieces")
     )  # fmt: skip
@@ -121,8 +121,8 @@ def read_detokenize(fields: Fields, vocabulary: Vocabulary) -> DetokenizeRequest
     return DetokenizeRequest(model, read_token_ids(values, "tokens", vocabulary) if values else ())
 
 
-def _read_chat(fields: Fields, model: str | None) -> ChatRequest:
-    messages = read_messages(fields)
+def _read_chat(fields: Fields, model: str | None, vocabulary: Vocabulary) -> ChatRequest:
+    messages = read_messages(fields, vocabulary)
     continues = read_continuation(fields, messages)
     return ChatRequest(
         model=model or "",

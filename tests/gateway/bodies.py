@@ -24,7 +24,7 @@ from ortserve.gateway.warming import read_warm
 
 Body: TypeAlias = dict[str, Any]
 
-DEFAULTS, VOCABULARY = SamplingDefaults(), Vocabulary(300)
+DEFAULTS, VOCABULARY = SamplingDefaults(), Vocabulary(300, 512)
 READERS: Mapping[str, Callable[[Fields], object]] = {
     "/v1/chat/completions": lambda fields: read_chat(fields, DEFAULTS, VOCABULARY),
     "/v1/completions": lambda fields: read_completion(fields, DEFAULTS, VOCABULARY),
@@ -39,7 +39,7 @@ READERS: Mapping[str, Callable[[Fields], object]] = {
     "/v1/embeddings": read_embedding,
     "/v1/rerank": read_rerank,
     "/v1/score": read_score,
-    "/v1/tokenize": read_tokenize,
+    "/v1/tokenize": lambda fields: read_tokenize(fields, VOCABULARY),
     "/v1/detokenize": lambda fields: read_detokenize(fields, VOCABULARY),
     "/admin/cache/warm": lambda fields: read_warm(fields, VOCABULARY, whose=lambda key: b"me"),
     "/admin/cache/clear": read_clear,

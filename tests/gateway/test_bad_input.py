@@ -19,6 +19,7 @@ from tests.gateway.scripted import make_driver, saying
 from tests.gateway.test_chat import frames
 
 CHAT, TEXT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"
+TOKENIZE, DETOKENIZE = "/v1/tokenize", "/v1/detokenize"
 LONG = "x" * 1_000_000
 MAX_REPLY = 8192  # bytes: what is wrong is named, not repeated
 USER = {"role": "user", "content": "hi"}
@@ -48,6 +49,19 @@ BODIES: dict[str, tuple[str, bytes]] = {
     "many prompts": (TEXT, json.dumps({"model": "scripted", "prompt": ["x"] * 100_000}).encode()),
     "a long prompt": (TEXT, json.dumps({"model": "scripted", "prompt": LONG}).encode()),
     "many token ids": (TEXT, json.dumps({"model": "scripted", "prompt": [5] * 300_000}).encode()),
+    "many ids that are none": (DETOKENIZE, json.dumps({"tokens": [5] * 300_000 + [-1]}).encode()),
+    "many turns": (
+        MESSAGES,
+        json.dumps(
+            {"model": "scripted", "max_tokens": 5, "messages": [USER, {**USER, "role": "assistant"}] * 5000}
+        ).encode(),
+    ),
+    "many turns of one": (
+        MESSAGES,
+        json.dumps({"model": "scripted", "max_tokens": 5, "messages": [USER] * 10_000}).encode(),
+    ),
+    "many items": (RESPONSES, json.dumps({"input": [USER] * 10_000, "store": False}).encode()),
+    "many messages to be counted": (TOKENIZE, json.dumps({"messages": [USER] * 10_000}).encode()),
     "a long message to the other API": (
         MESSAGES,
         json.dumps({"model": "scripted", "max_tokens": 5, "messages": [{"role": "user", "content": LONG}]}).encode(),

@@ -66,7 +66,7 @@ def encode(name: str, messages: list[dict[str, object]], **fields: object) -> tu
     """The prompt, and its text as the template writes it."""
     template, tokenizer = TEXTS[name]
     body = {"model": "m", "messages": messages, **fields}
-    request = read_chat(Fields(json.loads(json.dumps(body))), SamplingDefaults(), Vocabulary(100_000))
+    request = read_chat(Fields(json.loads(json.dumps(body))), SamplingDefaults(), Vocabulary(100_000, 4096))
     pool = WorkPool()
     encoder = PromptEncoder(tokenizer, template, pool, max_context=100_000, empty_prompt=0)
     try:
@@ -172,7 +172,7 @@ def test_the_beginning_of_conversations_is_a_prefix_of_them(name: str) -> None:
     encoder = PromptEncoder(tokenizer, template, pool, max_context=100_000, empty_prompt=0)
     rules: dict[str, object] = {"role": "system", "content": "Be brief. " * 20}
     whole, _ = encode(name, [rules, {"role": "user", "content": "hello"}])
-    request = read_chat(Fields({"model": "m", "messages": [rules]}), SamplingDefaults(), Vocabulary(100_000))
+    request = read_chat(Fields({"model": "m", "messages": [rules]}), SamplingDefaults(), Vocabulary(100_000, 4096))
     ids = asyncio.run(encoder.encode_beginning(request.messages))
     shared = common_length(ids, whole.ids)
     assert shared >= len(ids) - 1  # the last one may be merged with what follows

@@ -123,6 +123,32 @@ def test_bodies_that_are_not_objects(http: httpx.Client, body: bytes) -> None:
     assert "expected a JSON object" in check(http.post(CHAT, content=body), 400, "invalid_type", None)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (CHAT, chat(messages=[7] * 600), "messages"),
+        (TEXT, text(prompt=[5] * 600 + ["x"]), "prompt"),
+        (TEXT, text(prompt=[[5], [5] * 600 + ["x"]]), "prompt[1]"),
+        ("/v1/messages", chat(max_tokens=5, messages=[{"role": "user"}, {"role": "assistant"}] * 300), "messages"),
+        ("/v1/responses", {"input": [{"role": "user"}] * 600}, "input"),
+        ("/v1/tokenize", {"messages": [7] * 600}, "messages"),
+    ],
+)
+def test_what_is_too_long_is_refused_before_it_is_read(
+    http: httpx.Client, path: str, body: dict[str, Any], param: str
+) -> None:
+    """Each of these is also wrong in what it is made of: nobody has looked."""
+    error = http.post(path, json=body).json()["error"]
+    assert "maximum context length is 512 tokens" in error["message"]
+    if path != "/v1/messages":  # Anthropic's envelope names no field
+        assert (error["code"], error["param"]) == ("context_length_exceeded", param)
+
+
+def test_a_conversation_that_may_be_cut_is_read_whatever_its_length(http: httpx.Client) -> None:
+    error = http.post("/v1/responses", json={"input": [{"role": "user"}] * 600, "truncation": "auto"}).json()["error"]
+    assert error["param"] == "input[0].content"
+
+
 def test_the_overflow_message_has_the_words_clients_look_for(http: httpx.Client) -> None:
     message = check(http.post(TEXT, json=text(prompt="x" * 600)), 400, "context_length_exceeded", "prompt")
     assert "maximum context length is 512 tokens" in message

@@ -22,7 +22,7 @@ TOKENIZER = make_tokenizer()
 def encode(source: str, content: object) -> ChatPrompt:
     messages = [{"role": "user", "content": "Question?"}, {"role": "assistant", "content": content}]
     body = Fields({"model": "m", "system": "Rules.", "messages": messages})
-    request = read_counted_call(body, SamplingDefaults(), Vocabulary(1000))
+    request = read_counted_call(body, SamplingDefaults(), Vocabulary(1000, 4096))
     pool = WorkPool()
     encoder = PromptEncoder(TOKENIZER, ChatTemplate(source, SPECIAL), pool, max_context=10_000, empty_prompt=0)
     try:

@@ -15,6 +15,7 @@ from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.schema.messages import read_messages
 from ortserve.gateway.schema.tools import read_tool_use
 from ortserve.gateway.template import ChatTemplate
+from tests.gateway.bodies import VOCABULARY
 from tests.gateway.make_renderings import CASES, TOKENS
 
 FOLDER = Path(__file__).parent / "templates"
@@ -33,7 +34,7 @@ def render(name: str, case: dict[str, Any], **changes: Any) -> str:
     """From a request's fields to the text, as the chat route goes."""
     template = ChatTemplate(source_of(name), TOKENS)
     fields = Fields({**case, **changes})
-    messages = read_messages(fields)
+    messages = read_messages(fields, VOCABULARY)
     tools = [tool.template_value() for tool in read_tool_use(fields).offered]
     options = case.get("options", {})
     if case.get("continue_final_message"):

@@ -32,7 +32,7 @@ def read(**fields: Any) -> ToolUse:
 
 def chat(**fields: Any) -> ChatRequest:
     messages = [{"role": "user", "content": "hi"}]
-    return read_chat(Fields({"model": "m", "messages": messages, **fields}), SamplingDefaults(), Vocabulary(10))
+    return read_chat(Fields({"model": "m", "messages": messages, **fields}), SamplingDefaults(), Vocabulary(10, 100))
 
 
 def test_tools_as_they_are_read() -> None:
