@@ -1,64 +1,60 @@
-"""Command-line options of the prompt cache, and what they mean to the engine. Knows no cache."""
+"""Options of the prompt cache, and what they mean to the engine. Knows no cache."""
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from ortserve.gateway.environment import default_of, num_bytes
-from ortserve.gateway.plugin_options import PluginOptionsError, add_plugin_option, read_plugin_options
+from ortserve.gateway.configuration.kinds import PAIRS, PATH, SIZE, TEXT, Pairs
+from ortserve.gateway.configuration.option import option
 from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.errors import ConfigurationError
 
 # Names of options that the bundled cache knows; any other cache gets them under the same names.
 PATH_OPTION = "path"
 DISK_OPTION = "max_bytes"
-_OPTION = "--prompt-cache-option"
 
 
-def add_cache_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the options; the environment supplies their defaults."""
-    add = parser.add_argument_group("prompt caching").add_argument
-    name = EngineConfig().prompt_cache
-    add(
-        "--prompt-cache",
-        default=default_of("--prompt-cache", name),
+@dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """Prompt caching."""
+
+    SECTION: ClassVar[str] = "cache"
+
+    prompt_cache: str = option(
+        EngineConfig().prompt_cache,
+        TEXT,
+        f"a name that `ortserve plugins` lists, or none ({EngineConfig().prompt_cache})",
         metavar="NAME",
-        help=f"a name that `ortserve plugins` lists, or none ({name})",
     )
-    add(
-        "--prompt-cache-memory",
-        type=num_bytes,
-        default=default_of("--prompt-cache-memory"),
-        metavar="SIZE",
-        help="memory for it, as 2GiB (a fifth of what is free, at most 4 GiB)",
+    prompt_cache_memory: int | None = option(
+        None, SIZE, "memory for it, as 2GiB (a fifth of what is free, at most 4 GiB)", metavar="SIZE"
     )
-    add(
-        "--prompt-cache-path",
-        type=Path,
-        default=default_of("--prompt-cache-path"),
+    prompt_cache_path: Path | None = option(
+        None,
+        PATH,
+        "keep prefixes there too, across restarts and for other servers of this host (nowhere)",
         metavar="DIR",
-        help="keep prefixes there too, across restarts and for other servers of this host (nowhere)",
     )
-    add(
-        "--prompt-cache-disk",
-        type=num_bytes,
-        default=default_of("--prompt-cache-disk"),
-        metavar="SIZE",
-        help="most bytes of files in DIR (the cache's own bound)",
+    prompt_cache_disk: int | None = option(
+        None, SIZE, "most bytes of files in DIR (the cache's own bound)", metavar="SIZE"
     )
-    add_plugin_option(add, _OPTION, "an option of the cache itself; may be repeated")
+    prompt_cache_option: Pairs = option(
+        (), PAIRS, "an option of the cache itself; may be repeated", metavar="KEY=VALUE"
+    )
 
 
-def plugin_options(arguments: argparse.Namespace) -> tuple[tuple[str, str], ...]:
-    """The options the cache is made with. Raises `PluginOptionsError` when they contradict each other."""
-    options = dict(read_plugin_options(_OPTION, arguments.prompt_cache_option))
-    if arguments.prompt_cache_path is None and arguments.prompt_cache_disk is not None:
-        raise PluginOptionsError("--prompt-cache-disk bounds the files in --prompt-cache-path: name that folder too")
-    if arguments.prompt_cache == "none":
+def plugin_options(settings: CacheSettings) -> Pairs:
+    """The options the cache is made with. Raises `ConfigurationError` when they contradict each other."""
+    options = dict(settings.prompt_cache_option)
+    if settings.prompt_cache_path is None and settings.prompt_cache_disk is not None:
+        raise ConfigurationError("--prompt-cache-disk bounds the files in --prompt-cache-path: name that folder too")
+    if settings.prompt_cache == "none":
         return ()
     for name, value in (
-        (PATH_OPTION, arguments.prompt_cache_path),
-        (DISK_OPTION, arguments.prompt_cache_disk),
+        (PATH_OPTION, settings.prompt_cache_path),
+        (DISK_OPTION, settings.prompt_cache_disk),
     ):
         if value is not None:
             options[name] = str(value)

@@ -7,16 +7,19 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from ortserve.gateway.configuration.option import add_options
 from ortserve.gateway.drafter_options import find_draft_model
 from ortserve.gateway.environment import default_of
 from ortserve.gateway.errors import ApiError
 from ortserve.gateway.logs import LEVELS, configure_logs
+from ortserve.gateway.model_options import MODEL_HELP
 from ortserve.gateway.opened import open_model
 from ortserve.gateway.schema.fields import Fields
-from ortserve.gateway.serve import add_model_options, exported_folder
+from ortserve.gateway.serve import ResolveModel, exported_folder
+from ortserve.gateway.settings import OF_MODELS, model_settings
 from ortserve.runtime.errors import OrtserveError
 
 if TYPE_CHECKING:
@@ -121,8 +124,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "Talk to a model in the terminal."
     parser.epilog = EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_model_options(parser)
     add = parser.add_argument
+    add("model", nargs="?", metavar="MODEL", default=default_of("--model", plain=True), help=MODEL_HELP)
+    add_options(parser, *OF_MODELS)
     add("--url", default=default_of("--url"), help="talk to this server, as http://127.0.0.1:8000/v1, instead")
     add("--served-name", default=default_of("--served-name"), help="the model's name at --url (the first it lists)")
     add("--api-key", default=default_of("--api-key", "any"), help="for --url")
@@ -138,7 +142,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace, resolve_model: Callable[[str | None], Path]) -> int:
+def run(arguments: argparse.Namespace, resolve_model: ResolveModel) -> int:
     """Talk until the input ends; 0 then. Raises `OrtserveError` when the model cannot be opened or reached."""
     configure_logs(arguments.log_level)
     with _open_speaker(arguments, resolve_model) as speaker:
@@ -146,21 +150,27 @@ def run(arguments: argparse.Namespace, resolve_model: Callable[[str | None], Pat
 
 
 @contextmanager
-def _open_speaker(arguments: argparse.Namespace, resolve_model: Callable[[str | None], Path]) -> Iterator[Speaker]:
+def _open_speaker(arguments: argparse.Namespace, resolve_model: ResolveModel) -> Iterator[Speaker]:
     with ExitStack() as stack:
         if arguments.url:
             yield _connect(arguments, stack)
             return
         from ortserve.gateway.service import open_service
 
-        folder = exported_folder(arguments.model) or resolve_model(arguments.model)
-        driver = open_model(folder, arguments, draft_model=find_draft_model(arguments, resolve_model))
+        settings = model_settings(arguments)
+        find = partial(resolve_model, settings.engine)
+        folder = exported_folder(arguments.model) or find(arguments.model)
+        draft_model = find_draft_model(settings.drafter, arguments.model, find)
+        driver = open_model(folder, settings, draft_model=draft_model)
         stack.callback(driver.close)
         runner = stack.enter_context(asyncio.Runner())
 
         async def open_in_loop() -> ModelService:
             return open_service(
-                folder, driver, defaults=arguments.generation_defaults, chat_template=arguments.chat_template
+                folder,
+                driver,
+                defaults=settings.engine.generation_defaults,
+                chat_template=settings.engine.chat_template,
             )
 
         service = runner.run(open_in_loop())

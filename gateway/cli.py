@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ortserve.runtime.errors import OrtserveError
+
+if TYPE_CHECKING:
+    from ortserve.gateway.model_options import EngineSettings
 
 Pair: TypeAlias = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
 
@@ -92,14 +95,14 @@ def _version() -> str:
         return "unknown"
 
 
-def _resolve_model(arguments: argparse.Namespace, model: str | None) -> Path:
+def _resolve_model(settings: EngineSettings, model: str | None) -> Path:
     """The exported folder of a checkpoint, a hub id, or the bundled model; exported now if the cache lacks it."""
     from ortserve.export import cli as export
 
     return export.ensure_exported(
         export.bundled_model() if model is None else export.resolve_source(model),
-        arguments.cache_dir or _default_cache(),
-        precision=arguments.precision,
+        settings.cache_dir or _default_cache(),
+        precision=settings.precision,
         progress=True,
     )
 
@@ -112,13 +115,19 @@ def _default_cache() -> Path:
 def _load_serve() -> Pair:
     from ortserve.gateway import serve
 
-    return serve.configure, lambda arguments: serve.run(arguments, partial(_resolve_model, arguments))
+    return serve.configure, lambda arguments: serve.run(arguments, _resolve_model)
+
+
+def _load_config() -> Pair:
+    from ortserve.gateway import config_cli
+
+    return config_cli.configure, config_cli.run
 
 
 def _load_chat() -> Pair:
     from ortserve.gateway import chat_client
 
-    return chat_client.configure, lambda arguments: chat_client.run(arguments, partial(_resolve_model, arguments))
+    return chat_client.configure, lambda arguments: chat_client.run(arguments, _resolve_model)
 
 
 def _load_cache() -> Pair:
@@ -178,6 +187,7 @@ def _load_export(name: str) -> Pair:
 
 VERBS = (
     Verb("serve", "serve a model with OpenAI's HTTP API", _load_serve),
+    Verb("config", "print how a server would be configured, and where each value comes from", _load_config),
     Verb("chat", "talk to a model in the terminal", _load_chat),
     Verb("export", "turn a Hugging Face checkpoint into a model folder, with proof", partial(_load_export, "export")),
     Verb("verify", "check an exported model, or prove it again", partial(_load_export, "verify")),

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ortserve.gateway.cache_options import plugin_options
-from ortserve.gateway.drafter_options import drafter_options
 from ortserve.gateway.logs import log
+from ortserve.gateway.model_options import EncoderSettings, ModelSettings
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import ConfigurationError
 from ortserve.runtime.manifest import MANIFEST_NAME, Manifest
@@ -30,6 +29,7 @@ class OpenedModels:
 
     decoder: tuple[Path, Driver] | None
     encoders: tuple[tuple[Path, EncoderDriver], ...]
+    settings: Mapping[Path, ModelSettings]
 
     @property
     def drivers(self) -> list[Driver | EncoderDriver]:
@@ -47,7 +47,7 @@ class OpenedModels:
 
 
 def open_model(
-    folder: Path, arguments: argparse.Namespace, *, num_threads: int | None = None, draft_model: str | None = None
+    folder: Path, settings: ModelSettings, *, num_threads: int | None = None, draft_model: str | None = None
 ) -> Driver:
     """Start one engine; `draft_model` is the exported folder of its drafter's small model.
 
@@ -55,21 +55,22 @@ def open_model(
     """
     from ortserve.runtime.opening import open_driver
 
+    engine, cache, drafter = settings.engine, settings.cache, settings.drafter
     driver = open_driver(
         folder,
         EngineConfig(
-            device=arguments.device,
-            max_rows=arguments.max_rows,
-            max_context=arguments.max_context,
-            kv_memory=arguments.kv_memory,
-            max_step_ms=arguments.max_step_ms,
-            num_threads=num_threads or arguments.threads,
-            deterministic=arguments.deterministic,
-            prompt_cache=arguments.prompt_cache,
-            prompt_cache_memory=arguments.prompt_cache_memory,
-            prompt_cache_options=plugin_options(arguments),
-            drafter=arguments.drafter,
-            drafter_options=drafter_options(arguments),
+            device=engine.device,
+            max_rows=engine.max_rows,
+            max_context=engine.max_context,
+            kv_memory=engine.kv_memory,
+            max_step_ms=engine.max_step_ms,
+            num_threads=num_threads or engine.threads,
+            deterministic=engine.deterministic,
+            prompt_cache=cache.prompt_cache,
+            prompt_cache_memory=cache.prompt_cache_memory,
+            prompt_cache_options=plugin_options(cache),
+            drafter=drafter.drafter,
+            drafter_options=drafter.drafter_option,
             draft_model=draft_model,
         ),
     )
@@ -78,7 +79,7 @@ def open_model(
 
 
 def open_models(
-    folders: Sequence[Path], arguments: argparse.Namespace, *, draft_model: str | None = None
+    chosen: Sequence[tuple[Path, ModelSettings]], encoding: EncoderSettings, *, draft_model: str | None = None
 ) -> OpenedModels:
     """Start every model; none stays open when one cannot be. `draft_model` is for the one that generates.
 
@@ -91,80 +92,98 @@ def open_models(
     from ortserve.runtime.session import default_num_threads
     from ortserve.runtime.threads import divide_threads
 
+    folders = [folder for folder, _ in chosen]
     manifests = [read_any_manifest(folder) for folder in folders]
     decoders = [folder for folder, one in zip(folders, manifests, strict=True) if isinstance(one, Manifest)]
-    _check_names([manifest.name for manifest in manifests], [str(folder) for folder in decoders])
+    names = [one.entry.name or manifest.name for manifest, (_, one) in zip(manifests, chosen, strict=True)]
+    _check_names(names, [str(folder) for folder in decoders])
+    settings = dict(chosen)
     others = [folder for folder in folders if folder not in decoders]
     threads = divide_threads(
         default_num_threads(),
         has_engine=bool(decoders),
         has_encoders=bool(others),
-        engine=arguments.threads,
-        encoders=arguments.encoder_threads,
+        engine=settings[decoders[0]].engine.threads if decoders else None,
+        encoders=encoding.encoder_threads,
     )
     turn = threading.Lock()
     with ExitStack() as stack:
         encoders = []
         for folder in others:
-            limits = EncoderLimits(batch_tokens=arguments.encoder_batch_tokens)
+            limits = EncoderLimits(batch_tokens=encoding.encoder_batch_tokens)
             driver = open_encoder(folder, limits, num_threads=threads.encoders, turn=turn)
             stack.callback(driver.close)
             encoders.append((folder, driver))
         engine = None
         if decoders:
-            engine = open_model(decoders[0], arguments, num_threads=threads.engine, draft_model=draft_model)
+            own = settings[decoders[0]]
+            engine = open_model(decoders[0], own, num_threads=threads.engine, draft_model=draft_model)
         stack.pop_all()
     if encoders:
         log().info("threads", engine=threads.engine if engine else 0, encoders=threads.encoders)
-    return OpenedModels((decoders[0], engine) if engine else None, tuple(encoders))
+    return OpenedModels((decoders[0], engine) if engine else None, tuple(encoders), settings)
 
 
-def open_catalog(models: OpenedModels, arguments: argparse.Namespace) -> Catalog:
-    """The services of opened models; call it inside the running event loop. Raises `ModelError`."""
+def open_catalog(models: OpenedModels, encoding: EncoderSettings, *, served_name: str | None = None) -> Catalog:
+    """The services of opened models; call it inside the running event loop. `served_name` is for the first.
+
+    Raises `ModelError`, and `ConfigurationError` for names that two models would have.
+    """
     from ortserve.gateway.catalog import Catalog
     from ortserve.gateway.directory import Directory
     from ortserve.gateway.encoder_service import encoder_entry, open_encoder_service
     from ortserve.gateway.service import decoder_entry, open_service
 
-    name = _first_name(models, arguments.served_name)
+    names = _names(models, served_name)
     entries: list[ServedModel] = []
     if models.decoder is not None:
-        entries.append(decoder_entry(models.decoder[1].manifest, name))
-    for _, driver in models.encoders:
-        entries.append(encoder_entry(driver.manifest, None if entries else name))
+        folder, engine = models.decoder
+        entries.append(_with_aliases(decoder_entry(engine.manifest, names[folder]), models.settings[folder]))
+    for folder, driver in models.encoders:
+        entries.append(_with_aliases(encoder_entry(driver.manifest, names[folder]), models.settings[folder]))
     directory = Directory(tuple(entries))
     decoder = None
     if models.decoder is not None:
         folder, engine = models.decoder
-        defaults, created = arguments.generation_defaults, _created(folder)
+        own = models.settings[folder].engine
         decoder = open_service(
             folder,
             engine,
-            name=name,
-            defaults=defaults,
-            created=created,
+            name=names[folder],
+            defaults=own.generation_defaults,
+            created=_created(folder),
             directory=directory,
-            chat_template=arguments.chat_template,
+            chat_template=own.chat_template,
         )
     encoders = [
         open_encoder_service(
             folder,
             driver,
-            name=name if place == 0 and decoder is None else None,
+            name=names[folder],
             created=_created(folder),
             directory=directory,
-            accepts_token_ids=arguments.accept_token_ids,
+            accepts_token_ids=encoding.accept_token_ids,
         )
-        for place, (folder, driver) in enumerate(models.encoders)
+        for folder, driver in models.encoders
     ]
     return Catalog(decoder, encoders)
 
 
-def _first_name(models: OpenedModels, served_name: str | None) -> str | None:
-    """`served_name`, which must not be another model's own."""
-    if served_name in [driver.manifest.name for driver in models.drivers[1:]]:
-        raise ConfigurationError(f"--served-name {served_name} is the name of another model: choose another")
-    return served_name
+def _names(models: OpenedModels, served_name: str | None) -> dict[Path, str | None]:
+    """What each model is called; None: its own name. The first is `served_name`, which must not be another's."""
+    folders = [*([models.decoder[0]] if models.decoder else []), *(folder for folder, _ in models.encoders)]
+    names = {folder: models.settings[folder].entry.name for folder in folders}
+    if served_name is not None:
+        if served_name in [
+            names[one] or driver.manifest.name for one, driver in zip(folders[1:], models.drivers[1:], strict=True)
+        ]:
+            raise ConfigurationError(f"--served-name {served_name} is the name of another model: choose another")
+        names[folders[0]] = served_name
+    return names
+
+
+def _with_aliases(model: ServedModel, settings: ModelSettings) -> ServedModel:
+    return replace(model, names=(*model.names, *settings.entry.aliases))
 
 
 def _created(folder: Path) -> int:

@@ -1,53 +1,40 @@
-"""Command-line options of what the server keeps between requests. Knows no store."""
+"""Options of what the server keeps between requests. Knows no store."""
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from ortserve.gateway.environment import default_of, num_bytes, seconds
+from ortserve.gateway.configuration.kinds import PATH, SECONDS, SIZE
+from ortserve.gateway.configuration.option import option
 from ortserve.gateway.store.files import FileBounds
 from ortserve.gateway.store.state import TTL_S, StateOptions
 
 
-def add_state_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the options; the environment supplies their defaults."""
-    add = parser.add_argument_group("responses, conversations and files").add_argument
-    add(
-        "--state-dir",
-        type=Path,
-        default=default_of("--state-dir"),
-        metavar="DIR",
-        help="keep them there, across restarts (in memory, gone with the process)",
+@dataclass(frozen=True, slots=True)
+class StateSettings:
+    """Responses, conversations and files."""
+
+    SECTION: ClassVar[str] = "state"
+
+    state_dir: Path | None = option(
+        None, PATH, "keep them there, across restarts (in memory, gone with the process)", metavar="DIR"
     )
-    add(
-        "--state-size",
-        type=num_bytes,
-        default=default_of("--state-size"),
-        metavar="SIZE",
-        help="most bytes of them, the oldest give way (64MiB in memory, 1GiB in DIR)",
+    state_size: int | None = option(
+        None, SIZE, "most bytes of them, the oldest give way (64MiB in memory, 1GiB in DIR)", metavar="SIZE"
     )
-    add(
-        "--state-ttl",
-        type=seconds,
-        default=default_of("--state-ttl", f"{TTL_S:.0f}"),
-        metavar="S",
-        help=f"seconds since their last use ({TTL_S:.0f}: 30 days)",
-    )
-    add(
-        "--files-size",
-        type=num_bytes,
-        default=default_of("--files-size", "2GiB"),
-        metavar="SIZE",
-        help="most bytes of uploaded files and batch results; more are refused (2GiB)",
+    state_ttl: float = option(TTL_S, SECONDS, f"seconds since their last use ({TTL_S:.0f}: 30 days)", metavar="S")
+    files_size: int = option(
+        2 * 2**30, SIZE, "most bytes of uploaded files and batch results; more are refused (2GiB)", metavar="SIZE"
     )
 
 
-def state_options(arguments: argparse.Namespace) -> StateOptions:
+def state_options(settings: StateSettings) -> StateOptions:
     """What the stores are opened with."""
     return StateOptions(
-        arguments.state_dir,
-        arguments.state_size,
-        arguments.state_ttl,
-        FileBounds(min(FileBounds().max_file_bytes, arguments.files_size), arguments.files_size),
+        settings.state_dir,
+        settings.state_size,
+        settings.state_ttl,
+        FileBounds(min(FileBounds().max_file_bytes, settings.files_size), settings.files_size),
     )

@@ -10,7 +10,8 @@ import msgspec
 
 from ortserve.gateway.access.grant import digest_of
 from ortserve.gateway.access.key_file import HASH_PREFIX, KeyLine
-from ortserve.gateway.environment import positive
+from ortserve.gateway.configuration.kinds import POSITIVE
+from ortserve.gateway.configuration.option import argument
 from ortserve.runtime.errors import OrtserveError
 
 EXAMPLE = """example:
@@ -39,11 +40,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--tenant", help="keys of one tenant share cached prompts and kept responses (each its own)")
     add("--scopes", nargs="+", default=["inference"], choices=("inference", "admin"), help="(inference)")
     add("--models", nargs="+", metavar="MODEL", help="that may be used (all)")
-    add("--requests-per-minute", type=positive, metavar="N")
-    add("--tokens-per-minute", type=positive, metavar="N")
-    add("--concurrency", type=positive, metavar="N", help="requests at once")
+    add("--requests-per-minute", type=argument(POSITIVE), metavar="N")
+    add("--tokens-per-minute", type=argument(POSITIVE), metavar="N")
+    add("--concurrency", type=argument(POSITIVE), metavar="N", help="requests at once")
     add("--priority", type=int, default=0, metavar="N", help="larger runs first (0)")
-    add("--weight", type=positive, default=1, metavar="N", help="of its tenant's share under load (1)")
+    add("--weight", type=argument(POSITIVE), default=1, metavar="N", help="of its tenant's share under load (1)")
     actions = parser.add_subparsers(dest="action", required=True, metavar="new|hash")
     actions.add_parser(
         "new", parents=[common], help="make a key: its line on standard output, itself on standard error"

@@ -15,16 +15,16 @@ import pytest
 from ortserve.gateway import cli
 from ortserve.gateway.cache_cli import seconds_text, size_text
 from ortserve.gateway.cache_options import plugin_options
-from ortserve.gateway.plugin_options import PluginOptionsError
 from ortserve.gateway.server import Limits
 from ortserve.gateway.service import open_service
 from ortserve.plugins import registry
 from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.errors import ConfigurationError
 from ortserve.runtime.opening import open_driver
 from tests.gateway.running import running, serving
 from tests.gateway.scripted import make_driver, saying
 from tests.gateway.synthetic import write_synthetic_text_model
-from tests.gateway.test_serve import arguments_of, process, read_greeting
+from tests.gateway.test_serve import arguments_of, process, read_greeting, settings_of
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_plugins_are_listed_without_being_imported(
 
 
 def options(*words: str) -> dict[str, str]:
-    return dict(plugin_options(arguments_of("serve", *words)))
+    return dict(plugin_options(settings_of(*words).defaults.cache))
 
 
 def test_options_become_those_of_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,17 +133,17 @@ def test_options_become_those_of_the_plugin(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("ORTSERVE_PROMPT_CACHE", "prefix")
     monkeypatch.setenv("ORTSERVE_PROMPT_CACHE_MEMORY", "1MiB")
     monkeypatch.setenv("ORTSERVE_PROMPT_CACHE_OPTION", "a=1, b=2")
-    arguments = arguments_of("serve")
-    assert (arguments.prompt_cache, arguments.prompt_cache_memory) == ("prefix", 2**20)
-    assert dict(plugin_options(arguments)) == {"a": "1", "b": "2"}
+    cache = settings_of().models[0].cache
+    assert (cache.prompt_cache, cache.prompt_cache_memory) == ("prefix", 2**20)
+    assert dict(plugin_options(cache)) == {"a": "1", "b": "2"}
     assert options("--prompt-cache-option", "c=3") == {"c": "3"}
     monkeypatch.setenv("ORTSERVE_PROMPT_CACHE_OPTION", "a")
-    with pytest.raises(PluginOptionsError, match="ORTSERVE_PROMPT_CACHE_OPTION"):
+    with pytest.raises(ConfigurationError, match="ORTSERVE_PROMPT_CACHE_OPTION"):
         options()
 
 
 def test_a_bound_without_a_folder_is_refused() -> None:
-    with pytest.raises(PluginOptionsError, match="name that folder too"):
+    with pytest.raises(ConfigurationError, match="name that folder too"):
         options("--prompt-cache", "prefix", "--prompt-cache-disk", "1GiB")
 
 

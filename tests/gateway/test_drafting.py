@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from ortserve.gateway.drafter_options import drafter_options, find_draft_model
+from ortserve.gateway.configuration.kinds import Pairs
+from ortserve.gateway.drafter_options import find_draft_model
 from ortserve.gateway.errors import ApiError
-from ortserve.gateway.plugin_options import PluginOptionsError
 from ortserve.gateway.schema.drafting import DraftWish, read_draft_wish
 from ortserve.gateway.schema.fields import Fields
-from ortserve.gateway.serve import configure
-from ortserve.runtime.errors import PluginUnusableError
+from ortserve.runtime.errors import ConfigurationError, PluginUnusableError
 from tests.gateway.pocket import open_pocket, serving_pocket
 from tests.gateway.test_metrics import Samples, scrape, value
+from tests.gateway.test_serve import settings_of
 
 
 @pytest.mark.parametrize(
@@ -162,21 +161,24 @@ def test_without_a_drafter_there_are_no_metrics_of_one(plain: str) -> None:
         assert not [name for name, _ in scrape(client) if name.startswith("ortserve_draft")]
 
 
-def arguments_of(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    configure(parser)
-    return parser.parse_args(words)
+def drafter_options(*words: str) -> Pairs:
+    return settings_of(*words).models[0].drafter.drafter_option
+
+
+def draft_model(words: Sequence[str], resolve: Callable[[str | None], Path]) -> str | None:
+    (model,) = settings_of(*words).models
+    return find_draft_model(model.drafter, model.entry.model, resolve)
 
 
 def test_options_reach_the_drafter(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--drafter-option", "sources=prediction,model", "--drafter-option", "model.chunk=64"]
     wanted = (("sources", "prediction,model"), ("model.chunk", "64"))
-    assert drafter_options(arguments_of(*words)) == wanted
+    assert drafter_options(*words) == wanted
     monkeypatch.setenv("ORTSERVE_DRAFTER_OPTION", "sources=prediction,model, model.chunk=64")
-    assert drafter_options(arguments_of()) == wanted
+    assert drafter_options() == wanted
     monkeypatch.setenv("ORTSERVE_DRAFTER_OPTION", "=5")
-    with pytest.raises(PluginOptionsError, match="ORTSERVE_DRAFTER_OPTION: =5 is not of the form KEY=VALUE"):
-        drafter_options(arguments_of())
+    with pytest.raises(ConfigurationError, match="ORTSERVE_DRAFTER_OPTION: '=5' is not of the form KEY=VALUE"):
+        drafter_options()
 
 
 @pytest.mark.parametrize(
@@ -197,7 +199,7 @@ def test_the_bundled_model_has_a_small_one_of_its_own(words: list[str], resolved
         asked.append(name)
         return Path("exported")
 
-    found = find_draft_model(arguments_of(*words), resolve)
+    found = draft_model(words, resolve)
     assert (found, asked) == ((None, []) if resolved is None else ("exported", [resolved]))
 
 
@@ -206,7 +208,7 @@ def test_an_exported_small_model_is_taken_as_it_is(pocket_draft: Path) -> None:
         raise AssertionError(name)
 
     words = ("some/other", "--drafter", "model", "--draft-model", str(pocket_draft))
-    assert find_draft_model(arguments_of(*words), resolve) == str(pocket_draft)
+    assert draft_model(words, resolve) == str(pocket_draft)
 
 
 def test_the_drafter_without_its_model_says_what_to_do(pocket: Path) -> None:

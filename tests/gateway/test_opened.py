@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -17,7 +18,7 @@ from ortserve.gateway.opened import open_models
 from ortserve.runtime.errors import ConfigurationError
 from tests.gateway.encoders import vector_of, write_encoder
 from tests.gateway.synthetic import expected, write_synthetic_text_model
-from tests.gateway.test_serve import arguments_of, process, read_greeting
+from tests.gateway.test_serve import process, read_greeting, settings_of
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +68,24 @@ def test_an_encoder_s_snippet_runs(tmp_path: Path, changes: dict[str, object]) -
         assert done.stdout
 
 
+def open_of(*folders: Path, words: Sequence[str] = ()) -> None:
+    settings = settings_of(*map(str, folders), *words)
+    open_models(list(zip(folders, settings.models, strict=True)), settings.encoders)
+
+
 def test_two_models_that_generate_are_refused(chat_model: Path) -> None:
     with pytest.raises(ConfigurationError, match="both generate text"):
-        open_models([chat_model, chat_model], arguments_of("serve"))
+        open_of(chat_model, chat_model)
 
 
 def test_two_models_of_one_name_are_refused(encoder: Path) -> None:
     with pytest.raises(ConfigurationError, match="two models are called averages"):
-        open_models([encoder, encoder], arguments_of("serve"))
+        open_of(encoder, encoder)
 
 
 def test_more_threads_than_cores_are_refused(chat_model: Path, encoder: Path) -> None:
-    arguments = arguments_of("serve", "--threads", "500", "--encoder-threads", "500")
     with pytest.raises(ConfigurationError, match="exceed"):
-        open_models([chat_model, encoder], arguments)
+        open_of(chat_model, encoder, words=("--threads", "500", "--encoder-threads", "500"))
 
 
 def test_a_served_name_that_another_model_has_is_refused(chat_model: Path, encoder: Path) -> None:

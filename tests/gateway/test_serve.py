@@ -20,8 +20,10 @@ import httpx
 import pytest
 
 from ortserve.gateway import chat_client, serve
-from ortserve.gateway.environment import num_bytes
+from ortserve.gateway.configuration.kinds import num_bytes
+from ortserve.gateway.model_options import EngineSettings
 from ortserve.gateway.server import AddressError
+from ortserve.gateway.settings import Settings, resolve
 from ortserve.runtime.errors import OrtserveError
 from ortserve.runtime.testing import write_synthetic_model
 from tests.gateway.running import running
@@ -35,7 +37,7 @@ from pathlib import Path
 verb = importlib.import_module("ortserve.gateway." + sys.argv[1])
 parser = argparse.ArgumentParser()
 verb.configure(parser)
-sys.exit(verb.run(parser.parse_args(sys.argv[2:]), lambda model: Path(model or "missing")))
+sys.exit(verb.run(parser.parse_args(sys.argv[2:]), lambda _, model: Path(model or "missing")))
 """
 
 
@@ -136,7 +138,11 @@ def arguments_of(verb: str, *words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def no_model(_: str | None) -> Path:
+def settings_of(*words: str) -> Settings:
+    return resolve(arguments_of("serve", *words)).settings
+
+
+def no_model(_: EngineSettings, __: str | None) -> Path:
     raise AssertionError("the port is checked first")
 
 
@@ -166,11 +172,12 @@ def test_the_environment_supplies_defaults(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("ORTSERVE_PORT", "82")
     monkeypatch.setenv("ORTSERVE_KV_MEMORY", "1.5GiB")
     monkeypatch.setenv("ORTSERVE_DETERMINISTIC", "1")
-    arguments = arguments_of("serve")
-    assert (arguments.host, arguments.port, arguments.model) == ("0.0.0.0", 82, ["m", "n o"])
-    assert arguments.kv_memory == 3 * 2**29
-    assert arguments.deterministic
-    assert arguments_of("serve", "other", "--port", "9").port == 9
+    settings = settings_of()
+    assert (settings.server.host, settings.server.port) == ("0.0.0.0", 82)
+    assert [one.entry.model for one in settings.models] == ["m", "n o"]
+    assert settings.models[1].engine.kv_memory == 3 * 2**29
+    assert settings.models[1].engine.deterministic
+    assert settings_of("other", "--port", "9").server.port == 9
 
 
 @pytest.mark.parametrize("words", [("--port", "x"), ("--port", "70000"), ("--max-rows", "0"), ("--kv-memory", "lots")])
