@@ -6,7 +6,7 @@ from that row's logits by the ordinary sampler. Knows no sequences.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,7 +17,7 @@ from ortserve.runtime.device import Bytes, Device, Launch
 from ortserve.runtime.device_session import DeviceBinding, DeviceSession
 from ortserve.runtime.paged_runner import DeviceLogits
 from ortserve.runtime.request import TokenLogprobs
-from ortserve.runtime.sampler import Draw, Drawn, Sampler
+from ortserve.runtime.sampler import Draw, Drawn, Ready, Sampler
 from ortserve.runtime.sampling_head import (
     NOT_FINITE,
     NUM_CANDIDATES,
@@ -48,6 +48,25 @@ class _Results:
     top_values: npt.NDArray[np.float32]
 
 
+class DeviceDrawing:
+    """Draws that a device works on. Part of `Drawing`."""
+
+    def __init__(self, synchronize: Callable[[], None], read: Callable[[], list[Drawn]]) -> None:
+        self._synchronize: Callable[[], None] | None = synchronize
+        self._read = read
+
+    def wait(self) -> None:
+        """Wait for the device, once."""
+        if self._synchronize is not None:
+            self._synchronize()
+            self._synchronize = None
+
+    def result(self) -> list[Drawn]:
+        """Wait, then read what it has drawn."""
+        self.wait()
+        return self._read()
+
+
 class DeviceSampler:
     """Draws for up to `max_rows` rows of logits that lie at one address on the device."""
 
@@ -69,8 +88,12 @@ class DeviceSampler:
 
     def draw(self, logits: DeviceLogits, draws: Sequence[Draw]) -> list[Drawn]:
         """One token for each row that counts. Waits for the device, once."""
+        return self.begin(logits, draws).result()
+
+    def begin(self, logits: DeviceLogits, draws: Sequence[Draw]) -> Ready | DeviceDrawing:
+        """Enqueue a draw for each row that counts, and the copy of what it draws. Part of `TokenSampler`."""
         if logits.chosen is not None:  # beside rows that judge prompts: too rare for a head of their own
-            return self._host_sampler.draw(self._on_host(logits.address, logits.chosen), draws)
+            return Ready(self._host_sampler.draw(self._on_host(logits.address, logits.chosen), draws))
         assert len(draws) == logits.num_rows
         kind = _kind(draws)
         num_rules = self._enqueue_inputs(kind, logits, draws)
@@ -78,8 +101,10 @@ class DeviceSampler:
         used = results.host if kind.has_logprobs else results.host[: results.tokens.nbytes]
         self._launch(kind, logits, num_rules)
         self._device.download(used, results.address)
-        self._device.synchronize()
-        return [self._drawn(place, draw, logits) for place, draw in enumerate(draws)]
+        return DeviceDrawing(
+            self._device.synchronize,
+            lambda: [self._drawn(place, draw, logits) for place, draw in enumerate(draws)],
+        )
 
     def score(self, logits: DeviceLogits, tokens: Sequence[int], num_top: Sequence[int]) -> list[TokenLogprobs | None]:
         """As `Sampler.score`, on the host."""

@@ -19,6 +19,7 @@ from ortserve.runtime.admission import new_sequence
 from ortserve.runtime.bell import Bell
 from ortserve.runtime.constraint import Constraint, Grammars, NoGrammars
 from ortserve.runtime.drafting import Drafting, Verification
+from ortserve.runtime.foresight import Foreseen, Foresight, Launched, PreparingRunner
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.masking import Masking, Masks
 from ortserve.runtime.pace import Pace
@@ -29,7 +30,7 @@ from ortserve.runtime.reuse import Reuse, new_reuse
 from ortserve.runtime.scheduler import Advance, Drafts, Scheduler
 from ortserve.runtime.sequence import Sequence, Stage
 from ortserve.runtime.step import Step
-from ortserve.runtime.verify import Picked, TokenSampler, draw_rows
+from ortserve.runtime.verify import Picking, TokenSampler, draw_rows
 
 
 @dataclass(slots=True)
@@ -46,6 +47,15 @@ class EngineStats:
     num_fed_tokens: int = 0  # prompts, outputs and whatever was computed again
     num_output_tokens: int = 0
     num_finished: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step that its device computes, or has computed."""
+
+    step: Step
+    begun_s: float
+    picking: Picking
 
 
 class StepRunner(Protocol):
@@ -86,6 +96,8 @@ class Engine:
         self.drafting = drafting
         self.grammars = grammars or NoGrammars("its engine was made without")
         self._masking = Masking(self.grammars)
+        self._foresight = Foresight(self.scheduler, runner) if isinstance(runner, PreparingRunner) else None
+        self._flight: Flight | None = None  # launched by the step before
         self.is_stalled = False  # there is work, and all of it waits for the prompt cache
         self._num_arrivals = 0
         self._stats = EngineStats()
@@ -94,7 +106,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """`step` would do something."""
-        return self.scheduler.has_work
+        return self.scheduler.has_work or self._flight is not None
 
     def add(self, request: Request, constraint: Constraint | None = None) -> None:
         """Queue a request that `admission.check_request` has passed, with a fresh constraint of its grammar.
@@ -124,38 +136,61 @@ class Engine:
         sequence = self.scheduler.find(request_id)
         if sequence is None:
             return None
+        if self._flight is not None:
+            self._flight.picking.wait()  # the device may be writing into the blocks that are about to be free
         return self._end(sequence, FinishReason.CANCELLED)
 
     def step(self) -> list[Delta]:
-        """Run one step and return what it added to each request, in no particular order."""
-        number = self._stats.num_steps
-        step = self.scheduler.plan(number, self._clock(), self._propose())
-        self.is_stalled = step is None
-        if step is None:
-            return []
-        begun = self._clock()
-        try:
-            masks = self._masking.begin(self._constrained(step))
+        """Run one step and return what it added to each request, in no particular order.
+
+        On a device the one after it may have been launched before this returns.
+        """
+        flight, self._flight = self._flight, None
+        if flight is None:
+            step = self.scheduler.plan(self._stats.num_steps, self._clock(), self._propose())
+            self.is_stalled = step is None
+            if step is None:
+                return []
             try:
-                logits = self._runner.run(step)
-            finally:
-                masks.exception()  # whatever happens, the constraints are left alone before anybody touches them
-            picked = self._pick(step, logits, masks.result())
-        except Exception as error:  # whatever the kernels, the memory or the sampler raise: nothing is committed yet
-            self._log.exception("step failed", step=number, requests=sorted(step.request_ids))
+                flight = self._take_off(step)
+            except Exception as error:  # whatever the kernels or the memory raise: nothing is committed yet
+                return self._abandon(step, error)
+        return self._land(flight)
+
+    def _take_off(self, step: Step) -> Flight:
+        """Run a planned step, or have its device begin with it."""
+        begun = self._clock()
+        masks = self._masking.begin(self._constrained(step))
+        try:
+            logits = self._runner.run(step)
+        finally:
+            masks.exception()  # whatever happens, the constraints are left alone before anybody touches them
+        return Flight(step, begun, self._draw(step, logits, masks.result()))
+
+    def _land(self, flight: Flight) -> list[Delta]:
+        """Wait for a step, launch the next one where that is known, and take over what this one has drawn."""
+        step = flight.step
+        try:
+            foreseen = self._foresee(step)
+            picked = flight.picking.result()
+        except Exception as error:  # of the sampler too
             return self._abandon(step, error)
         now = self._clock()  # only now: logits may have been on their way until a token was drawn
+        launched = None if foreseen is None or self._foresight is None else self._foresight.launch(foreseen, picked)
         if step.rows and not any(row.num_scored for row in step.rows):  # whose logits cost time of their own
-            self._pace.observe(step.num_tokens, step.num_attended, (now - begun) * 1000)
-        advances = self.scheduler.commit(step, picked, now_s=now, seconds=now - begun)
+            self._pace.observe(step.num_tokens, step.num_attended, (now - flight.begun_s) * 1000)
+        advances = self.scheduler.commit(step, picked, now_s=now, seconds=now - flight.begun_s)
         self._stats.num_steps += 1
         self._stats.num_fed_tokens += step.num_tokens
         self._stats.num_output_tokens += sum(len(advance.added) for advance in advances)
-        self._learn(advances, (now - begun) / max(step.num_tokens, 1))
-        return [self._delta(advance, now) for advance in advances]
+        lost = [] if launched is None else self._follow(launched, now)
+        self._learn(advances, (now - flight.begun_s) / max(step.num_tokens, 1))
+        return [self._delta(advance, now) for advance in advances] + lost
 
     def close(self) -> None:
         """Let the prompt cache finish writing, and stop the drafter."""
+        if self._flight is not None:
+            self._flight.picking.wait()
         self.reuse.close()
         self._masking.close()
         if self.drafting is not None:
@@ -214,12 +249,28 @@ class Engine:
             if sequence is not None and sequence.constraint is not None
         ]
 
-    def _pick(self, step: Step, logits: Any, masks: Masks) -> list[Picked]:
+    def _draw(self, step: Step, logits: Any, masks: Masks) -> Picking:
         found = [(row, self.scheduler.find(row.request_id)) for row in step.rows if row.num_logits]
         rows = [(row, sequence) for row, sequence in found if sequence is not None]
         return draw_rows(self._sampler, rows, logits, masks)
 
+    def _foresee(self, step: Step) -> Foreseen | None:
+        if self._foresight is None or (self.drafting is not None and self.drafting.is_on):
+            return None
+        return self._foresight.look(step)
+
+    def _follow(self, launched: Launched, now_s: float) -> list[Delta]:
+        """The step that was launched early is on its way: draw it behind its model. Returns what it has lost."""
+        if launched.failure is not None:
+            return self._abandon(launched.step, launched.failure)
+        try:
+            self._flight = Flight(launched.step, now_s, self._draw(launched.step, launched.logits, {}))
+        except Exception as error:
+            return self._abandon(launched.step, error)
+        return []
+
     def _abandon(self, step: Step, error: Exception) -> list[Delta]:
+        self._log.error("step failed", step=step.number, requests=sorted(step.request_ids), exc_info=error)
         self._stats = replace(self._stats, num_steps=step.number + 1, num_failed_steps=self._stats.num_failed_steps + 1)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return [self._last_delta(sequence, FinishReason.ERROR, reason) for sequence in self.scheduler.abandon(step)]

@@ -6,6 +6,7 @@ waits once for both.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ortserve.runtime.device import Device, Launch
@@ -70,13 +71,22 @@ class PagedRunner:
         if not step.rows:
             self._device.synchronize()
             return DeviceLogits(self._logits, 0, 0)
-        batch = build_paged_batch(
-            step, block_size=self._plan.block_size, max_rows=self._max_rows, max_width=self._width
-        )
+        batch = self.prepare(step)
         self._enqueue(batch)
         if step.num_logits == 0:
             self._device.synchronize()  # nobody else will, and the next step overwrites what this one reads
         return DeviceLogits(self._logits, step.num_logits, len(batch.logit_index))
+
+    def prepare(self, step: Step) -> PagedBatch:
+        """The arrays of a step. Part of `PreparingRunner`."""
+        return build_paged_batch(step, block_size=self._plan.block_size, max_rows=self._max_rows, max_width=self._width)
+
+    def launch(self, prepared: PagedBatch, tokens: Sequence[int]) -> DeviceLogits:
+        """Enqueue a step of plain decodes with these tokens. Part of `PreparingRunner`."""
+        assert prepared.is_decode, "only plain decodes are known but for their tokens"
+        prepared.input_ids[: len(tokens)] = tokens
+        self._enqueue(prepared)
+        return DeviceLogits(self._logits, len(tokens), len(prepared.logit_index))
 
     def _enqueue(self, batch: PagedBatch) -> None:
         arrays = {name: getattr(batch, name) for name in _INPUTS}

@@ -107,6 +107,18 @@ class Placement:
         """Whether `num_tokens` fit without preempting anyone."""
         return self._num_missing(sequence, num_tokens) <= self.blocks.num_free
 
+    def is_settled(self, num_rows: int) -> bool:
+        """Whether these rows are all that run, and nothing but the end of one of them can change that."""
+        return len(self._running) == num_rows and not self._moves and not (self._queue and self._free_slots)
+
+    def reserve_all(self, wanted: list[tuple[Sequence, int]]) -> bool:
+        """As `reserve` for each sequence and its number of tokens, if all of them fit into blocks that are free."""
+        if sum(self._num_missing(sequence, count) for sequence, count in wanted) > self.blocks.num_free:
+            return False
+        for sequence, count in wanted:
+            self.reserve(sequence, count)
+        return True
+
     def reserve(self, sequence: Sequence, num_tokens: int) -> None:
         """Take free blocks so that `num_tokens` fit."""
         sequence.blocks += self.blocks.allocate(self._num_missing(sequence, num_tokens))

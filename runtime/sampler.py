@@ -80,6 +80,20 @@ class Drawn:
     logprobs: TokenLogprobs | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Tokens that have been drawn. Part of `Drawing`."""
+
+    drawn: list[Drawn]
+
+    def wait(self) -> None:
+        """There is nothing to wait for."""
+
+    def result(self) -> list[Drawn]:
+        """The tokens."""
+        return self.drawn
+
+
 class Sampler:
     """Draws for any number of rows; keeps scratch memory for a few."""
 
@@ -87,6 +101,10 @@ class Sampler:
         """`num_tokens`: ids from here on are padding of the embedding and are never looked at."""
         self._num_tokens = num_tokens
         self._exponential = Exponential(num_tokens, num_threads=num_threads)
+
+    def begin(self, logits: Floats, draws: Sequence[Draw]) -> Ready:
+        """As `draw`; part of `TokenSampler`."""
+        return Ready(self.draw(logits, draws))
 
     def draw(self, logits: Floats, draws: Sequence[Draw]) -> list[Drawn]:
         """One token for each row of `logits [rows, vocab]`, which is overwritten where rules apply."""

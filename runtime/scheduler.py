@@ -95,20 +95,25 @@ class Scheduler:
     def commit(self, step: Step, picked: Values[Picked], *, now_s: float, seconds: float) -> list[Advance]:
         """Take over a step that has run in `seconds`; `picked` belongs to its rows with logits, in order.
 
-        Finished sequences are removed. A sequence whose logits are no numbers is left for the caller to fail.
+        Finished sequences are removed; rows of sequences that were removed while it ran come to nothing. A sequence
+        whose logits are no numbers is left for the caller to fail.
         """
         self.placement.reuse.step_ended(ok=True)
         remaining = iter(picked)
         advances: list[Advance] = []
+        token_s = seconds / max(step.num_tokens, 1)
         for row in step.rows:
-            sequence = self._sequences[row.request_id]
+            mine = next(remaining) if row.num_logits else None
+            sequence = self._sequences.get(row.request_id)
+            if sequence is None:
+                continue
             if not row.num_silent:
                 # Drafts count as computed once they are accepted; what is stored beyond is overwritten.
                 sequence.num_computed = row.end - len(row.drafts)
-            sequence.seconds_unsaved += seconds * len(row.tokens) / step.num_tokens
+            sequence.seconds_unsaved += token_s * len(row.tokens)
             self.placement.fair.charge(sequence.request, len(row.tokens))
-            if row.num_logits:
-                advances.append(self._advance(sequence, row, next(remaining), now_s))
+            if mine is not None:
+                advances.append(self._advance(sequence, row, mine, now_s))
             if sequence.slot is not None:
                 self.placement.save(sequence)
         return advances

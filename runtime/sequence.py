@@ -125,6 +125,10 @@ class Sequence:
             sampling = replace(sampling, num_logprobs=None)
         return replace(draw, sampling=sampling, history=None if history is None else history.copy())
 
+    def goes_on_after(self, token: int) -> bool:
+        """Whether drawing `token`, which is not among `tokens` yet, would not end the request. Not for grammars."""
+        return not self.is_end(token) and self.num_output_tokens + 1 < self.max_tokens
+
     def finish_after(self, token: int) -> FinishReason | None:
         """Whether drawing `token`, the last of `tokens`, ends the request."""
         if self.is_end(token) or (self.constraint is not None and self.constraint.is_complete):

@@ -19,11 +19,21 @@ from ortserve.runtime.sequence import Sequence
 from ortserve.runtime.step import Row
 
 
+class Drawing(Protocol):
+    """Tokens that may still be on their way."""
+
+    def wait(self) -> None:
+        """Return once its device has nothing left to do. Raises `DeviceError` for work that has failed."""
+
+    def result(self) -> list[Drawn]:
+        """One token for each row of the logits; waits for them."""
+
+
 class TokenSampler(Protocol):
     """Draws from the logits of its own device. Logits are indexed by rows, as arrays are."""
 
-    def draw(self, logits: Any, draws: Values[Draw]) -> list[Drawn]:
-        """One token for each row of the logits, which may be overwritten."""
+    def begin(self, logits: Any, draws: Values[Draw]) -> Drawing:
+        """Draw one token per row of the logits, which may be overwritten. Nothing else begins before its result."""
 
     def score(self, logits: Any, tokens: Values[int], num_top: Values[int]) -> list[TokenLogprobs | None]:
         """How likely each row makes the token given for it; None where the logits are no numbers."""
@@ -37,13 +47,40 @@ class Picked:
     scored: tuple[TokenLogprobs | None, ...] = ()  # None where the logits are no numbers
 
 
+class Picking:
+    """What the rows of a step add, once it has been drawn."""
+
+    def __init__(
+        self, rows: Values[Row], drawing: Drawing | None, scored: Mapping[int, tuple[TokenLogprobs | None, ...]]
+    ) -> None:
+        """`drawing` is of all their positions, None where there are none."""
+        self._rows = rows
+        self._drawing = drawing
+        self._scored = scored
+
+    def wait(self) -> None:
+        """Return once the device has nothing left to do."""
+        if self._drawing is not None:
+            self._drawing.wait()
+
+    def result(self) -> list[Picked]:
+        """For each row that has logits, the tokens it adds, and the prompt tokens it judges. Waits for them."""
+        drawn = [] if self._drawing is None else self._drawing.result()
+        found: list[Picked] = []
+        end = 0
+        for index, row in enumerate(self._rows):
+            begin, end = end, end + row.num_drawn
+            found.append(Picked(_accepted(row.drafts, drawn[begin:end]), self._scored.get(index, ())))
+        return found
+
+
 def draw_rows(
     sampler: TokenSampler,
     rows: Values[tuple[Row, Sequence]],
     logits: Any,
     masks: Mapping[str, tuple[Mask, ...]],
-) -> list[Picked]:
-    """For each row that has logits, the tokens it adds, and the prompt tokens it judges.
+) -> Picking:
+    """Begin to draw for each row that has logits.
 
     `logits [sum of num_logits, vocab]` belong to the rows in order and are overwritten where rules apply. `masks` are
     of requests with a grammar, by id, at each of their positions.
@@ -58,13 +95,8 @@ def draw_rows(
             places += range(begin + row.num_scored, begin + row.num_logits)
         begin += row.num_logits
     assert len(draws) == len(places)
-    drawn = sampler.draw(logits if len(places) == begin else logits[places], draws) if draws else []
-    found: list[Picked] = []
-    end = 0
-    for index, (row, _) in enumerate(rows):
-        begin, end = end, end + row.num_drawn
-        found.append(Picked(_accepted(row.drafts, drawn[begin:end]), scored.get(index, ())))
-    return found
+    drawing = sampler.begin(logits if len(places) == begin else logits[places], draws) if draws else None
+    return Picking([row for row, _ in rows], drawing, scored)
 
 
 def _score(

@@ -1,0 +1,159 @@
+"""Steps prepared and launched while a device works: what is launched early, and that nothing is lost by it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from ortserve.runtime.audit import audit
+from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.engine import Engine
+from ortserve.runtime.errors import DeviceError
+from ortserve.runtime.plan import EnginePlan
+from ortserve.runtime.request import FinishReason, Request, SamplingParams
+from tests.runtime.paged_synthetic import PagedSyntheticModel, load_paged_synthetic_model
+from tests.runtime.synthetic import greedy_tokens, run_to_end, whole
+
+GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def paged(tmp_path_factory: pytest.TempPathFactory) -> PagedSyntheticModel:
+    return load_paged_synthetic_model(tmp_path_factory.mktemp("paged"), max_context=512)
+
+
+class Watched:
+    """An engine that notes which of its steps were planned and which were launched early, in order."""
+
+    def __init__(self, paged: PagedSyntheticModel, *, num_rows: int = 4, num_blocks: int | None = None) -> None:
+        self.plan: EnginePlan = paged.plan(EngineConfig(max_rows=num_rows, max_context=512), num_blocks=num_blocks)
+        self.engine: Engine = paged.engine(self.plan)
+        self.kinds = ""
+        runner: Any = self.engine._runner
+        run, launch = runner.run, runner.launch
+
+        def noted_run(step: Any) -> Any:
+            self.kinds += "p" if step.rows else ""
+            return run(step)
+
+        def noted_launch(prepared: Any, tokens: Sequence[int]) -> Any:
+            self.kinds += "e"
+            return launch(prepared, tokens)
+
+        runner.run, runner.launch = noted_run, noted_launch
+
+    def add(self, *names: str) -> list[Request]:
+        requests = asked(*names)
+        for request in requests:
+            self.engine.add(request)
+        return requests
+
+
+def asked(*names: str, sampling: SamplingParams = GREEDY) -> list[Request]:
+    return [Request(name, tuple(range(3, 9 + place)), sampling) for place, name in enumerate(names)]
+
+
+def test_plain_decodes_are_launched_early_and_planned_now_and_then(paged: PagedSyntheticModel) -> None:
+    watched = Watched(paged)
+    requests = asked("a", "b", "c")
+    replies = run_to_end(watched.engine, requests)
+    for request in requests:
+        assert list(whole(replies[request.id]).token_ids) == greedy_tokens(request.prompt, GREEDY)
+    assert watched.kinds.count("e") > 30
+    assert all(len(run) <= 16 for run in watched.kinds.split("p"))
+
+
+def test_a_newcomer_waits_for_one_step_at_the_most(paged: PagedSyntheticModel) -> None:
+    watched = Watched(paged)
+    watched.add("a", "b")
+    for _ in range(6):
+        watched.engine.step()
+    assert watched.kinds.endswith("e")
+    begun = len(watched.kinds)
+    watched.add("late")
+    watched.engine.step()
+    watched.engine.step()
+    late = watched.engine.scheduler.find("late")
+    assert watched.kinds[begun:].count("p") == 1
+    assert late is not None
+    assert late.num_output_tokens == 1
+
+
+def test_waiting_for_a_row_does_not_stop_it(paged: PagedSyntheticModel) -> None:
+    watched = Watched(paged, num_rows=2)
+    requests = asked("a", "b", "c", "d")
+    replies = run_to_end(watched.engine, requests)
+    assert watched.kinds.count("e") > watched.kinds.count("p")
+    for request in requests:
+        assert list(whole(replies[request.id]).token_ids) == greedy_tokens(request.prompt, GREEDY)
+
+
+def test_what_runs_out_of_blocks_is_planned(paged: PagedSyntheticModel) -> None:
+    size = paged.plan(EngineConfig(max_context=512)).block_size
+    sampling = SamplingParams(temperature=0, max_tokens=2 * size, ignore_eos=True)
+    watched = Watched(paged, num_blocks=5)
+    requests = asked("a", "b", sampling=sampling)
+    replies = run_to_end(watched.engine, requests)
+    assert "e" in watched.kinds
+    for request in requests:
+        assert list(whole(replies[request.id]).token_ids) == greedy_tokens(request.prompt, sampling)
+    assert not audit(watched.engine.scheduler, watched.plan)
+
+
+def test_blocks_of_a_cancelled_request_are_free_only_once_the_device_is_done(
+    paged: PagedSyntheticModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(paged)
+    blocks = watched.engine.scheduler.placement.blocks
+    free_when_waited: list[int] = []
+    monkeypatch.setattr(paged.device, "synchronize", lambda: free_when_waited.append(blocks.num_free))
+    watched.add("a", "b")
+    for _ in range(5):
+        watched.engine.step()
+    assert watched.engine._flight is not None
+    before = blocks.num_free
+    free_when_waited.clear()
+    watched.engine.cancel("a")
+    assert free_when_waited == [before]
+    assert blocks.num_free > before
+    rest = [delta for delta in watched.engine.step() if delta.request_id == "a"]
+    assert rest == [], "a cancelled request has had its last delta"
+    watched.engine.cancel("b")
+    assert watched.engine.has_work, "the device has a step left"
+    while watched.engine.has_work:
+        assert watched.engine.step() == []
+    assert not audit(watched.engine.scheduler, watched.plan)
+
+
+def test_a_launch_that_fails_takes_nothing_from_the_step_before(paged: PagedSyntheticModel) -> None:
+    watched = Watched(paged)
+    (request,) = watched.add("a")
+    tokens: list[int] = []
+    for _ in range(5):
+        tokens += [token for delta in watched.engine.step() for token in delta.token_ids]
+
+    def fail(prepared: Any, tokens: Sequence[int]) -> Any:
+        del prepared, tokens
+        raise DeviceError("the device is gone")
+
+    watched.engine._runner.launch = fail  # type: ignore[attr-defined]
+    deltas = watched.engine.step()
+    tokens += [token for delta in deltas for token in delta.token_ids]
+    assert tokens == greedy_tokens(request.prompt, GREEDY)[: len(tokens)]
+    assert len(tokens) == 6
+    assert deltas[-1].finish is FinishReason.ERROR
+    assert deltas[-1].error == "the device is gone"
+    assert watched.engine.stats().num_failed_steps == 1
+    assert watched.engine.scheduler.find("a") is None
+    assert not audit(watched.engine.scheduler, watched.plan)
+
+
+def test_ends_are_seen_before_the_next_step(paged: PagedSyntheticModel) -> None:
+    sampling = SamplingParams(temperature=0, max_tokens=7, ignore_eos=True)
+    watched = Watched(paged)
+    (short,) = asked("short", sampling=sampling)
+    replies = run_to_end(watched.engine, [short])
+    assert list(whole(replies["short"]).token_ids) == greedy_tokens(short.prompt, sampling)
+    assert len(watched.kinds) == 7, "no step beyond the last token"
