@@ -121,9 +121,11 @@ def test_blocks_of_a_cancelled_request_are_free_only_once_the_device_is_done(
     rest = [delta for delta in watched.engine.step() if delta.request_id == "a"]
     assert rest == [], "a cancelled request has had its last delta"
     watched.engine.cancel("b")
-    assert watched.engine.has_work, "the device has a step left"
+    num_steps = 0
     while watched.engine.has_work:
         assert watched.engine.step() == []
+        num_steps += 1
+    assert num_steps > 0, "the device had a step left"
     assert not audit(watched.engine.scheduler, watched.plan)
 
 
