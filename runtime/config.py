@@ -21,6 +21,7 @@ class EngineConfig:
     max_chunk_tokens: int | None = None  # prompt tokens of one sequence in one step
     max_logit_rows: int = 64
     max_waiting: int = 1024  # requests in the queue before new ones are refused
+    max_waiting_tokens: int = 2**20  # of their prompts; one alone may be longer
     num_threads: int | None = None  # of the model's session
     prompt_cache: str = "prefix"  # name of a plugin; "none" switches caching off
     prompt_cache_memory: int | None = None  # bytes of host memory
@@ -36,7 +37,9 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigurationError(f"{name} must be above 0, not {value}")
-        for name in ("memory", "kv_memory", "swap_memory", "prompt_cache_memory", "max_waiting"):
+        for name in (
+            "memory", "kv_memory", "swap_memory", "prompt_cache_memory", "max_waiting", "max_waiting_tokens",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigurationError(f"{name} must be at least 0, not {value}")

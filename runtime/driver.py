@@ -17,10 +17,11 @@ import structlog
 
 from ortserve.plugins.api import CacheQuery, CacheStats, Entry, PromptCache
 from ortserve.runtime.admission import check_request
+from ortserve.runtime.backlog import Backlog, Progress, QueueStats
 from ortserve.runtime.constraint import Constraint
 from ortserve.runtime.draft_stats import DraftStats
 from ortserve.runtime.engine import Engine, EngineStats
-from ortserve.runtime.errors import EngineClosedError, OverloadedError, RequestError
+from ortserve.runtime.errors import EngineClosedError, RequestError
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Delta, FinishReason, Grammar, Request
@@ -68,7 +69,7 @@ class Driver:
         self._changed = threading.Condition()
         self._outlets: dict[str, Outlet] = {}  # of all requests that have not finished; guarded by _changed
         self._stats = EngineStats()
-        self._finish_rate = _FinishRate()
+        self._backlog = Backlog(plan)  # guarded by _changed
         self._cache_stats = CacheStats()
         self._draft_stats: DraftStats | None = None
         self._has_failed = False
@@ -122,8 +123,8 @@ class Driver:
         """Queue a request; its deltas go to `outlet` until one carries `finish`.
 
         A grammar is compiled here, unless `prepare` has done it lately. Raises `RequestError` (`ContextLengthError`)
-        when it can never run or its id is in use, `OverloadedError` when the queue is full, `EngineClosedError` after
-        `close` or a crash of the engine's thread.
+        when it can never run or its id is in use, `OverloadedError` when the queue is full, `WaitTooLongError` when it
+        would wait longer than it may, `EngineClosedError` after `close` or a crash of the engine's thread.
         """
         check_request(request, self.manifest, self.plan)
         constraint = None if request.grammar is None else self._running().grammars.compile(request.grammar)
@@ -132,15 +133,20 @@ class Driver:
                 raise EngineClosedError(self._closed_reason)
             if request.id in self._outlets:
                 raise id_in_use(request)
-            num_ahead = len(self._outlets) - self.plan.num_rows
-            if num_ahead >= self.plan.max_waiting:
-                raise OverloadedError(
-                    f"{num_ahead} requests are waiting, which is the limit",
-                    retry_after_s=self._finish_rate.seconds_for(1 + num_ahead - self.plan.max_waiting),
-                )
+            self._backlog.add(request, monotonic())
             self._outlets[request.id] = outlet
             self._inbox.append(_Submission(request, constraint))
             self._changed.notify()
+
+    def check_room(self) -> None:
+        """Raise `OverloadedError` when the queue is full: sooner than after the work of making a request."""
+        with self._changed:
+            self._backlog.check_room(monotonic())
+
+    def queue_stats(self) -> QueueStats:
+        """What waits now, and for how long."""
+        with self._changed:
+            return self._backlog.stats(monotonic())
 
     def prepare(self, grammar: Grammar) -> None:
         """Compile a grammar, so that submitting requests with it takes no time; may take a tenth of a second.
@@ -223,7 +229,7 @@ class Driver:
             if isinstance(command, _Errand):
                 command.refuse(EngineClosedError(reason))
         lost = [Delta(name, (), finish=FinishReason.ERROR, error=reason, is_lost=True) for name in list(self._outlets)]
-        self._hand_out(lost)
+        self._hand_out(lost, Progress())
         try:
             self._engine.close()
         except Exception:  # the same defect, most likely
@@ -252,7 +258,7 @@ class Driver:
         self._cache_stats = self._engine.reuse.stats()
         if self._engine.drafting is not None:
             self._draft_stats = self._engine.drafting.stats.copy()
-        self._hand_out(deltas)
+        self._hand_out(deltas, self._engine.progress())
 
     def _take_in(self) -> list[Delta]:
         """Carry out all commands; returns the last deltas of the requests they ended."""
@@ -268,18 +274,16 @@ class Driver:
                 ended.append(self._engine.cancel(command.request_id))
         return [delta for delta in ended if delta is not None]
 
-    def _hand_out(self, deltas: list[Delta]) -> None:
+    def _hand_out(self, deltas: list[Delta], progress: Progress) -> None:
         by_outlet: dict[int, tuple[Outlet, list[Delta]]] = {}
-        num_finished = 0
         with self._changed:
+            self._backlog.advance(progress)
             for delta in deltas:
                 outlet = self._outlets[delta.request_id]
                 by_outlet.setdefault(id(outlet), (outlet, []))[1].append(delta)
                 if delta.finish is not None:
                     del self._outlets[delta.request_id]
-                    num_finished += 1
-            if num_finished:
-                self._finish_rate.add(num_finished, monotonic())
+                    self._backlog.remove(delta.request_id, delta.usage)
         for outlet, own in by_outlet.values():
             try:
                 outlet.deliver(own)
@@ -292,22 +296,7 @@ class Driver:
         """End what a closing driver leaves unfinished."""
         deltas = self._take_in()
         ended = [self._engine.cancel(sequence.request.id) for sequence in list(self._engine.scheduler.sequences)]
-        self._hand_out(deltas + [delta for delta in ended if delta is not None])
-
-
-class _FinishRate:
-    """Requests finished per second of late, to estimate how long a queue takes."""
-
-    def __init__(self) -> None:
-        self._times: deque[float] = deque(maxlen=64)
-
-    def add(self, count: int, now_s: float) -> None:
-        self._times.extend([now_s] * count)
-
-    def seconds_for(self, count: int) -> float:
-        if len(self._times) < 2 or self._times[-1] == self._times[0]:
-            return 1.0
-        return count * (self._times[-1] - self._times[0]) / (len(self._times) - 1)
+        self._hand_out(deltas + [delta for delta in ended if delta is not None], Progress())
 
 
 def id_in_use(request: Request) -> RequestError:

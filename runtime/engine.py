@@ -16,13 +16,14 @@ import structlog
 from ortserve.plugins.none import NoCache
 from ortserve.runtime.adaptation import heard, learn, limits
 from ortserve.runtime.admission import new_sequence
+from ortserve.runtime.backlog import Progress, RunningState
 from ortserve.runtime.bell import Bell
 from ortserve.runtime.constraint import Constraint, Grammars, NoGrammars
 from ortserve.runtime.drafting import Drafting, Verification
 from ortserve.runtime.foresight import Foreseen, Foresight, Launched, PreparingRunner
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.masking import Masking, Masks
-from ortserve.runtime.pace import Pace
+from ortserve.runtime.pace import Costs, Pace
 from ortserve.runtime.placement import Placement
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Delta, FinishReason, Request, Usage
@@ -31,6 +32,8 @@ from ortserve.runtime.scheduler import Advance, Drafts, Scheduler
 from ortserve.runtime.sequence import Sequence, Stage
 from ortserve.runtime.step import Step
 from ortserve.runtime.verify import Picking, TokenSampler, draw_rows
+
+COSTS_EVERY = 32  # steps: fitting what tokens cost takes as long as a small model's step does beside it
 
 
 @dataclass(slots=True)
@@ -44,6 +47,7 @@ class EngineStats:
     num_preemptions: int = 0
     num_steps: int = 0
     num_failed_steps: int = 0
+    num_fed_rows: int = 0  # by num_steps: how many sequences share a step
     num_fed_tokens: int = 0  # prompts, outputs and whatever was computed again
     num_output_tokens: int = 0
     num_finished: int = 0
@@ -100,6 +104,7 @@ class Engine:
         self._flight: Flight | None = None  # launched by the step before
         self.is_stalled = False  # there is work, and all of it waits for the prompt cache
         self._num_arrivals = 0
+        self._costs: Costs | None = None
         self._stats = EngineStats()
         self._log = structlog.get_logger("ortserve.engine")
 
@@ -181,6 +186,7 @@ class Engine:
             self._pace.observe(step.num_tokens, step.num_attended, (now - flight.begun_s) * 1000)
         advances = self.scheduler.commit(step, picked, now_s=now, seconds=now - flight.begun_s)
         self._stats.num_steps += 1
+        self._stats.num_fed_rows += len(step.rows)
         self._stats.num_fed_tokens += step.num_tokens
         self._stats.num_output_tokens += sum(len(advance.added) for advance in advances)
         lost = [] if launched is None else self._follow(launched, now)
@@ -208,6 +214,18 @@ class Engine:
             num_free_blocks=placement.blocks.num_free,
             num_preemptions=placement.num_preemptions,
         )
+
+    def progress(self) -> Progress:
+        """What estimates of waiting rest on, as of now."""
+        placement = self.scheduler.placement
+        running = placement.running
+        if running and (self._costs is None or self._stats.num_steps % COSTS_EVERY == 0):
+            depth = sum(len(sequence.tokens) for sequence in running) // len(running)
+            self._costs = self._pace.costs(self._plan.num_rows, depth)
+        states = {
+            sequence.request.id: RunningState(sequence.num_pending, sequence.num_output_tokens) for sequence in running
+        }
+        return Progress(states, bool(placement.queued), placement.fair.copy(), self._costs)
 
     def _propose(self) -> Drafts:
         if self.drafting is None or not self.drafting.is_on:

@@ -11,6 +11,7 @@ OrtserveError
 ├── RequestError          this request can never run as asked
 │   └── ContextLengthError
 ├── OverloadedError       the queue is full; try again later
+│   └── WaitTooLongError  this request would wait longer than its caller does
 └── EngineError           the engine failed while running; only the requests it names are lost
     └── EngineClosedError
 """
@@ -72,11 +73,16 @@ class ContextLengthError(RequestError):
 
 
 class OverloadedError(OrtserveError):
-    """The waiting queue is full. `retry_after_s` is an estimate in seconds."""
+    """The waiting queue is full. `retry_after_s` is an estimate in seconds, `limit` what is bounded and by how much."""
 
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
+    def __init__(self, message: str, *, retry_after_s: float, limit: tuple[str, int] | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.limit = limit
+
+
+class WaitTooLongError(OverloadedError):
+    """The queue has room, but a row would come too late for this request."""
 
 
 class EngineError(OrtserveError):

@@ -8,13 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from heapq import heapify, heappop, heapreplace
+from typing import Protocol, TypeVar
 
 from ortserve.runtime.request import Request
-from ortserve.runtime.sequence import Sequence
 
 AGEING_S = 30.0  # so long in the queue counts as one more priority
 
 Turn = tuple[int, float, int, bytes]  # priority negated, clock, arrival, tenant
+
+
+class Waiting(Protocol):
+    """What can be given a turn: a sequence, or what is to become one."""
+
+    @property
+    def request(self) -> Request:
+        """Whose it is, and how urgent."""
+
+    @property
+    def arrival(self) -> int:
+        """Its place in the order of submission."""
+
+    @property
+    def waiting_since_s(self) -> float:
+        """When it began to wait."""
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that its first steps compute."""
+
+
+Queued = TypeVar("Queued", bound=Waiting)
 
 
 class FairOrder:
@@ -25,13 +48,19 @@ class FairOrder:
         self._admitted_s: dict[bytes, float] = {}  # when each tenant was last given a row
         self._floor = 0.0
 
-    def arrange(self, queue: Iterable[Sequence], running: Iterable[Sequence], now_s: float) -> list[Sequence]:
+    def copy(self) -> FairOrder:
+        """The clocks of now, to try an order with."""
+        other = FairOrder()
+        other._clocks, other._admitted_s, other._floor = self._clocks.copy(), self._admitted_s.copy(), self._floor
+        return other
+
+    def arrange(self, queue: Iterable[Queued], running: Iterable[Waiting], now_s: float) -> list[Queued]:
         """The queue in the order in which it gets rows.
 
         Larger priorities go first, and within one the tenants take turns; within a tenant those that have waited
         longest. Between tenants, waiting counts from the tenant's last turn: a flood does not age by its own length.
         """
-        waiting: dict[bytes, list[Sequence]] = {}
+        waiting: dict[bytes, list[Queued]] = {}
         for sequence in queue:
             waiting.setdefault(sequence.request.tenant, []).append(sequence)
         self._keep(waiting.keys() | {sequence.request.tenant for sequence in running})
@@ -50,14 +79,14 @@ class FairOrder:
         clock = self._clocks.get(request.tenant, self._floor)
         self._clocks[request.tenant] = clock + num_tokens / request.weight
 
-    def _in_turns(self, waiting: dict[bytes, list[Sequence]], now_s: float) -> list[Sequence]:
+    def _in_turns(self, waiting: dict[bytes, list[Queued]], now_s: float) -> list[Queued]:
         heap = [
             self._turn(own[0], self._clocks[tenant], self._admitted_s.get(tenant, float("-inf")), now_s)
             for tenant, own in waiting.items()
         ]
         heapify(heap)
         places = dict.fromkeys(waiting, 0)
-        order: list[Sequence] = []
+        order: list[Queued] = []
         while heap:
             _, clock, _, tenant = heap[0]
             own, place = waiting[tenant], places[tenant]
@@ -71,7 +100,7 @@ class FairOrder:
             heapreplace(heap, self._turn(own[place], clock, now_s, now_s))
         return order
 
-    def _turn(self, head: Sequence, clock: float, admitted_s: float, now_s: float) -> Turn:
+    def _turn(self, head: Waiting, clock: float, admitted_s: float, now_s: float) -> Turn:
         waited_s = now_s - max(head.waiting_since_s, admitted_s)
         return -(head.request.priority + int(waited_s / AGEING_S)), clock, head.arrival, head.request.tenant
 
@@ -84,6 +113,6 @@ class FairOrder:
         self._admitted_s = {tenant: time for tenant, time in self._admitted_s.items() if tenant in clocks}
 
 
-def aged_priority(sequence: Sequence, now_s: float) -> int:
+def aged_priority(sequence: Waiting, now_s: float) -> int:
     """Its priority, and one more for each while it has waited."""
     return sequence.request.priority + int((now_s - sequence.waiting_since_s) / AGEING_S)

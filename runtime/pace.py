@@ -38,6 +38,14 @@ class _Shape:
         self.milliseconds += _REMEMBER * (milliseconds - self.milliseconds)
 
 
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds of the engine that a token takes: one of a prompt, and one drawn in a full batch."""
+
+    prompt_s: float
+    output_s: float
+
+
 class Pace:
     """Bounds the prompt tokens of steps in which sequences decode."""
 
@@ -68,6 +76,15 @@ class Pace:
         if self._terms is None:
             self._terms = self._fit()
         return float(self._terms @ (1.0, tokens, attended))
+
+    def costs(self, num_rows: int, depth: int) -> Costs | None:
+        """Of tokens where `num_rows` sequences with `depth` tokens each decode; None while too little has been seen."""
+        chunk, attended = self._max_chunk_tokens, num_rows * depth
+        batch = self.predict(num_rows, attended)
+        mixed = self.predict(num_rows + chunk, attended + chunk * (depth + chunk) // 2)
+        if batch is None or mixed is None:
+            return None
+        return Costs((mixed - batch) / chunk / 1000, batch / num_rows / 1000)
 
     def chunk_tokens(self, *, decode_tokens: int, decode_attended: int, start: int) -> int:
         """Prompt tokens that a step with these decode rows may carry for a sequence with `start` tokens stored."""

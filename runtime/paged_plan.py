@@ -63,6 +63,7 @@ def plan_paged_engine(manifest: Manifest, config: EngineConfig, *, device_bytes:
         max_chunk_tokens=min(chunk, wanted),
         max_logit_rows=max_logit_rows,
         max_waiting=config.max_waiting,
+        max_waiting_tokens=config.max_waiting_tokens,
         max_step_ms=config.max_step_ms,
         deterministic=False,
         drafter_keep_bytes=0 if config.drafter == NO_DRAFTER else MAX_DRAFTER_KEEP,

@@ -46,6 +46,11 @@ class Placement:
         """Sequences without a row."""
         return tuple(self._queue)
 
+    @property
+    def running(self) -> tuple[Sequence, ...]:
+        """Sequences with a row."""
+        return tuple(self._running)
+
     def by_age(self) -> list[Sequence]:
         """Running sequences, largest priority first, then oldest: the last one is the next victim."""
         return sorted(self._running, key=_rank)

@@ -40,6 +40,7 @@ class EnginePlan:
     max_chunk_tokens: int
     max_logit_rows: int
     max_waiting: int
+    max_waiting_tokens: int  # of prompts
     max_step_ms: float | None
     deterministic: bool
     drafter_keep_bytes: int = 0  # what the drafter may keep of past requests
@@ -129,6 +130,7 @@ def plan_engine(
         max_chunk_tokens=chunk,
         max_logit_rows=config.max_logit_rows,
         max_waiting=config.max_waiting,
+        max_waiting_tokens=config.max_waiting_tokens,
         max_step_ms=config.max_step_ms,
         deterministic=config.deterministic,
         drafter_keep_bytes=keep,

@@ -128,6 +128,7 @@ class Request:
     grammar: Grammar | None = None  # no token that it does not allow is ever drawn
     tenant: bytes = b""  # those of one tenant take turns with others', by tokens computed
     weight: int = 1  # of the tenant's share, at least 1
+    max_wait_s: float | None = None  # refused when it would have to wait longer for its row
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import pytest
 from ortserve.runtime.constraint import Constraint
 from ortserve.runtime.driver import Driver
 from ortserve.runtime.errors import ContextLengthError, EngineClosedError, OverloadedError, RequestError
+from ortserve.runtime.pace import Costs
 from ortserve.runtime.request import Delta, FinishReason, Request, SamplingParams
 from tests.runtime.driving import ENDLESS, PATIENCE_S, Collector, Gate, driving, greedy, prompt_of
 from tests.runtime.synthetic import SyntheticModel, greedy_tokens, whole
@@ -125,16 +126,26 @@ def test_a_full_queue_refuses_with_an_estimate_and_takes_more_later(synthetic: S
         assert tokens_of(collector.wait_for("late")) == greedy_tokens(prompt_of(9), greedy("", 9).sampling)
 
 
-def test_the_estimate_follows_from_how_fast_requests_finished(synthetic: SyntheticModel) -> None:
+def test_the_estimate_follows_from_what_steps_have_taken_and_what_runs(synthetic: SyntheticModel) -> None:
     with driving(synthetic, max_rows=1, max_waiting=0) as driver:
-        for now in (10.0, 12.0, 14.0):
-            driver._finish_rate.add(1, now)
+        collector = Collector()
+        costs = Costs(prompt_s=0.25, output_s=0.5)
+        driver._engine._pace.costs = lambda num_rows, depth: costs  # type: ignore[method-assign]
         gate = Gate(driver)
-        driver.submit(Request("running", (1,), ENDLESS), Collector())
+        driver.submit(Request("running", (1,), replace(ENDLESS, max_tokens=200)), collector)
         gate.wait_until_held()
+        gate.open()
+        collector.wait_for("running", num_deltas=1)
+        gate = Gate(driver)
+        gate.wait_until_held()
+        num_output = len(tokens_of(collector.of("running")))
+        assert 0 < num_output < 200
         with pytest.raises(OverloadedError) as error:
-            driver.submit(greedy("late", 1), Collector())
-        assert error.value.retry_after_s == pytest.approx(2.0)
+            driver.submit(greedy("late", 1), collector)
+        assert error.value.retry_after_s == pytest.approx(0.25 + 0.5 * (200 - num_output))
+        assert driver.queue_stats().num_requests == 0
+        with pytest.raises(OverloadedError):
+            driver.check_room()
         gate.open()
 
 
