@@ -47,7 +47,10 @@ from ortserve.gateway.warming import Whose
 from ortserve.gateway.watch import Patience
 
 RATE_HEADERS = [
-    f"x-ratelimit-{word}-{noun}" for word in ("limit", "remaining", "reset") for noun in ("requests", "tokens")
+    name
+    for noun in ("requests", "tokens")
+    for word in ("limit", "remaining", "reset")
+    for name in (f"x-ratelimit-{word}-{noun}", f"anthropic-ratelimit-{noun}-{word}")
 ]
 GENERATION_PATHS = (
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/responses/input_tokens", "/v1/messages",

@@ -17,6 +17,7 @@ from ortserve.gateway.access.access import Access
 from ortserve.gateway.access.grant import Scope as KeyScope
 from ortserve.gateway.access.grant import anonymous
 from ortserve.gateway.access.quota import Quotas
+from ortserve.gateway.access.rate_limit import rate_headers
 from ortserve.gateway.anthropic_errors import anthropic_body, speaks_anthropic
 from ortserve.gateway.directory import Directory
 from ortserve.gateway.errors import (
@@ -81,7 +82,8 @@ class Edge:
         scope[SCOPE_KEY] = exchange
         request_id = exchange.request_id.encode()
         headers = [(b"x-request-id", request_id)]
-        if speaks_anthropic(canonical_path(scope["path"])):
+        is_anthropic = speaks_anthropic(canonical_path(scope["path"]))
+        if is_anthropic:
             headers.append((b"request-id", request_id))
 
         async def send_with_id(message: Message) -> None:
@@ -89,8 +91,10 @@ class Edge:
                 exchange.status = message["status"]
                 message["headers"] = [*message["headers"], *headers]
                 if exchange.quota is not None:
-                    told = exchange.quota.headers(time.monotonic())
-                    message["headers"] += [(name.encode(), value.encode()) for name, value in told.items()]
+                    told = rate_headers(exchange.quota.limits(time.monotonic()), is_anthropic=is_anthropic)
+                    own = [(name.encode(), value.encode()) for name, value in told.items()]
+                    names = {name for name, _ in own}  # the key's own limits, not the queue's
+                    message["headers"] = [pair for pair in message["headers"] if pair[0] not in names] + own
                 ignored = exchange.unheeded.header()
                 if ignored:
                     message["headers"].append((IGNORED_HEADER, ignored.encode()))
@@ -251,7 +255,8 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
     """The envelope as a reply, Anthropic's where the path is."""
     is_anthropic = speaks_anthropic(scope["path"])
     body = anthropic_body(problem, exchange_of(scope).request_id) if is_anthropic else problem.body()
-    return Response(body, problem.status, dict(problem.headers), "application/json")
+    headers = {**problem.headers, **rate_headers(problem.limits, is_anthropic=is_anthropic)}
+    return Response(body, problem.status, headers, "application/json")
 
 
 def too_large(limit: int) -> Problem:

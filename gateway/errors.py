@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from ortserve.gateway.access.rate_limit import RateLimit
 from ortserve.runtime.errors import (
     ContextLengthError,
     EngineClosedError,
     OrtserveError,
     OverloadedError,
     RequestError,
+    WaitTooLongError,
 )
 
 MAX_MESSAGE = 2000  # characters
@@ -31,6 +33,7 @@ class Problem:
     param: str | None = None
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    limits: tuple[RateLimit, ...] = ()  # what it has exceeded
 
     def __post_init__(self) -> None:
         """Cut what a client has said at length: it is named, not repeated."""
@@ -139,19 +142,29 @@ def from_runtime(error: OrtserveError, *, prompt_param: str) -> Problem:
         return context_overflow(error.num_prompt_tokens, error.max_context, param=prompt_param)
     if isinstance(error, RequestError):
         return Problem(400, f"Invalid request: {error}.", param=error.parameter, code="invalid_value")
+    if isinstance(error, WaitTooLongError):
+        return overloaded(f"{error}", retry_after_s=error.retry_after_s)
     if isinstance(error, OverloadedError):
-        return too_many(f"{error}", retry_after_s=error.retry_after_s)
+        return too_many(f"{error}", retry_after_s=error.retry_after_s, limit=error.limit)
     if isinstance(error, EngineClosedError):
         return unavailable(f"The engine has stopped: {error}.")
     return internal_error(f"The engine failed while running this request: {error}.")
 
 
-def too_many(reason: str, *, retry_after_s: float) -> Problem:
-    """A 429: the same request may succeed later."""
+def too_many(reason: str, *, retry_after_s: float, limit: tuple[str, int] | None = None) -> Problem:
+    """A 429: the same request may succeed later. `limit`: what is bounded ("requests", "tokens") and by how much."""
     seconds = min(max(retry_after_s, 0.1), MAX_RETRY_AFTER_S)
     message = f"Too many requests are waiting: {reason}. Please try again in {seconds:.1f}s."
     headers = _retry_headers(seconds)
-    return Problem(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
+    limits = () if limit is None else (RateLimit(limit[0], limit[1], 0, seconds),)
+    return Problem(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers, limits=limits)
+
+
+def overloaded(reason: str, *, retry_after_s: float) -> Problem:
+    """A 503: there is room, and the answer would come too late."""
+    seconds = min(max(retry_after_s, 0.1), MAX_RETRY_AFTER_S)
+    message = f"The server is overloaded: {reason}. Please try again in {seconds:.1f}s."
+    return Problem(503, message, type="server_error", code="server_overloaded", headers=_retry_headers(seconds))
 
 
 def rate_limited(limit: str, amount: int, *, retry_after_s: float) -> Problem:

@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ortserve.gateway.cache_options import CacheSettings
-from ortserve.gateway.configuration.kinds import MODEL, PATH, POSITIVE, SECONDS, SIZE, SWITCH, TEXT, WORDS, choice
+from ortserve.gateway.configuration.kinds import (
+    MODEL,
+    NATURAL,
+    PATH,
+    POSITIVE,
+    SECONDS,
+    SIZE,
+    SWITCH,
+    TEXT,
+    WORDS,
+    choice,
+)
 from ortserve.gateway.configuration.option import option
 from ortserve.gateway.drafter_options import DrafterSettings
 
@@ -40,6 +51,8 @@ class EngineSettings:
     max_rows: int | None = option(None, POSITIVE, "sequences at once (16; CUDA: 64)", metavar="N")
     max_context: int | None = option(None, POSITIVE, "tokens per sequence", metavar="N")
     max_step_ms: float | None = option(None, SECONDS, "bound on one engine step", metavar="MS")
+    max_waiting: int = option(1024, NATURAL, "requests beyond the rows before more are refused (1024)", metavar="N")
+    max_waiting_tokens: int = option(2**20, NATURAL, "tokens of their prompts (1048576)", metavar="N")
     deterministic: bool = option(False, SWITCH, "same bits in any batch")
     threads: int | None = option(None, POSITIVE, "threads of the model", metavar="N")
     kv_memory: int | None = option(None, SIZE, "for running sequences, as 2GiB", metavar="SIZE")

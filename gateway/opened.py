@@ -64,6 +64,8 @@ def open_model(
             max_context=engine.max_context,
             kv_memory=engine.kv_memory,
             max_step_ms=engine.max_step_ms,
+            max_waiting=engine.max_waiting,
+            max_waiting_tokens=engine.max_waiting_tokens,
             num_threads=num_threads or engine.threads,
             deterministic=engine.deterministic,
             prompt_cache=cache.prompt_cache,

@@ -6,10 +6,9 @@ what it has generated is charged when it ends. Whoever overdraws waits until the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ortserve.gateway.access.bucket import Bucket
 from ortserve.gateway.access.grant import Grant, Limits
+from ortserve.gateway.access.rate_limit import RateLimit
 from ortserve.gateway.errors import ApiError, rate_limited
 
 BYTES_PER_TOKEN = 4  # of a prompt that nobody has read yet
@@ -52,15 +51,15 @@ class Quota:
         if self._tokens is not None:
             self._tokens.take(num_tokens, now_s)
 
-    def headers(self, now_s: float) -> Mapping[str, str]:
-        """What OpenAI tells of the limits: bounds, what is left, and when all of it is again."""
-        found = {}
-        for bucket, word in ((self._requests, "requests"), (self._tokens, "tokens")):
-            if bucket is not None:
-                found[f"x-ratelimit-limit-{word}"] = str(bucket.per_minute)
-                found[f"x-ratelimit-remaining-{word}"] = str(max(0, int(bucket.level(now_s))))
-                found[f"x-ratelimit-reset-{word}"] = duration(bucket.wait_s(bucket.per_minute, now_s))
-        return found
+    def limits(self, now_s: float) -> tuple[RateLimit, ...]:
+        """What clients are told: bounds, what is left, and when all of it is again."""
+        return tuple(
+            RateLimit(
+                word, bucket.per_minute, max(0, int(bucket.level(now_s))), bucket.wait_s(bucket.per_minute, now_s)
+            )
+            for bucket, word in ((self._requests, "requests"), (self._tokens, "tokens"))
+            if bucket is not None
+        )
 
 
 class Visit:
@@ -96,14 +95,6 @@ class Quotas:
             quota = self._quotas[grant.digest] = Quota(limits, now_s)
         quota.change(limits, now_s)
         return quota
-
-
-def duration(seconds: float) -> str:
-    """As OpenAI writes it: 6m0s, 1.5s, 120ms."""
-    if seconds < 1:
-        return f"{round(seconds * 1000)}ms"
-    minutes, rest = divmod(seconds, 60)
-    return f"{f'{minutes:.0f}m' if minutes else ''}{round(rest, 3):g}s"
 
 
 def _changed(bucket: Bucket | None, per_minute: int | None, now_s: float) -> Bucket | None:

@@ -65,6 +65,14 @@ def positive(text: str) -> int:
     return value
 
 
+def natural(text: str) -> int:
+    """A whole number of at least zero. Raises `ValueError`."""
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
 def port(text: str) -> int:
     """0 (any free one) to 65535. Raises `ValueError`."""
     value = int(text)
@@ -160,6 +168,7 @@ TEXT = Kind("a string", str)
 SWITCH = Kind("true or false", _switch, (bool,), is_switch=True)
 PORT = Kind("a port between 0 and 65535", port, (int,))
 POSITIVE = Kind("a whole number above 0", positive, (int,))
+NATURAL = Kind("a whole number of at least 0", natural, (int,))
 SECONDS = Kind("a number of at least 0", seconds, (int, float))
 SIZE = Kind("a size such as 512MB or 2GiB", num_bytes, (str, int))
 MODEL = Kind("a folder or a hub id", _not_empty)  # in a file, relative to its folder where that is a model

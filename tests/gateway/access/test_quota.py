@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from ortserve.gateway.access.access import Access
 from ortserve.gateway.access.bucket import Bucket
 from ortserve.gateway.access.grant import Limits
-from ortserve.gateway.access.quota import Quota, duration
+from ortserve.gateway.access.quota import Quota
+from ortserve.gateway.access.rate_limit import RateLimit, duration, rate_headers
 from ortserve.gateway.errors import ApiError
 from tests.gateway.access.test_access import CHAT, MESSAGE, bearer
 from tests.gateway.access.test_key_file import file_of, line
@@ -43,10 +45,14 @@ def test_after_the_wait_there_is_what_was_waited_for(per_minute: int, used: int)
     assert wait == 0 or bucket.level(0.0) < 1
 
 
+def told(quota: Quota) -> dict[str, str]:
+    return rate_headers(quota.limits(0.0), is_anthropic=False)
+
+
 def test_what_was_estimated_is_settled_once() -> None:
     quota = Quota(Limits(tokens_per_minute=100), 0.0)
     visit = quota.admit(200, 0.0)
-    assert quota.headers(0.0)["x-ratelimit-remaining-tokens"] == "49"
+    assert told(quota)["x-ratelimit-remaining-tokens"] == "49"
     visit.end(130, 0.0)
     visit.end(130, 0.0)
     assert quota.num_running == 0
@@ -61,15 +67,24 @@ def test_other_limits_keep_what_was_used() -> None:
     for _ in range(8):
         quota.admit(0, 0.0)
     quota.change(Limits(requests_per_minute=9, concurrency=100), 0.0)
-    assert quota.headers(0.0)["x-ratelimit-remaining-requests"] == "1"
+    assert told(quota)["x-ratelimit-remaining-requests"] == "1"
     quota.change(Limits(concurrency=8), 0.0)
-    assert quota.headers(0.0) == {}
+    assert told(quota) == {}
     with pytest.raises(ApiError, match="concurrent requests: limit 8"):
         quota.admit(0, 0.0)
 
 
 def test_durations() -> None:
     assert [duration(one) for one in (0, 0.0174, 1.5, 60, 361.25)] == ["0ms", "17ms", "1.5s", "1m0s", "6m1.25s"]
+
+
+def test_anthropics_words_for_the_same() -> None:
+    limit = RateLimit("tokens", 100, 40, 35.2)
+    assert limit.anthropic_headers(datetime(2026, 5, 1, 23, 59, 30, tzinfo=UTC)) == {
+        "anthropic-ratelimit-tokens-limit": "100",
+        "anthropic-ratelimit-tokens-remaining": "40",
+        "anthropic-ratelimit-tokens-reset": "2026-05-02T00:00:06Z",
+    }
 
 
 def test_limits_over_http(tmp_path: Path) -> None:
@@ -86,6 +101,9 @@ def test_limits_over_http(tmp_path: Path) -> None:
         assert 1 <= int(refused.headers["retry-after"]) <= 31
         assert "x-ratelimit-reset-requests" in refused.headers
         again = http.post("/v1/messages", json=MESSAGE, headers=bearer("few"))
+        assert again.headers["anthropic-ratelimit-requests-remaining"] == "0"
+        assert again.headers["anthropic-ratelimit-requests-reset"].endswith("Z")
+        assert not [name for name in again.headers if name.startswith("x-ratelimit")]
         assert again.json()["error"]["type"] == "rate_limit_error"
         assert http.get("/v1/models", headers=bearer("few")).status_code == 200  # costs nothing
         used = 0
