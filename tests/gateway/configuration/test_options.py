@@ -12,6 +12,7 @@ import pytest
 
 from ortserve.gateway.configuration.kinds import (
     MODEL,
+    NATURAL,
     NETWORKS,
     PAIRS,
     PATH,
@@ -36,6 +37,7 @@ SAMPLES: list[tuple[Kind[Any], str, str]] = [
     (MODEL, "some/model", '"some/model"'),
     (PORT, "81", "81"),
     (POSITIVE, "7", "7"),
+    (NATURAL, "0", "0"),
     (SECONDS, "2.5", "2.5"),
     (SIZE, "3MiB", '"3MiB"'),
     (PAIRS, "a=1", "{a = 1}"),
