@@ -21,14 +21,15 @@ from ortserve.export.safetensors_file import StoredTensor as SafetensorsTensor
 from ortserve.runtime.manifest import AdapterFacts
 
 WEIGHTS = "model.safetensors"
+CARD = "README.md"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 RANDOM_WEIGHTS = "ortserve_random_weights"  # true in config.json: written by `ortserve toy`, never trained
 GENERATION = "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
-ENCODER_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model"]
+ENCODER_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", CARD]
 MORE_TEMPLATES = "additional_chat_templates"  # as transformers names the folder: one file per template
 HUB_PATTERNS = [
-    "*.safetensors", "*.safetensors.index.json", "config.json", GENERATION, *TOKENIZER_FILES, *OLD_FILES,
+    "*.safetensors", "*.safetensors.index.json", "config.json", GENERATION, *TOKENIZER_FILES, *OLD_FILES, CARD,
     f"{MORE_TEMPLATES}/*.jinja",
 ]  # fmt: skip
 

@@ -7,11 +7,8 @@ are imported where work is done, so that `ortserve --help` is fast.
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
-
-import msgspec
 
 from ortserve.export.bundled import bundled_draft, bundled_model, resolve_source
 from ortserve.export.encoders.cli import (
@@ -22,7 +19,7 @@ from ortserve.export.encoders.cli import (
     run_encoder_inspect,
     run_encoder_verify,
 )
-from ortserve.export.errors import CheckFailedError, ExportError
+from ortserve.export.errors import CheckFailedError, ExportError, UnprovenError
 from ortserve.export.precisions import (
     ACTIVATIONS,
     BLOCK_SIZES,
@@ -31,6 +28,7 @@ from ortserve.export.precisions import (
     DEVICES,
     PRECISIONS,
 )
+from ortserve.export.printing import print_export, print_failure, print_json, print_text, print_verdict
 from ortserve.export.shapes import SHAPES, find_shape
 
 __all__ = [
@@ -98,26 +96,29 @@ def configure_export(parser: ArgumentParser) -> None:
     )
     add_encoder_arguments(parser)
     _add_force(parser)
-    parser.add_argument("--no-verify", action="store_true", help="skip the proof; the manifest says so")
-    parser.add_argument("--allow-unproven", action="store_true", help="keep the export even if the proof fails")
+    parser.add_argument("--no-verify", action="store_true", help="skip the proof; the folder is marked unverified")
+    parser.add_argument(
+        "--allow-unproven",
+        action="store_true",
+        help="status 0 even if the proof fails; the folder is marked unverified",
+    )
     _add_json(parser)
 
 
 def run_export(arguments: Namespace) -> int:
-    """Prints the proof, or with --json the manifest."""
+    """Prints the report, or with --json manifest and report; 1 when the proof fails."""
     if arguments.task != GENERATE:
         if arguments.adapter is not None:
             raise ExportError("--adapter is for models that generate: leave it out, or leave out --task")
         return run_encoder_export(arguments)
     if arguments.name is not None or arguments.dimensions:
         raise ExportError("--name and --dimensions are for encoders: leave them out, or add --task embeddings")
-    from ortserve.export.inspection import describe_parity
     from ortserve.export.open_source import open_source
     from ortserve.export.publish import export_checkpoint
 
     try:
         with open_source(resolve_source(arguments.source), arguments.adapter) as checkpoint:
-            manifest = export_checkpoint(
+            export_checkpoint(
                 checkpoint,
                 arguments.destination,
                 precision=arguments.precision,
@@ -131,20 +132,20 @@ def run_export(arguments: Namespace) -> int:
                 force=arguments.force,
                 allow_unproven=arguments.allow_unproven,
             )
+    except UnprovenError as error:
+        if error.folder is not None:
+            print_export(error.folder, as_json=arguments.json)
+        return print_failure(error)
     except CheckFailedError as error:
-        return _failed(error)
-    if arguments.json:
-        return _print_json(manifest)
-    size = f"{manifest.num_parameters:,} parameters, {manifest.weight_bytes / 1e6:,.1f} MB"
-    lines = [f"{arguments.destination}: {manifest.name} in {manifest.precision}, {size}"]
-    return _print("\n".join([*lines, *describe_parity(manifest.parity)]) + "\n")
+        return print_failure(error)
+    return print_export(arguments.destination, as_json=arguments.json)
 
 
 def configure_verify(parser: ArgumentParser) -> None:
     """`ortserve verify DIR`."""
     _describe(
         parser,
-        "Check that an exported model is whole and loads; with --against, prove it again against its checkpoint.",
+        "Check that an exported model is what its report says; with --against, measure it again and renew the report.",
         "ortserve verify smollm2 --against HuggingFaceTB/SmolLM2-135M-Instruct",
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="exported model")
@@ -154,32 +155,23 @@ def configure_verify(parser: ArgumentParser) -> None:
 
 
 def run_verify(arguments: Namespace) -> int:
-    """Prints the verdict, or with --json the parity report (null without --against)."""
+    """Prints the report and the verdict, which is the exit status."""
     if is_encoder(arguments.folder):
         return run_encoder_verify(arguments)
-    from ortserve.export.families import read_architecture
-    from ortserve.export.inspection import describe_parity
-    from ortserve.export.integrity import check_adapter, check_integrity
     from ortserve.export.open_source import open_source
-    from ortserve.export.verify import check_parity
+    from ortserve.export.verifying import verify_folder
 
     if arguments.adapter is not None and arguments.against is None:
         raise ExportError("--adapter is compared with --against: name the base model too")
     try:
-        manifest = check_integrity(arguments.folder)
-        parity = None
-        if arguments.against is not None:
+        if arguments.against is None:
+            report = verify_folder(arguments.folder, None)
+        else:
             with open_source(resolve_source(arguments.against), arguments.adapter) as checkpoint:
-                check_adapter(arguments.folder, manifest, checkpoint)
-                parity = check_parity(arguments.folder, manifest, read_architecture(checkpoint), checkpoint)
+                report = verify_folder(arguments.folder, checkpoint)
     except CheckFailedError as error:
-        return _failed(error)
-    if arguments.json:
-        _print_json({"name": manifest.name, "digest": manifest.digest, "parity": parity})
-    else:
-        lines = [f"{arguments.folder}: {manifest.name} is whole, digest {manifest.digest}, and loads"]
-        _print("\n".join([*lines, *(describe_parity(parity) if parity else ())]) + "\n")
-    return 0 if parity is None or parity.passed else 1
+        return print_failure(error)
+    return print_verdict(arguments.folder, report, measured=arguments.against is not None, as_json=arguments.json)
 
 
 def configure_inspect(parser: ArgumentParser) -> None:
@@ -198,8 +190,8 @@ def run_inspect(arguments: Namespace) -> int:
     try:
         facts = inspect_model(arguments.folder)
     except CheckFailedError as error:
-        return _failed(error)
-    return _print_json(facts) if arguments.json else _print(describe_model(facts))
+        return print_failure(error)
+    return print_json(facts) if arguments.json else print_text(describe_model(facts))
 
 
 def configure_toy(parser: ArgumentParser) -> None:
@@ -221,7 +213,7 @@ def run_toy(arguments: Namespace) -> int:
 
     shape = find_shape(arguments.shape)
     write_toy_checkpoint(shape, arguments.destination, seed=arguments.seed, force=arguments.force, progress=True)
-    return _print(f"{arguments.destination}: {shape.num_parameters:,} random parameters, {arguments.shape}\n")
+    return print_text(f"{arguments.destination}: {shape.num_parameters:,} random parameters, {arguments.shape}\n")
 
 
 def configure_widen(parser: ArgumentParser) -> None:
@@ -250,7 +242,7 @@ def run_widen(arguments: Namespace) -> int:
         force=arguments.force,
         progress=True,
     )
-    return _print(f"{arguments.destination}: {arguments.source} at the cost of {arguments.like}\n")
+    return print_text(f"{arguments.destination}: {arguments.source} at the cost of {arguments.like}\n")
 
 
 def _describe(parser: ArgumentParser, description: str, example: str) -> None:
@@ -265,17 +257,3 @@ def _add_force(parser: ArgumentParser) -> None:
 
 def _add_json(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-
-
-def _print(text: str) -> int:
-    sys.stdout.write(text)
-    return 0
-
-
-def _print_json(value: object) -> int:
-    return _print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
-
-
-def _failed(error: CheckFailedError) -> int:
-    sys.stderr.write(f"ortserve: {error}\n")
-    return 1

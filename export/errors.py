@@ -8,6 +8,8 @@ ModelError
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ortserve.runtime.errors import ModelError
 
 
@@ -20,4 +22,11 @@ class CheckFailedError(ExportError):
 
 
 class UnprovenError(CheckFailedError):
-    """The exported graph differs from the reference by more than its precision allows."""
+    """The exported graph differs from the reference by more than its precision allows.
+
+    `folder` holds it, marked unverified; None: it was not kept.
+    """
+
+    def __init__(self, message: str, folder: Path | None = None) -> None:
+        super().__init__(message)
+        self.folder = folder

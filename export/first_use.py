@@ -28,8 +28,9 @@ def ensure_exported(source: str | Path, cache_folder: Path, *, precision: str | 
     """The exported folder for `source`: itself when it is one, else from the cache, else exported into it now.
 
     Two processes may ask at once: one exports, the other waits for it. The name in the cache carries a digest of the
-    source's files, the precision and the exporter's recipe, so a changed checkpoint is exported anew. Raises
-    `ExportError` for an unusable checkpoint or cache folder, `UnprovenError` when the proof fails.
+    source's files, the precision and the exporter's recipe, so a changed checkpoint is exported anew. One whose proof
+    fails is kept and marked unverified: whoever serves it decides. Raises `ExportError` for an unusable checkpoint or
+    cache folder.
     """
     if (Path(source) / MANIFEST_NAME).exists():
         return Path(source)
@@ -45,7 +46,7 @@ def _ensure(checkpoint: Checkpoint, cache_folder: Path, *, precision: str | None
     with _locked(destination, progress=progress):
         if not (destination / MANIFEST_NAME).exists():
             remove_partial_folders(destination)  # the lock says that nobody is writing them
-            export_checkpoint(checkpoint, destination, precision=precision, progress=progress)
+            export_checkpoint(checkpoint, destination, precision=precision, progress=progress, allow_unproven=True)
     return destination
 
 

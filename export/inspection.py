@@ -11,7 +11,10 @@ import onnx
 from onnx import TensorProto
 
 from ortserve.export.integrity import read_graph
-from ortserve.runtime.manifest import Manifest, ParityReport, TakenFacts, read_manifest
+from ortserve.export.report_text import describe_report
+from ortserve.runtime.errors import ReportError
+from ortserve.runtime.manifest import Manifest, TakenFacts, read_manifest
+from ortserve.runtime.report import Report, read_report
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class ModelFacts:
     manifest: Manifest
     graph: GraphFacts
     file_bytes: Mapping[str, int]
+    report: Report | None  # None: there is none that can be read
 
 
 def inspect_model(folder: Path) -> ModelFacts:
@@ -58,7 +62,15 @@ def inspect_model(folder: Path) -> ModelFacts:
         outputs=tuple(_value(info) for info in model.graph.output),
     )
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
-    return ModelFacts(manifest, graph, sizes)
+    return ModelFacts(manifest, graph, sizes, find_report(folder))
+
+
+def find_report(folder: Path) -> Report | None:
+    """None where there is none that can be read."""
+    try:
+        return read_report(folder)
+    except ReportError:
+        return None
 
 
 def describe_model(facts: ModelFacts) -> str:
@@ -92,7 +104,7 @@ def describe_model(facts: ModelFacts) -> str:
         ("files", ", ".join(f"{name} {size / 1e6:,.2f} MB" for name, size in facts.file_bytes.items())),
     ]  # fmt: skip
     lines = [f"{label:12} {text}" for label, text in rows if text]
-    return "\n".join([*lines, *describe_parity(manifest.parity)]) + "\n"
+    return "\n".join([*lines, *describe_report(facts.report)]) + "\n"
 
 
 def _taken(taken: TakenFacts | None) -> str:
@@ -100,39 +112,6 @@ def _taken(taken: TakenFacts | None) -> str:
         return ""
     groups = "rows" if taken.group_size is None else f"groups of {taken.group_size}"
     return f"{taken.num_matrices} matrices as {taken.method} quantized them, {taken.bits} bits in {groups}"
-
-
-def describe_parity(parity: ParityReport | None) -> Iterator[str]:
-    """One line for the verdict and one for each comparison."""
-    if parity is None:
-        yield f"{'proof':12} none: exported without verification"
-        return
-    verdict = "passed" if parity.passed else "FAILED"
-    yield (
-        f"{'proof':12} {verdict} (mean KL at most {parity.max_mean_kl:g}, same best token at least"
-        f" {parity.min_top1_agreement:.0%}) against the {parity.reference}"
-    )
-    for case in parity.cases:
-        yield (
-            f"  {case.name:10} {case.num_positions} positions: mean KL {case.mean_kl:.2e}, same best token"
-            f" {case.top1_agreement:.1%}, largest error {case.max_abs_error:.2e}"
-        )
-    if parity.stored is not None:
-        yield (
-            f"  {'as stored':10} {parity.stored.num_positions} positions against the reference over the stored"
-            f" matrices: 10th percentile of KL {parity.stored.low_kl:.2e} (at most {parity.stored.max_low_kl:g}),"
-            f" matrices off by a factor of {parity.stored.factor_error:.2%} at most"
-        )
-    if parity.perplexity is not None:
-        found = parity.perplexity
-        limit = "" if found.max_ratio is None else f" (at most {found.max_ratio - 1:+.2%})"
-        yield (
-            f"  {'perplexity':10} {found.num_tokens} held-out tokens: {found.graph:.3f}, reference"
-            f" {found.reference:.3f}, {found.ratio - 1:+.2%}{limit}"
-        )
-    if parity.greedy is not None:
-        agreed = parity.greedy
-        yield f"  {'greedy':10} the first {agreed.agreed} of {agreed.num_tokens} tokens are the reference's"
 
 
 def _value(info: onnx.ValueInfoProto) -> GraphValue:

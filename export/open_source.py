@@ -33,7 +33,7 @@ def open_source(source: str | Path, adapter: Path | None = None) -> Iterator[Che
 
 def _open_gguf(path: Path, folder: Path) -> Checkpoint:
     file = read_gguf(path)
-    config = {**gguf_config(file), "eos_token_id": gguf_eos_ids(file)}
+    config = {**gguf_config(file), "eos_token_id": gguf_eos_ids(file), "license": file.metadata.get("general.license")}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     write_gguf_tokenizer(file, folder)
     return Checkpoint(

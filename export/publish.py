@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ortserve.export.checkpoint import Checkpoint, open_checkpoint
 from ortserve.export.data_file import DataFile
 from ortserve.export.decoder import build_decoder
 from ortserve.export.describe import describe_generation, describe_tokens
-from ortserve.export.errors import ExportError, UnprovenError
+from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
 from ortserve.export.graph_builder import GraphBuilder
 from ortserve.export.integrity import DATA_NAME, GRAPH_NAME, file_digest, join_digests
@@ -22,20 +21,22 @@ from ortserve.export.plan import MAX_CAUTION, ExportPlan, default_block_size, pl
 from ortserve.export.precisions import DEVICE_PRECISIONS, Device
 from ortserve.export.progress import show_progress
 from ortserve.export.recipe import Calibration
+from ortserve.export.report import check_proved, check_replaceable, make_report, write_report
 from ortserve.export.sensitivity import measure_options
+from ortserve.export.source_facts import describe_source
 from ortserve.export.takeover import REQUANTIZE, choose_precision, find_block_formats
 from ortserve.export.verify import check_parity
+from ortserve.export.versions import version_of
 from ortserve.runtime.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     KvLayout,
     Manifest,
-    ParityReport,
     TakenFacts,
     manifest_json,
 )
 
-RECIPE = 3  # raise it when the same checkpoint becomes another graph: caches of exports then miss
+RECIPE = 4  # raise it when the same checkpoint becomes another graph: caches of exports then miss
 MIN_ONNXRUNTIME = "1.32"  # GroupQueryAttention with query_seqlens
 MIN_PAGED_ONNXRUNTIME = "1.31.1"  # PagedAttention with slot mapping and attention metadata
 
@@ -59,9 +60,10 @@ def export_checkpoint(
     """Export a checkpoint, its folder or hub id into the new folder `destination`.
 
     No `precision` is the device's first, or that of a quantized checkpoint, whose matrices are taken over unless
-    `requantize`. The folder appears complete or not at all. `verify` compares the graph with the independent reference
-    and raises `UnprovenError` when the proof fails, unless `allow_unproven`. Raises `ExportError` for an unusable
-    checkpoint, an existing destination without `force`, or a full disk.
+    `requantize`. The folder appears complete or not at all, with a report of what `verify` measured against the
+    independent reference. A folder that is not proved is marked unverified; when the proof fails, `UnprovenError` is
+    raised after it was written, unless `allow_unproven`, and one that is verified is not replaced by it. Raises
+    `ExportError` for an unusable checkpoint, an existing destination without `force`, or a full disk.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     architecture = read_architecture(checkpoint)
@@ -94,50 +96,43 @@ def export_checkpoint(
         for caution in range(MAX_CAUTION + 1):
             plan = plan_with(calibration=calibration, caution=caution)
             with show_progress(f"export {checkpoint.name} {precision}", plan.num_bytes, wanted=progress) as advance:
-                manifest = _write_model(folder, plan, checkpoint, advance)
-            if verify:
-                manifest = replace(manifest, parity=check_parity(folder, manifest, plan.architecture, checkpoint))
-            if calibration is None or manifest.parity is None or manifest.parity.passed:
+                written = _write_model(folder, plan, checkpoint, advance)
+            manifest = written.manifest
+            parity = check_parity(folder, manifest, plan.architecture, checkpoint) if verify else None
+            if calibration is None or parity is None or parity.passed:
                 break
-        if manifest.parity is not None and not manifest.parity.passed and not allow_unproven:
-            raise UnprovenError(_unproven(checkpoint, manifest, manifest.parity))
         (folder / MANIFEST_NAME).write_bytes(manifest_json(manifest))
+        source_facts = describe_source(checkpoint)
+        report = make_report(folder, manifest, parity, source=source_facts, known=written.sha256)
+        write_report(folder, manifest, report)
+        if verify and not allow_unproven:
+            check_replaceable(report, destination)
+    if verify and not allow_unproven:
+        check_proved(report, destination)
     return manifest
 
 
-def _unproven(checkpoint: Checkpoint, manifest: Manifest, parity: ParityReport) -> str:
-    worst = max(case.mean_kl for case in parity.cases)
-    agreement = min(case.top1_agreement for case in parity.cases)
-    findings = [
-        f"mean KL {worst:.3g} (limit {parity.max_mean_kl:.3g})",
-        f"top-1 agreement {agreement:.1%} (limit {parity.min_top1_agreement:.1%})",
-    ]
-    if parity.stored is not None:
-        findings.append(
-            f"10th percentile of KL as stored {parity.stored.low_kl:.2g} (limit {parity.stored.max_low_kl:.2g})"
-        )
-    if parity.perplexity is not None and parity.perplexity.max_ratio is not None:
-        found = parity.perplexity
-        findings.append(f"perplexity {found.ratio - 1:+.2%} (limit {parity.perplexity.max_ratio - 1:+.2%})")
-    return (
-        f"{checkpoint.name} in {manifest.precision} differs from the reference: {', '.join(findings)}:"
-        " choose a higher precision, or publish it anyway with --allow-unproven"
-    )
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A model in its folder, but for its manifest."""
+
+    manifest: Manifest
+    sha256: Mapping[str, str]  # of files, hexadecimal, by name
 
 
-def _write_model(folder: Path, plan: ExportPlan, checkpoint: Checkpoint, advance: Callable[[int], None]) -> Manifest:
+def _write_model(folder: Path, plan: ExportPlan, checkpoint: Checkpoint, advance: Callable[[int], None]) -> _Written:
     tokens = describe_tokens(checkpoint, plan.architecture.vocab_size)
     with DataFile(folder / DATA_NAME, progress=advance) as data:
         graph = GraphBuilder(data, floats=plan.floats)
         build_decoder(graph, plan, checkpoint)
         data_digest = data.sha256
         weight_bytes = data.num_bytes
-    serialized = graph.model(name=checkpoint.name, producer_version=_version("ortserve")).SerializeToString()
+    serialized = graph.model(name=checkpoint.name, producer_version=version_of("ortserve")).SerializeToString()
     (folder / GRAPH_NAME).write_bytes(serialized)
     checkpoint.copy_tokenizer(folder)
     graph_digest, tokenizer_digest = hashlib.sha256(serialized).digest(), file_digest(folder / "tokenizer.json")
     architecture = plan.architecture
-    return Manifest(
+    manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=checkpoint.name,
         family=architecture.family,
@@ -168,8 +163,9 @@ def _write_model(folder: Path, plan: ExportPlan, checkpoint: Checkpoint, advance
         adapter=checkpoint.adapter,
         taken=_describe_taken(checkpoint, plan),
         matrices=tuple(matrix.facts() for matrix in plan.products()),
-        exporter=", ".join(f"{name} {_version(name)}" for name in ("ortserve", "onnx", "onnxruntime")),
+        exporter=", ".join(f"{name} {version_of(name)}" for name in ("ortserve", "onnx", "onnxruntime")),
     )
+    return _Written(manifest, {DATA_NAME: data_digest.hex(), GRAPH_NAME: graph_digest.hex()})
 
 
 def _describe_taken(checkpoint: Checkpoint, plan: ExportPlan) -> TakenFacts | None:
@@ -179,10 +175,3 @@ def _describe_taken(checkpoint: Checkpoint, plan: ExportPlan) -> TakenFacts | No
         return None
     method = "gptq" if packing.layout == "gptq" else "awq"
     return TakenFacts(method, packing.bits, packing.group_size, num_matrices)
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "unknown"

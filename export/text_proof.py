@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ortserve.runtime.manifest import GreedyAgreement, Perplexity
+from ortserve.runtime.parity import GreedyAgreement, Perplexity
 
 Floats = NDArray[np.float32]
 Compute = Callable[[Sequence[int], int], Floats]  # tokens and how many came before them, to logits [tokens, vocab]

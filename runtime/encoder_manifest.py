@@ -26,28 +26,6 @@ EncoderTask = Literal["embeddings", "rerank"]
 
 
 @dataclass(frozen=True, slots=True)
-class EncoderCase:
-    """One comparison of the exported graph with the reference, over the same texts."""
-
-    name: str  # one by one, in one batch, ...
-    num_texts: int
-    min_cosine: float  # of the worst text; of scores: their correlation over all pairs
-    mean_cosine: float
-    max_error: float  # of any number, relative to its text's largest; of scores: relative to their spread
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderProof:
-    """The proof of an export: thresholds and what was measured."""
-
-    reference: str  # what it was compared with
-    passed: bool
-    least_cosine: float  # threshold of every text
-    largest_error: float  # threshold of every number
-    cases: tuple[EncoderCase, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class EncoderManifest:
     """Everything the runtime and the gateway need to know about an exported encoder."""
 
@@ -74,7 +52,6 @@ class EncoderManifest:
     num_parameters: int
     weight_bytes: int
     via: str  # who made the graph, and why
-    proof: EncoderProof | None = None
     source: str = ""  # folder name or hub id; never a machine path
     exporter: str = ""  # ortserve and library versions
     notes: tuple[str, ...] = field(default=())  # what was assumed because the checkpoint does not say it

@@ -3,6 +3,8 @@
 OrtserveError
 ├── ModelError            the model folder, its manifest or its graph is unusable
 │   ├── ManifestError     manifest.json is missing, unreadable or of another version
+│   ├── ReportError       report.json is missing, unreadable or of another version
+│   ├── UnverifiedError   nothing proves that the model does what its checkpoint does
 │   └── DraftModelError   the small model for drafters does not fit the model that is served
 ├── DeviceError           an execution provider, kernel or library is missing or unfit
 ├── ConfigurationError    an option has a value it cannot have
@@ -29,6 +31,14 @@ class ModelError(OrtserveError):
 
 class ManifestError(ModelError):
     """`manifest.json` is missing, unreadable, or written for another version."""
+
+
+class ReportError(ModelError):
+    """`report.json` is missing, unreadable, or written for another version."""
+
+
+class UnverifiedError(ModelError):
+    """The model's report is missing, says that its proof failed, or belongs to other files."""
 
 
 class DraftModelError(ModelError):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-import msgspec
+from ortserve.export.errors import CheckFailedError, ExportError, UnprovenError
+from ortserve.export.printing import print_export, print_failure, print_json, print_text, print_verdict
 
-from ortserve.export.errors import CheckFailedError, ExportError
+if TYPE_CHECKING:
+    from ortserve.runtime.encoder_manifest import EncoderManifest
+    from ortserve.runtime.report import Report
 
 GENERATE = "generate"
 DEFAULT_PRECISION = "int8"
@@ -43,9 +46,8 @@ def is_encoder(folder: Path) -> bool:
 
 
 def run_encoder_export(arguments: Namespace) -> int:
-    """Prints the proof, or with --json the manifest."""
+    """Prints the report, or with --json manifest and report; 1 when the proof fails."""
     from ortserve.export.encoders.publish import export_encoder
-    from ortserve.export.encoders.report import describe_proof
 
     for name in ("block_size", "max_context"):
         if getattr(arguments, name) is not None:
@@ -53,7 +55,7 @@ def run_encoder_export(arguments: Namespace) -> int:
     if arguments.no_verify:
         raise ExportError("--no-verify saves nothing here, since the reference comes with the graph: leave it out")
     try:
-        manifest = export_encoder(
+        export_encoder(
             arguments.source,
             arguments.destination,
             task=arguments.task,
@@ -63,62 +65,54 @@ def run_encoder_export(arguments: Namespace) -> int:
             force=arguments.force,
             allow_unproven=arguments.allow_unproven,
         )
+    except UnprovenError as error:
+        if error.folder is not None:
+            print_export(error.folder, as_json=arguments.json)
+        return print_failure(error)
     except CheckFailedError as error:
-        return _failed(error)
-    if arguments.json:
-        return _print_json(manifest)
-    size = f"{manifest.num_parameters:,} parameters, {manifest.weight_bytes / 1e6:,.1f} MB"
-    notes = [f"note: {note}" for note in manifest.notes]
-    lines = [f"{arguments.destination}: {manifest.name} in {manifest.precision}, {size}", *notes]
-    return _print("\n".join([*lines, *describe_proof(manifest.proof)]) + "\n")
+        return print_failure(error)
+    return print_export(arguments.destination, as_json=arguments.json)
 
 
 def run_encoder_verify(arguments: Namespace) -> int:
-    """Prints the verdict, or with --json the proof (null without --against)."""
+    """Prints the report and the verdict, which is the exit status."""
+    from ortserve.export.encoders.report import check_encoder
+    from ortserve.export.verifying import mark_unverified, repeat_report
+
+    folder = arguments.folder
+    try:
+        manifest = check_encoder(folder)
+    except CheckFailedError as error:
+        mark_unverified(folder, str(error))
+        return print_failure(error)
+    measured = arguments.against is not None
+    report = _measure(folder, manifest, arguments.against) if measured else repeat_report(folder, manifest)
+    return print_verdict(folder, report, measured=measured, as_json=arguments.json)
+
+
+def _measure(folder: Path, manifest: EncoderManifest, against: str) -> Report:
     from ortserve.export.checkpoint import encoder_folder
     from ortserve.export.encoders.bridge import export_through_optimum
     from ortserve.export.encoders.proof import prove
     from ortserve.export.encoders.proof_texts import PAIRS, TEXTS
-    from ortserve.export.encoders.report import check_encoder, describe_proof
+    from ortserve.export.source_facts import describe_folder
+    from ortserve.export.verifying import renew_report
 
-    try:
-        manifest = check_encoder(arguments.folder)
-    except CheckFailedError as error:
-        return _failed(error)
-    proof = None
-    if arguments.against is not None:
-        checkpoint, _ = encoder_folder(arguments.against)
-        with TemporaryDirectory(prefix="ortserve-optimum-") as scratch:
-            made = export_through_optimum(checkpoint, Path(scratch), manifest.task, texts=TEXTS, pairs=PAIRS)
-            against = f"sentence-transformers {made.libraries['sentence-transformers']} in float32"
-            reference = made.reference
-            proof = prove(arguments.folder, manifest, reference=reference, texts=TEXTS, pairs=PAIRS, against=against)
-    if arguments.json:
-        _print_json({"name": manifest.name, "digest": manifest.digest, "proof": proof})
-    else:
-        lines = [f"{arguments.folder}: {manifest.name} is whole, digest {manifest.digest}, and loads"]
-        _print("\n".join([*lines, *(describe_proof(proof) if proof else ())]) + "\n")
-    return 0 if proof is None or proof.passed else 1
+    checkpoint, _ = encoder_folder(against)
+    with TemporaryDirectory(prefix="ortserve-optimum-") as scratch:
+        made = export_through_optimum(checkpoint, Path(scratch), manifest.task, texts=TEXTS, pairs=PAIRS)
+        reference = f"sentence-transformers {made.libraries['sentence-transformers']} in float32"
+        proof = prove(folder, manifest, reference=made.reference, texts=TEXTS, pairs=PAIRS, against=reference)
+    return renew_report(folder, manifest, proof, source=describe_folder(checkpoint), versions=made.libraries)
 
 
 def run_encoder_inspect(arguments: Namespace) -> int:
-    """Prints the facts as aligned lines, or with --json the manifest."""
+    """Prints the facts as aligned lines, or with --json manifest and report."""
     from ortserve.export.encoders.report import describe_encoder
+    from ortserve.export.inspection import find_report
     from ortserve.runtime.encoder_manifest import read_encoder_manifest
 
-    manifest = read_encoder_manifest(arguments.folder)
-    return _print_json(manifest) if arguments.json else _print(describe_encoder(manifest))
-
-
-def _print(text: str) -> int:
-    sys.stdout.write(text)
-    return 0
-
-
-def _print_json(value: object) -> int:
-    return _print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
-
-
-def _failed(error: CheckFailedError) -> int:
-    sys.stderr.write(f"ortserve: {error}\n")
-    return 1
+    manifest, report = read_encoder_manifest(arguments.folder), find_report(arguments.folder)
+    if arguments.json:
+        return print_json({"manifest": manifest, "report": report})
+    return print_text(describe_encoder(manifest, report))

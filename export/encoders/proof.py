@@ -11,15 +11,18 @@ import tokenizers
 from numpy.typing import NDArray
 
 from ortserve.export.errors import ExportError
+from ortserve.export.verdict import all_pass, check_encoder_proof
 from ortserve.runtime.encoder import Encoder
-from ortserve.runtime.encoder_manifest import EncoderCase, EncoderManifest, EncoderProof
+from ortserve.runtime.encoder_manifest import EncoderManifest
 from ortserve.runtime.encoder_queue import EncoderInput
+from ortserve.runtime.parity import EncoderCase, EncoderProof
 
 # Of the worst text: the least cosine, and the largest error of any number relative to the text's largest number.
 LIMITS = {"fp32": (0.99999, 1e-3), "int8": (0.99, 0.2)}
 SCORE_LIMITS = {"fp32": (0.99999, 1e-3), "int8": (0.99, 0.1)}
 
 Rows = NDArray[np.float32]
+Limits = tuple[float, float]  # the least cosine and the largest error
 
 
 def prove(
@@ -36,31 +39,25 @@ def prove(
     encoder = Encoder(folder, manifest)
     alone = np.concatenate([encoder.encode([one]) for one in inputs])
     together = encoder.encode(inputs)
-    compare = compare_embeddings if manifest.task == "embeddings" else compare_scores
+    embeds = manifest.task == "embeddings"
+    compare = compare_embeddings if embeds else compare_scores
+    limits = (LIMITS if embeds else SCORE_LIMITS)[manifest.precision]
     cases = (
-        compare("one by one", alone, reference),
-        compare("one batch", together, reference),
+        compare("one by one", alone, reference, limits),
+        compare("one batch", together, reference, limits),
     )
-    limits = LIMITS if manifest.task == "embeddings" else SCORE_LIMITS
-    least_cosine, largest_error = limits[manifest.precision]
-    passed = all(case.min_cosine >= least_cosine and case.max_error <= largest_error for case in cases)
-    return EncoderProof(against, passed, least_cosine, largest_error, cases)
+    return _judged(against, cases)
 
 
 def with_float_proof(proof: EncoderProof, in_float: EncoderProof) -> EncoderProof:
     """The proof of rounded weights together with that of the same graph in float32, under its own limits."""
     cases = tuple(replace(case, name=f"float32 {case.name}") for case in in_float.cases)
-    return replace(proof, passed=proof.passed and in_float.passed, cases=(*proof.cases, *cases))
+    return _judged(proof.reference, (*proof.cases, *cases))
 
 
-def describe_failure(proof: EncoderProof) -> str:
-    """The worst cosine and the largest error of all comparisons, on one line."""
-    worst = min(proof.cases, key=lambda case: case.min_cosine)
-    largest = max(proof.cases, key=lambda case: case.max_error)
-    return (
-        f"cosine {worst.min_cosine:.6f} ({worst.name}), largest error {largest.max_error:.3g} ({largest.name});"
-        f" {proof.least_cosine:g} and {proof.largest_error:g} are the limits, and float32's for its comparisons"
-    )
+def _judged(reference: str, cases: tuple[EncoderCase, ...]) -> EncoderProof:
+    proof = EncoderProof(reference, True, cases)
+    return replace(proof, passed=all_pass(check_encoder_proof(proof)))
 
 
 def tokenize(
@@ -77,17 +74,18 @@ def tokenize(
     return [EncoderInput(tuple(one.ids), one.type_ids.index(1) if 1 in one.type_ids else None) for one in encodings]
 
 
-def compare_embeddings(name: str, rows: Rows, reference: Rows) -> EncoderCase:
+def compare_embeddings(name: str, rows: Rows, reference: Rows, limits: Limits) -> EncoderCase:
     """Text by text."""
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(reference, axis=1)
     cosines = (rows * reference).sum(axis=1) / np.maximum(lengths, 1e-12)
     errors = np.abs(rows - reference).max(axis=1) / np.maximum(np.abs(reference).max(axis=1), 1e-12)
-    return EncoderCase(name, len(rows), float(cosines.min()), float(cosines.mean()), float(errors.max()))
+    return EncoderCase(name, len(rows), float(cosines.min()), float(cosines.mean()), float(errors.max()), *limits)
 
 
-def compare_scores(name: str, rows: Rows, reference: Rows) -> EncoderCase:
+def compare_scores(name: str, rows: Rows, reference: Rows, limits: Limits) -> EncoderCase:
     """All pairs together: the correlation of the scores, and the largest error relative to their spread."""
     left, right = rows[:, 0] - rows.mean(), reference[:, 0] - reference.mean()
     correlation = float(left @ right / max(float(np.linalg.norm(left) * np.linalg.norm(right)), 1e-12))
     spread = max(float(reference.max() - reference.min()), 1e-12)
-    return EncoderCase(name, len(rows), correlation, correlation, float(np.abs(rows - reference).max()) / spread)
+    error = float(np.abs(rows - reference).max()) / spread
+    return EncoderCase(name, len(rows), correlation, correlation, error, *limits)

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,14 +18,18 @@ from ortserve.export.encoders.bridge import OptimumExport, export_through_optimu
 from ortserve.export.encoders.graph import SourceGraph, take_over
 from ortserve.export.encoders.modules import SentenceModules, read_classifier, read_modules
 from ortserve.export.encoders.pooling import activate, add_dense, normalize, pool
-from ortserve.export.encoders.proof import describe_failure, prove, with_float_proof
+from ortserve.export.encoders.proof import prove, with_float_proof
 from ortserve.export.encoders.proof_texts import PAIRS, TEXTS
-from ortserve.export.errors import ExportError, UnprovenError
+from ortserve.export.errors import ExportError
 from ortserve.export.graph_builder import GraphBuilder
 from ortserve.export.integrity import DATA_NAME, GRAPH_NAME, file_digest, join_digests
 from ortserve.export.new_folder import new_folder
-from ortserve.runtime.encoder_manifest import EncoderManifest, EncoderProof, EncoderTask
+from ortserve.export.report import check_proved, check_replaceable, make_report, write_report
+from ortserve.export.source_facts import describe_folder
+from ortserve.export.versions import version_of
+from ortserve.runtime.encoder_manifest import EncoderManifest, EncoderTask
 from ortserve.runtime.manifest import FORMAT_VERSION, MANIFEST_NAME, manifest_json
+from ortserve.runtime.parity import EncoderProof
 
 PRECISIONS = ("fp32", "int8")
 TASKS: tuple[EncoderTask, ...] = ("embeddings", "rerank")
@@ -61,8 +64,8 @@ def export_encoder(
 ) -> EncoderManifest:
     """Export a checkpoint, its folder or hub id, into the new folder `destination` and prove it.
 
-    Raises `ExportError` for an unusable checkpoint or environment, `UnprovenError` when the proof fails, unless
-    `allow_unproven`.
+    Raises `ExportError` for an unusable checkpoint or environment. When the proof fails, the folder is marked
+    unverified and `UnprovenError` is raised, unless `allow_unproven`.
     """
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r} is not for encoders: choose {' or '.join(PRECISIONS)}")
@@ -104,13 +107,13 @@ def publish_encoder(
         proof = compare(folder, manifest)
         if plan.precision != "fp32":
             proof = with_float_proof(proof, _prove_in_float(plan, checkpoint, made, compare))
-        manifest = replace(manifest, proof=proof)
-        if not proof.passed and not allow_unproven:
-            raise UnprovenError(
-                f"{plan.name} in {plan.precision} differs from the reference: {describe_failure(proof)}: choose another"
-                " precision, or publish it anyway with --allow-unproven"
-            )
         (folder / MANIFEST_NAME).write_bytes(manifest_json(manifest))
+        report = make_report(folder, manifest, proof, source=describe_folder(checkpoint), versions=made.libraries)
+        write_report(folder, manifest, report)
+        if not allow_unproven:
+            check_replaceable(report, destination)
+    if not allow_unproven:
+        check_proved(report, destination)
     return manifest
 
 
@@ -145,7 +148,7 @@ def _write_model(folder: Path, plan: EncoderPlan, checkpoint: Path, made: Optimu
         output, width = _build(graph, source, plan, made)
         graph.output(output, np.float32, ["batch", width])
         data_digest, weight_bytes = data.sha256, data.num_bytes
-    model = graph.model(name=plan.name, producer_version=version("ortserve"), opset=source.opset)
+    model = graph.model(name=plan.name, producer_version=version_of("ortserve"), opset=source.opset)
     serialized = model.SerializeToString()
     (folder / GRAPH_NAME).write_bytes(serialized)
     for name in TOKENIZER_NAMES:
@@ -181,7 +184,7 @@ def _write_model(folder: Path, plan: EncoderPlan, checkpoint: Path, made: Optimu
         weight_bytes=weight_bytes,
         via=f"optimum ({libraries}): encoders have no builder here",
         source=plan.source,
-        exporter=", ".join(f"{name} {version(name)}" for name in ("ortserve", "onnx", "onnxruntime")),
+        exporter=", ".join(f"{name} {version_of(name)}" for name in ("ortserve", "onnx", "onnxruntime")),
         notes=modules.notes,
     )
 

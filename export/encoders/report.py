@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from ortserve.export.errors import CheckFailedError
 from ortserve.export.integrity import check_external_data, model_digest, read_graph
+from ortserve.export.report_text import describe_report
 from ortserve.runtime.encoder import Encoder
-from ortserve.runtime.encoder_manifest import EncoderManifest, EncoderProof, read_encoder_manifest
+from ortserve.runtime.encoder_manifest import EncoderManifest, read_encoder_manifest
 from ortserve.runtime.encoder_queue import EncoderInput
+from ortserve.runtime.report import Report
 
 
 def check_encoder(folder: Path) -> EncoderManifest:
@@ -32,7 +33,7 @@ def check_encoder(folder: Path) -> EncoderManifest:
     return manifest
 
 
-def describe_encoder(manifest: EncoderManifest) -> str:
+def describe_encoder(manifest: EncoderManifest, report: Report | None) -> str:
     """Aligned lines for a terminal."""
     after = f"{manifest.pooling}, {'normalized' if manifest.normalized else 'not normalized'}"
     rows = [
@@ -49,21 +50,4 @@ def describe_encoder(manifest: EncoderManifest) -> str:
         *(("note", note) for note in manifest.notes),
     ]
     lines = [f"{label:12} {text}" for label, text in rows]
-    return "\n".join([*lines, *describe_proof(manifest.proof)]) + "\n"
-
-
-def describe_proof(proof: EncoderProof | None) -> Iterator[str]:
-    """One line for the verdict and one for each comparison."""
-    if proof is None:
-        yield f"{'proof':12} none: exported without verification"
-        return
-    verdict = "passed" if proof.passed else "FAILED"
-    yield (
-        f"{'proof':12} {verdict} (cosine at least {proof.least_cosine:g}, error at most {proof.largest_error:g})"
-        f" against {proof.reference}"
-    )
-    for case in proof.cases:
-        yield (
-            f"  {case.name:18} {case.num_texts} texts: cosine {case.mean_cosine:.6f}, worst {case.min_cosine:.6f},"
-            f" largest error {case.max_error:.2e}"
-        )
+    return "\n".join([*lines, *describe_report(report)]) + "\n"

@@ -41,6 +41,7 @@ def test_export_verify_and_inspect(tmp_path: Path, source: Path, capsys: pytest.
     assert "is whole" in capsys.readouterr().out
     assert run_verb("verify", out, "--against", source, "--json") == 0
     report = json.loads(capsys.readouterr().out)
+    assert report["verified"] is True
     assert report["parity"]["passed"] is True
     assert run_verb("inspect", out) == 0
     assert "context      64 tokens" in capsys.readouterr().out
@@ -50,13 +51,22 @@ def test_export_verify_and_inspect(tmp_path: Path, source: Path, capsys: pytest.
     assert {value["name"] for value in facts["graph"]["inputs"]} >= {"input_ids", "query_lengths", "past.1.value"}
 
 
-def test_export_as_json_is_the_manifest(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_as_json_prints_both_files(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_verb("export", source, tmp_path / "out", "--json", "--no-verify") == 0
     printed: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert printed == json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert printed["parity"] is None
+    for name in ("manifest", "report"):
+        assert printed[name] == json.loads((tmp_path / "out" / f"{name}.json").read_text())
+    assert printed["report"]["parity"] is None
+    assert printed["report"]["verified"] is False
     assert run_verb("inspect", tmp_path / "out") == 0
-    assert "proof        none" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "proof        none" in shown
+    assert "UNVERIFIED: it was exported without verification" in shown
+    assert run_verb("verify", tmp_path / "out") == 1
+    assert run_verb("verify", tmp_path / "out", "--against", source) == 0  # proved now, and marked so
+    assert run_verb("verify", tmp_path / "out") == 0
 
 
 def test_a_failed_check_is_status_1_and_one_line(

@@ -20,6 +20,7 @@ from ortserve.runtime.encoder import Encoder
 from ortserve.runtime.encoder_driver import EncoderDriver, EncoderLimits
 from ortserve.runtime.encoder_manifest import read_encoder_manifest
 from ortserve.runtime.manifest import MANIFEST_NAME
+from ortserve.runtime.report import REPORT_NAME, read_report
 from tests.export.encoder_fixtures import (
     EMBEDDERS,
     NAMES,
@@ -30,6 +31,7 @@ from tests.export.encoder_fixtures import (
     reference_of,
     task_of,
 )
+from tests.export.proofs import encoder_proof_of
 
 SHAPES = {"bert": 16, "distilbert": 48, "modernbert": 32, "mpnet": 16, "xlm-roberta": 10}
 
@@ -43,16 +45,16 @@ def test_the_fixtures_are_there() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_export_is_proved_and_whole(name: str, precision: str, tmp_path: Path) -> None:
     manifest = publish(name, tmp_path / "out", precision=precision)
-    assert manifest.proof is not None
-    assert manifest.proof.passed
+    proof = encoder_proof_of(tmp_path / "out")
+    assert proof.passed
     num_cases = 2 if precision == "fp32" else 4
-    assert [case.num_texts for case in manifest.proof.cases] == [len(reference_of(name))] * num_cases
+    assert [case.num_texts for case in proof.cases] == [len(reference_of(name))] * num_cases
     assert read_encoder_manifest(tmp_path / "out") == manifest
     assert check_encoder(tmp_path / "out") == manifest
     assert manifest.num_outputs == SHAPES.get(name, 1)
     assert manifest.max_length == 64
     assert manifest.task == task_of(name)
-    shown = describe_encoder(manifest)
+    shown = describe_encoder(manifest, read_report(tmp_path / "out"))
     for words in (f"{name} (", precision, "sentence-transformers 5.7.0", "optimum 2.1.0", "passed"):
         assert words in shown
 
@@ -120,11 +122,8 @@ def test_int8_holds_int8(tmp_path: Path) -> None:
 def test_wrong_modules_are_caught(name: str, changes: dict[str, Any], precision: str, tmp_path: Path) -> None:
     with pytest.raises(UnprovenError, match="differs from the reference"):
         publish(name, tmp_path / "out", plan=plan_of(name, precision, **changes))
-    assert not (tmp_path / "out").exists()
-    publish(name, tmp_path / "out", plan=plan_of(name, precision, **changes), allow_unproven=True)
-    proof = read_encoder_manifest(tmp_path / "out").proof
-    assert proof is not None
-    assert not proof.passed
+    assert not encoder_proof_of(tmp_path / "out").passed
+    assert not read_report(tmp_path / "out").verified
 
 
 def test_wrong_dense_modules_are_caught(tmp_path: Path) -> None:
@@ -136,9 +135,9 @@ def test_wrong_dense_modules_are_caught(tmp_path: Path) -> None:
         (first, replace(second, activation="Tanh")),
         (DenseModule(first.weight[::-1], first.bias, first.activation), second),
     ]
-    for dense in planted:
+    for place, dense in enumerate(planted):
         with pytest.raises(UnprovenError):
-            publish("xlm-roberta", tmp_path / "out", made=replace(made, dense=dense))
+            publish("xlm-roberta", tmp_path / f"out-{place}", made=replace(made, dense=dense))
     with pytest.raises(ExportError, match="lists 2 Dense modules, 1 were read"):
         publish("xlm-roberta", tmp_path / "out", made=replace(made, dense=(first,)))
     with pytest.raises(ExportError, match="Dense module ends with SiLU"):
@@ -163,7 +162,7 @@ def test_a_reranker_with_the_other_activation_is_caught(tmp_path: Path) -> None:
         plan = plan_of(name, "fp32")
         assert plan.activation != wrong
         with pytest.raises(UnprovenError):
-            publish(name, tmp_path / "out", plan=replace(plan, activation=wrong))
+            publish(name, tmp_path / name, plan=replace(plan, activation=wrong))
 
 
 def test_pairs_reach_the_second_segment(tmp_path: Path) -> None:
@@ -202,4 +201,6 @@ def test_the_manifest_is_json_that_others_can_read(tmp_path: Path) -> None:
     assert (fields["kind"], fields["task"]) == ("encoder", "embeddings")
     assert fields["prompts"] == {"query": "query: ", "document": "passage: "}
     assert fields["pooling"] == "weightedmean"
-    assert fields["proof"]["passed"] is True
+    report = json.loads((tmp_path / "out" / REPORT_NAME).read_text())
+    assert report["verified"] is True
+    assert {check["passed"] for check in report["checks"]} == {True}

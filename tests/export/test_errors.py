@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from ortserve.export.errors import ExportError, UnprovenError
 from ortserve.export.publish import export_checkpoint
+from ortserve.runtime.report import is_verified
 from tests.export.checkpoints import Tiny, write_checkpoint, write_json
 
 
@@ -139,7 +140,7 @@ def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pyte
     _refused("some/model", tmp_path, r"could not be downloaded \(no route to host\)")
 
 
-def test_an_unproven_export_leaves_nothing_unless_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unproven_export_is_kept_and_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ortserve.export import verify
 
     impossible = {"int8": verify.Limits(max_mean_kl=0.0, min_top1_agreement=1.0, max_perplexity_ratio=1.0)}
@@ -148,10 +149,12 @@ def test_an_unproven_export_leaves_nothing_unless_allowed(tmp_path: Path, monkey
     with pytest.raises(UnprovenError, match=r"differs from the reference: mean KL .* --allow-unproven") as caught:
         export_checkpoint(source, tmp_path / "out", precision="int8")
     assert "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
-    export_checkpoint(source, tmp_path / "out", precision="int8", allow_unproven=True)
-    parity = json.loads((tmp_path / "out" / "manifest.json").read_text())["parity"]
-    assert parity["passed"] is False
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["verified"] is False
+    assert report["findings"][0].startswith("mean KL at prefill")
+    assert "**Unverified**" in (tmp_path / "out" / "README.md").read_text()
+    export_checkpoint(source, tmp_path / "more", precision="int8", allow_unproven=True)
+    assert not is_verified(tmp_path / "more")
 
 
 def _refused(source: str | Path, folder: Path, message: str, **options: Any) -> None:

@@ -17,10 +17,11 @@ from ortserve.export.paged_run import PagedGraphRun
 from ortserve.export.plan import plan_export
 from ortserve.export.publish import export_checkpoint
 from ortserve.export.verify import check_parity
-from ortserve.runtime.manifest import Manifest, read_manifest
+from ortserve.runtime.manifest import Manifest
 from tests.export.checkpoints import Tiny, random_sequences, write_checkpoint
 from tests.export.family_checkpoints import MAX_CONTEXT, NAMES, copy_family
 from tests.export.oracle import oracle_logits
+from tests.export.proofs import proof_of
 from tests.export.test_parity import VARIATIONS
 
 EXPERTS = ("qwen3_moe", "mixtral")  # for the CPU only: refused by name, see test_experts.py
@@ -39,8 +40,7 @@ def export(tmp_path: Path, tiny: Tiny, precision: str, *, verify: bool = True) -
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int4"])
 def test_every_precision_passes_its_proof(tmp_path: Path, tiny: Tiny, precision: str) -> None:
     export(tmp_path, tiny, precision)
-    parity = read_manifest(tmp_path / "out").parity
-    assert parity is not None
+    parity = proof_of(tmp_path / "out")
     assert parity.passed
     assert check_integrity(tmp_path / "out").kv.kind == "pages"
 
@@ -156,6 +156,5 @@ def test_every_family_passes_its_proof(tmp_path: Path, family: str, precision: s
     export_checkpoint(
         source, tmp_path / "out", precision=precision, device="cuda", max_context=MAX_CONTEXT, progress=False
     )
-    parity = read_manifest(tmp_path / "out").parity
-    assert parity is not None
+    parity = proof_of(tmp_path / "out")
     assert parity.passed

@@ -12,9 +12,9 @@ from ortserve.export.families import read_architecture
 from ortserve.export.graph_run import GraphRun, RowInput
 from ortserve.export.publish import export_checkpoint
 from ortserve.export.reference import reference_logits
-from ortserve.runtime.manifest import read_manifest
 from tests.export.checkpoints import LLAMA3, Tiny, random_sequences, write_checkpoint
 from tests.export.oracle import oracle_logits
+from tests.export.proofs import proof_of
 
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 VARIATIONS = {
@@ -76,17 +76,15 @@ def test_every_precision_passes_its_proof(tmp_path: Path, tiny: Tiny, precision:
     source = write_checkpoint(tmp_path / "source", tiny)
     block_size = 16 if precision == "int4" else None
     export_checkpoint(source, tmp_path / "out", precision=precision, block_size=block_size, progress=False)
-    parity = read_manifest(tmp_path / "out").parity
-    assert parity is not None
+    parity = proof_of(tmp_path / "out")
     assert parity.passed
     assert [case.name for case in parity.cases] == ["prefill", "decode", "chunks", "ragged"]
     assert {case.num_positions for case in parity.cases} == {48 + 32 + 24}
 
 
 def test_int8_loses_little(tmp_path: Path) -> None:
-    manifest = export_checkpoint(write_checkpoint(tmp_path / "source"), tmp_path / "out", precision="int8")
-    assert manifest.parity is not None
-    assert max(case.mean_kl for case in manifest.parity.cases) < 0.01
+    export_checkpoint(write_checkpoint(tmp_path / "source"), tmp_path / "out", precision="int8")
+    assert max(case.mean_kl for case in proof_of(tmp_path / "out").cases) < 0.01
 
 
 def test_the_proof_fails_for_another_models_weights(tmp_path: Path) -> None:

@@ -16,20 +16,29 @@ from ortserve.export.reference import reference_logits
 from ortserve.export.shapes import SHAPES
 from ortserve.export.verify import proof_sequences
 from ortserve.export.widen import widen_checkpoint
-from ortserve.runtime.manifest import Manifest
+from ortserve.runtime.manifest import Manifest, read_manifest
+from ortserve.runtime.report import find_doubts, read_report
+from tests.export.proofs import proof_of
 
 
 @pytest.fixture(scope="module")
-def manifests(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Manifest]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("pocket")
-    model = export_checkpoint(bundled_model(), folder / "model", precision="int8")
-    return model, export_checkpoint(bundled_draft(), folder / "draft", precision="int8")
+    export_checkpoint(bundled_model(), folder / "model", precision="int8")
+    export_checkpoint(bundled_draft(), folder / "draft", precision="int8")
+    return folder / "model", folder / "draft"
 
 
-def test_both_are_proved_in_int8(manifests: tuple[Manifest, Manifest]) -> None:
-    for manifest in manifests:
-        assert manifest.parity is not None
-        assert manifest.parity.passed
+@pytest.fixture(scope="module")
+def manifests(folders: tuple[Path, Path]) -> tuple[Manifest, Manifest]:
+    return read_manifest(folders[0]), read_manifest(folders[1])
+
+
+def test_both_are_proved_in_int8(folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        assert proof_of(folder).passed
+        assert find_doubts(folder, digest=read_manifest(folder).digest, thorough=True) == []
+        assert read_report(folder).license == "mit"
 
 
 def test_model_and_draft_speak_the_same_ids(manifests: tuple[Manifest, Manifest]) -> None:

@@ -14,8 +14,6 @@ from ortserve.runtime.manifest import (
     MANIFEST_NAME,
     GenerationDefaults,
     Manifest,
-    ParityCase,
-    ParityReport,
     manifest_json,
     read_manifest,
 )
@@ -25,14 +23,12 @@ from tests.runtime.synthetic import SyntheticModel
 @pytest.fixture
 def full(synthetic: SyntheticModel) -> Manifest:
     """A manifest in which every field says something."""
-    case = ParityCase("prefill", 100, 0.25, 1e-5, 0.98)
     return replace(
         synthetic.manifest,
         bos_token_id=1,
         add_bos=True,
         eos_token_ids=(2, 3),
         generation=GenerationDefaults(0.7, 0.9, 40, 1.1),
-        parity=ParityReport("numpy", True, 0.01, 0.9, (case, replace(case, name="decode"))),
         source="example/model",
         exporter="ortserve 0",
     )
@@ -68,8 +64,8 @@ def test_the_file_is_for_people_too(full: Manifest) -> None:
 
 
 def test_what_has_a_default_may_be_missing(tmp_path: Path, full: Manifest) -> None:
-    folder = written(tmp_path, full, generation=..., parity=..., source=..., exporter=...)
-    expected = replace(full, generation=GenerationDefaults(), parity=None, source="", exporter="")
+    folder = written(tmp_path, full, generation=..., source=..., exporter=...)
+    expected = replace(full, generation=GenerationDefaults(), source="", exporter="")
     assert read_manifest(folder) == expected
 
 
