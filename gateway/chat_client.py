@@ -20,6 +20,7 @@ from ortserve.gateway.opened import open_model
 from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.serve import ResolveModel, exported_folder
 from ortserve.gateway.settings import OF_MODELS, model_settings
+from ortserve.gateway.verified import check_verified
 from ortserve.runtime.errors import OrtserveError
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def _open_speaker(arguments: argparse.Namespace, resolve_model: ResolveModel) ->
         find = partial(resolve_model, settings.engine)
         folder = exported_folder(arguments.model) or find(arguments.model)
         draft_model = find_draft_model(settings.drafter, arguments.model, find)
+        check_verified(folder, allow=settings.engine.allow_unverified)
         driver = open_model(folder, settings, draft_model=draft_model)
         stack.callback(driver.close)
         runner = stack.enter_context(asyncio.Runner())

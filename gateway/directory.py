@@ -22,6 +22,7 @@ class ServedModel:
 
     names: tuple[str, ...]
     task: Task
+    verified: bool = True  # its report proves it; False: it runs because the operator allows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,10 @@ class Directory:
     """All models, in the order they were named."""
 
     models: tuple[ServedModel, ...]
+
+    def is_verified(self, name: str) -> bool:
+        """Whether the model of that name is; every name here belongs to one."""
+        return next(model.verified for model in self.models if name in model.names)
 
     def find(self, name: str, *wanted: Task) -> ServedModel:
         """The model of that name. Raises `ApiError`: 404 for an unknown name, 400 for one that does something else."""

@@ -43,12 +43,16 @@ def _models(catalog: Catalog) -> str:
     lines = []
     if catalog.decoder is not None:
         decoder = catalog.decoder
-        lines.append(f"{decoder.name} ({decoder.manifest.precision}, context {decoder.max_context})")
-    lines += [
-        f"{one.name} ({one.manifest.precision}, {one.manifest.task}, inputs of {one.max_length})"
-        for one in catalog.encoders
-    ]
+        doubt = _doubt(catalog, decoder.name)
+        lines.append(f"{decoder.name} ({decoder.manifest.precision}, context {decoder.max_context}{doubt})")
+    for one in catalog.encoders:
+        doubt = _doubt(catalog, one.name)
+        lines.append(f"{one.name} ({one.manifest.precision}, {one.manifest.task}, inputs of {one.max_length}{doubt})")
     return " and ".join(lines)
+
+
+def _doubt(catalog: Catalog, name: str) -> str:
+    return "" if catalog.directory.is_verified(name) else ", UNVERIFIED"
 
 
 def _trial(catalog: Catalog) -> Trial:

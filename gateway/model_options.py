@@ -56,6 +56,9 @@ class EngineSettings:
     deterministic: bool = option(False, SWITCH, "same bits in any batch")
     threads: int | None = option(None, POSITIVE, "threads of the model", metavar="N")
     kv_memory: int | None = option(None, SIZE, "for running sequences, as 2GiB", metavar="SIZE")
+    allow_unverified: bool = option(
+        False, SWITCH, "also run what no report proves, or what changed since; /v1/models says so"
+    )
     precision: str | None = option(None, TEXT, "when the model must be exported first: int8, int4, fp32")
     cache_dir: Path | None = option(None, PATH, "where exported models are kept", metavar="DIR")
     generation_defaults: DefaultsSource = option(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ortserve.gateway.cache_options import plugin_options
 from ortserve.gateway.logs import log
 from ortserve.gateway.model_options import EncoderSettings, ModelSettings
+from ortserve.gateway.verified import check_verified, report_draft
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import ConfigurationError
 from ortserve.runtime.manifest import MANIFEST_NAME, Manifest
@@ -30,6 +31,7 @@ class OpenedModels:
     decoder: tuple[Path, Driver] | None
     encoders: tuple[tuple[Path, EncoderDriver], ...]
     settings: Mapping[Path, ModelSettings]
+    unverified: frozenset[Path] = frozenset()  # run although nothing proves them
 
     @property
     def drivers(self) -> list[Driver | EncoderDriver]:
@@ -55,6 +57,8 @@ def open_model(
     """
     from ortserve.runtime.opening import open_driver
 
+    if draft_model is not None:
+        report_draft(Path(draft_model))
     engine, cache, drafter = settings.engine, settings.cache, settings.drafter
     driver = open_driver(
         folder,
@@ -85,8 +89,8 @@ def open_models(
 ) -> OpenedModels:
     """Start every model; none stays open when one cannot be. `draft_model` is for the one that generates.
 
-    Raises `ConfigurationError` for two models that generate, two of one name or too many threads, and what opening one
-    model raises.
+    Raises `ConfigurationError` for two models that generate, two of one name or too many threads, `UnverifiedError` for
+    a model that nothing proves, and what opening one model raises.
     """
     from ortserve.runtime.encoder_driver import EncoderLimits
     from ortserve.runtime.encoder_manifest import read_any_manifest
@@ -100,6 +104,9 @@ def open_models(
     names = [one.entry.name or manifest.name for manifest, (_, one) in zip(manifests, chosen, strict=True)]
     _check_names(names, [str(folder) for folder in decoders])
     settings = dict(chosen)
+    unverified = frozenset(
+        folder for folder, one in chosen if not check_verified(folder, allow=one.engine.allow_unverified)
+    )
     others = [folder for folder in folders if folder not in decoders]
     threads = divide_threads(
         default_num_threads(),
@@ -123,7 +130,7 @@ def open_models(
         stack.pop_all()
     if encoders:
         log().info("threads", engine=threads.engine if engine else 0, encoders=threads.encoders)
-    return OpenedModels((decoders[0], engine) if engine else None, tuple(encoders), settings)
+    return OpenedModels((decoders[0], engine) if engine else None, tuple(encoders), settings, unverified)
 
 
 def open_catalog(models: OpenedModels, encoding: EncoderSettings, *, served_name: str | None = None) -> Catalog:
@@ -140,9 +147,9 @@ def open_catalog(models: OpenedModels, encoding: EncoderSettings, *, served_name
     entries: list[ServedModel] = []
     if models.decoder is not None:
         folder, engine = models.decoder
-        entries.append(_with_aliases(decoder_entry(engine.manifest, names[folder]), models.settings[folder]))
+        entries.append(_described(models, folder, decoder_entry(engine.manifest, names[folder])))
     for folder, driver in models.encoders:
-        entries.append(_with_aliases(encoder_entry(driver.manifest, names[folder]), models.settings[folder]))
+        entries.append(_described(models, folder, encoder_entry(driver.manifest, names[folder])))
     directory = Directory(tuple(entries))
     decoder = None
     if models.decoder is not None:
@@ -184,8 +191,10 @@ def _names(models: OpenedModels, served_name: str | None) -> dict[Path, str | No
     return names
 
 
-def _with_aliases(model: ServedModel, settings: ModelSettings) -> ServedModel:
-    return replace(model, names=(*model.names, *settings.entry.aliases))
+def _described(models: OpenedModels, folder: Path, model: ServedModel) -> ServedModel:
+    """With the further names of its table, and whether it is verified."""
+    names = (*model.names, *models.settings[folder].entry.aliases)
+    return replace(model, names=names, verified=folder not in models.unverified)
 
 
 def _created(folder: Path) -> int:

@@ -27,7 +27,7 @@ class ModelsRoute:
         return json_response(
             ModelList(
                 [
-                    _reply(service)
+                    self._reply(service)
                     for service in self.catalog.services
                     if exchange.grant.may_use(service.name, exchange.directory)
                 ]
@@ -37,30 +37,33 @@ class ModelsRoute:
     async def one(self, request: Request) -> Response:
         """One model by id, which may contain slashes."""
         exchange_of(request.scope).check_model(request.path_params["id"])
-        return json_response(_reply(self.catalog.service(request.path_params["id"])))
+        return json_response(self._reply(self.catalog.service(request.path_params["id"])))
 
-
-def _reply(service: ModelService | EncoderService) -> ModelReply | EncoderReply:
-    if isinstance(service, EncoderService):
-        manifest = service.manifest
-        return EncoderReply(
+    def _reply(self, service: ModelService | EncoderService) -> ModelReply | EncoderReply:
+        verified = self.catalog.directory.is_verified(service.name)
+        if isinstance(service, EncoderService):
+            manifest = service.manifest
+            sizes = sorted({*manifest.dimensions, manifest.num_outputs})
+            return EncoderReply(
+                id=service.name,
+                created=service.created,
+                owned_by="ortserve",
+                verified=verified,
+                max_model_len=service.max_length,
+                context_length=service.max_length,
+                task=manifest.task,
+                dimensions=sizes if manifest.task == "embeddings" else [],
+                prompt_names=sorted(manifest.prompts),
+            )
+        defaults = service.defaults
+        return ModelReply(
             id=service.name,
             created=service.created,
             owned_by="ortserve",
-            max_model_len=service.max_length,
-            context_length=service.max_length,
-            task=manifest.task,
-            dimensions=sorted({*manifest.dimensions, manifest.num_outputs}) if manifest.task == "embeddings" else [],
-            prompt_names=sorted(manifest.prompts),
+            verified=verified,
+            max_model_len=service.max_context,
+            context_length=service.max_context,
+            generation_defaults=GenerationValues(
+                defaults.temperature, defaults.top_p, defaults.top_k, defaults.repetition_penalty
+            ),
         )
-    defaults = service.defaults
-    return ModelReply(
-        id=service.name,
-        created=service.created,
-        owned_by="ortserve",
-        max_model_len=service.max_context,
-        context_length=service.max_context,
-        generation_defaults=GenerationValues(
-            defaults.temperature, defaults.top_p, defaults.top_k, defaults.repetition_penalty
-        ),
-    )

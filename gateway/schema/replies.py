@@ -173,13 +173,14 @@ class GenerationValues(msgspec.Struct, frozen=True):
 
 
 class ModelReply(msgspec.Struct, frozen=True):
-    """One entry of GET /v1/models. The last three fields are extensions."""
+    """One entry of GET /v1/models. The last four fields are extensions."""
 
     id: str
     created: int
     owned_by: str
     max_model_len: int
     context_length: int
+    verified: bool
     generation_defaults: GenerationValues
     object: Literal["model"] = "model"
 
@@ -192,6 +193,7 @@ class EncoderReply(msgspec.Struct, frozen=True):
     owned_by: str
     max_model_len: int
     context_length: int
+    verified: bool
     task: str
     dimensions: list[int]
     prompt_names: list[str]

@@ -104,9 +104,7 @@ def test_an_adapter_becomes_the_merged_checkpoint(
     sequences = random_sequences(64, (9, 5))
     with open_source(base, adapter) as checkpoint:
         found = reference_logits(checkpoint, read_architecture(checkpoint), sequences)
-        export_checkpoint(
-            checkpoint, tmp_path / "out", precision="fp32", max_context=MAX_CONTEXT, progress=False
-        )
+        export_checkpoint(checkpoint, tmp_path / "out", precision="fp32", max_context=MAX_CONTEXT, progress=False)
     wanted_checkpoint = open_checkpoint(merged)
     wanted = reference_logits(wanted_checkpoint, read_architecture(wanted_checkpoint), sequences)
     for logits, by_hand in zip(found, wanted, strict=True):
@@ -124,7 +122,7 @@ def test_logits_are_those_of_peft(tmp_path: Path, family: str) -> None:
     tokens = expected["tokens"].tolist()
     with open_source(FOLDER / family, ADAPTERS / family) as checkpoint:
         (found,) = reference_logits(checkpoint, read_architecture(checkpoint), [tokens])
-        export_checkpoint(
+        manifest = export_checkpoint(
             checkpoint, tmp_path / "out", precision="fp32", max_context=MAX_CONTEXT, progress=False, verify=False
         )
     assert_close(found, expected["logits"])

@@ -51,9 +51,7 @@ def test_export_verify_and_inspect(tmp_path: Path, source: Path, capsys: pytest.
     assert {value["name"] for value in facts["graph"]["inputs"]} >= {"input_ids", "query_lengths", "past.1.value"}
 
 
-def test_export_as_json_prints_both_files(
-    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_as_json_prints_both_files(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_verb("export", source, tmp_path / "out", "--json", "--no-verify") == 0
     printed: dict[str, Any] = json.loads(capsys.readouterr().out)
     for name in ("manifest", "report"):

@@ -145,10 +145,10 @@ def test_columns_in_another_order_are_requantized_by_wish(tmp_path: Path, capsys
         export_checkpoint(tmp_path / "source", tmp_path / "out")
     words = ("--requantize", "--activations", "token", "--json")
     assert run_verb("export", tmp_path / "source", tmp_path / "out", *words) == 0
-    manifest = json.loads(capsys.readouterr().out)
-    assert manifest["precision"] == "int8"
-    assert manifest["taken"] is None
-    assert manifest["parity"]["passed"] is True
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["manifest"]["precision"] == "int8"
+    assert printed["manifest"]["taken"] is None
+    assert printed["report"]["verified"] is True
 
 
 def test_a_wrong_zero_point_fails_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from ortserve.runtime.encoder_queue import EncoderInput
 from ortserve.runtime.opening import open_encoder
 from tests.gateway.scripted import ScriptedDriver, make_service
 from tests.runtime.synthetic_encoder import expected, make_manifest, write_synthetic_encoder
+from tests.verified import write_test_report
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "query", "document", ":")
 CLS, SEP, UNKNOWN, FIRST_WORD = 0, 1, 2, 10
@@ -43,6 +44,7 @@ def write_encoder(folder: Path, **changes: object) -> Path:
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=4)
     tokenizer.save(str(folder / "tokenizer.json"))
+    write_test_report(folder)
     return folder
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from ortserve.runtime.testing import VOCAB_SIZE, predict_next, write_synthetic_model
+from tests.verified import write_test_report
 
 
 def write_synthetic_text_model(folder: Path, *, max_context: int = 256) -> Path:
@@ -20,6 +21,7 @@ def write_synthetic_text_model(folder: Path, *, max_context: int = 256) -> Path:
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    write_test_report(folder)
     return folder
 
 

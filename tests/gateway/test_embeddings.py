@@ -197,7 +197,7 @@ def test_all_models_are_listed(http: httpx.Client) -> None:
     one = http.get("/v1/models/matryoshka").json()
     assert one == {
         "id": "matryoshka", "object": "model", "created": 17, "owned_by": "ortserve", "max_model_len": MAX_LENGTH,
-        "context_length": MAX_LENGTH, "task": "embeddings", "dimensions": [2, 4, 8],
+        "context_length": MAX_LENGTH, "verified": True, "task": "embeddings", "dimensions": [2, 4, 8],
         "prompt_names": ["document", "query"],
     }  # fmt: skip
     assert http.get("/v1/models/nothing").status_code == 404

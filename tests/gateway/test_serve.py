@@ -29,6 +29,7 @@ from ortserve.runtime.testing import write_synthetic_model
 from tests.gateway.running import running
 from tests.gateway.scripted import make_driver, saying
 from tests.gateway.synthetic import expected, write_synthetic_text_model
+from tests.verified import write_test_report
 
 # The console script is another part of the project: this is all it does for these verbs.
 MAIN = """
@@ -160,6 +161,7 @@ def test_an_unresolvable_host_is_one_line() -> None:
 
 def test_a_model_without_tokenizer_is_one_line(tmp_path: Path) -> None:
     write_synthetic_model(tmp_path)
+    write_test_report(tmp_path)
     with pytest.raises(OrtserveError, match=r"tokenizer\.json cannot be read") as caught:
         serve.run(arguments_of("serve", "--log-level", "error", str(tmp_path), "--port", "0"), no_model)
     assert "\n" not in str(caught.value)
