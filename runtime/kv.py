@@ -84,6 +84,11 @@ class SlotKvStore:
                 case ReleaseRow():
                     self._release_row(move.slot)
 
+    def span(self, tensor: int, slot: int) -> npt.NDArray[np.float32]:
+        """Where one row of one tensor lies, writable: `[kv_heads, capacity, head_dim]`; tensors as in `tensors`."""
+        row: npt.NDArray[np.float32] = self._rows[tensor, slot]
+        return row
+
     def view(self, block: int) -> memoryview:
         """The bytes of one host block, writable: `[2 * layers, kv_heads, block_size, head_dim]` float32."""
         return memoryview(self._host[block].reshape(-1).view(np.uint8))

@@ -16,6 +16,8 @@ The graph contract (layout "slots"; T packed tokens, B rows, S longest query, L 
 
 Outputs: `logits` float32 [L, vocab_size], `present.{i}.key`, `present.{i}.value`.
 
+Layout "padded" is that of graphs which other exporters made; its contract is `runtime/padded_graph.py`.
+
 The graph contract of layout "pages" (N pages of P tokens in all, M pages of the widest row; the rest as above):
 
 | input | type | shape | meaning |
@@ -38,6 +40,7 @@ from typing import Literal, TypeAlias, TypeVar
 import msgspec
 
 from ortserve.runtime.errors import ManifestError
+from ortserve.runtime.padded_graph import PaddedGraph
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
@@ -50,7 +53,7 @@ Decoded = TypeVar("Decoded")
 class KvLayout:
     """Shape of the KV cache; all layers alike."""
 
-    kind: Literal["slots", "pages"]
+    kind: Literal["slots", "pages", "padded"]
     num_layers: int
     num_kv_heads: int
     head_dim: int
@@ -138,6 +141,7 @@ class Manifest:
     exporter: str = ""  # ortserve and library versions
     adapter: AdapterFacts | None = None
     taken: TakenFacts | None = None
+    padded: PaddedGraph | None = None  # of layout "padded" alone
     matrices: tuple[MatrixFacts, ...] = ()
     kind: Literal["decoder"] = "decoder"  # encoders have a manifest of their own: runtime/encoder_manifest.py
 

@@ -35,11 +35,12 @@ from ortserve.runtime.guidance import open_grammars
 from ortserve.runtime.kv import SlotKvStore
 from ortserve.runtime.machine import memory_budget
 from ortserve.runtime.manifest import Manifest, read_manifest
+from ortserve.runtime.new_runner import new_runner
 from ortserve.runtime.page_reuse import new_page_reuse
 from ortserve.runtime.paged_parts import open_paged_parts
 from ortserve.runtime.plan import NO_DRAFTER, EnginePlan, plan_engine
 from ortserve.runtime.reuse import CacheBlocks, Reuse, new_reuse
-from ortserve.runtime.runner import Runner, load_session
+from ortserve.runtime.runner import load_session
 from ortserve.runtime.sampler import Sampler
 from ortserve.runtime.session import check_int8_kernels, require_version
 from ortserve.runtime.small_model import LoadedDraft, load_draft
@@ -89,6 +90,11 @@ def open_engine(
             f"--deterministic needs an int8 or fp32 model, {manifest.name} is {manifest.precision}: its matrix products"
             " depend in their last bits on the rows beside them"
         )
+    if config.deterministic and manifest.padded is not None:
+        raise DeviceError(
+            f"--deterministic is for models that ortserve exported: {manifest.name} was imported, and its rows are"
+            " padded to the longest beside them, which moves the last bits of sums"
+        )
     require_version(manifest.min_onnxruntime)
     if device is not None:
         return open_paged_engine(folder, manifest, config, device)
@@ -108,7 +114,7 @@ def open_engine(
     store = SlotKvStore(
         manifest.kv, num_rows=plan.num_rows, capacity=plan.capacity, num_host_blocks=plan.num_host_blocks
     )
-    runner = Runner(manifest, session, store, max_logit_rows=plan.max_logit_rows)
+    runner = new_runner(manifest, session, store, max_logit_rows=plan.max_logit_rows)
     sampler = Sampler(manifest.num_tokens, num_threads=config.num_threads)
     bell = Bell()
     reuse = open_cache(manifest, plan, config, store, bell)

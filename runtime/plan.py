@@ -12,6 +12,7 @@ from ortserve.runtime.manifest import KvLayout, Manifest
 EXACT_CUT = 128  # in deterministic mode chunks end at its multiples: attention then gives the same bits for any cut
 MAX_DEFAULT_CONTEXT = 131_072
 KV_SHARE = 0.5  # of the memory that is free once the weights are loaded
+PADDED_KV_SHARE = KV_SHARE / 5  # a padded group holds its rows' keys and values twice more, and as much padding
 SWAP_SHARE = 0.25  # of the KV budget, beside it
 MAX_ROWS = 16  # unless the user says more
 MAX_CHUNK_TOKENS = 128
@@ -102,7 +103,8 @@ def plan_engine(
     """
     size = block_size(manifest.kv)
     bytes_per_block = size * manifest.kv.bytes_per_token
-    budget = int(available_bytes * KV_SHARE) if config.kv_memory is None else config.kv_memory
+    share = KV_SHARE if manifest.padded is None else PADDED_KV_SHARE
+    budget = int(available_bytes * share) if config.kv_memory is None else config.kv_memory
     keep, token_bytes = _drafter_bytes(config, available_bytes, draft)
     if config.kv_memory is None:
         num_blocks = max(budget - keep, 0) // (bytes_per_block + size * token_bytes)

@@ -113,10 +113,10 @@ class Binding:
         self._binding.bind_input(past, "cpu", 0, np.float32, shape, address)
         self._binding.bind_output(present, "cpu", 0, np.float32, shape, address)
 
-    def bind_output(self, name: str, array: npt.NDArray[np.float32]) -> None:
+    def bind_output(self, name: str, array: npt.NDArray[np.floating]) -> None:
         """Have an output written into a C-contiguous array."""
         self._held[name] = array
-        self._binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
     def run(self) -> None:
         """Run the graph over what is bound; the interpreter lock is released meanwhile."""

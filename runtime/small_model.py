@@ -15,10 +15,11 @@ from typing import cast
 from ortserve.plugins.small_model import Feed
 from ortserve.runtime.kv import SlotKvStore, block_size
 from ortserve.runtime.manifest import Manifest, read_manifest
+from ortserve.runtime.new_runner import new_runner
 from ortserve.runtime.pairing import check_same_tokens
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import SamplingParams
-from ortserve.runtime.runner import Runner, load_session
+from ortserve.runtime.runner import load_session
 from ortserve.runtime.sampler import Draw, Sampler
 from ortserve.runtime.session import Session
 from ortserve.runtime.step import ReleaseRow, Row, Step
@@ -45,7 +46,7 @@ class DraftModel:
         size = block_size(manifest.kv)
         capacity = -(-(max_context + MAX_FEED) // size) * size  # the padded end of a row must stay inside
         self._store = SlotKvStore(manifest.kv, num_rows=num_rows, capacity=capacity, num_host_blocks=0)
-        self._runner = Runner(manifest, session, self._store, max_logit_rows=num_rows)
+        self._runner = new_runner(manifest, session, self._store, max_logit_rows=num_rows)
         self._sampler = Sampler(manifest.num_tokens, num_threads=num_threads)
         self._lengths = [0] * num_rows
         self._max_context = max_context

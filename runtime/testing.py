@@ -19,10 +19,12 @@ import onnx
 import onnx.parser
 
 from ortserve.runtime.manifest import FORMAT_VERSION, KvLayout, Manifest, manifest_json
+from ortserve.runtime.padded_graph import Attention, PaddedGraph
 
 VOCAB_SIZE = 101  # prime: sums reach every token
 HEAD_DIM = 8
 NUM_CODES = 8
+_PARTS = ("key", "value")
 
 # Values, keys and queries of both layers; then what each layout does with them; then the prediction.
 _BEFORE = """
@@ -74,6 +76,78 @@ _PAGE_ATTENTION = """
   packed_0 = Cast<to = 1>(attended_0)
   packed_1 = Cast<to = 1>(attended_1)
 """
+# Rows of padded tokens: flattened before, and the cache made longer. Two ways to attend to it.
+_PADDED_BEFORE = """
+  input_ids = Reshape(tokens, flat_shape)
+  position_ids = Reshape(places, flat_shape)
+  both = Shape(tokens)
+  num_flat = ReduceProd<keepdims = 0>(both)
+  logit_index = Range(zero, num_flat, one)
+"""
+_CONCATENATED_ATTENTION = """
+  row_count = Gather(both, first)
+  width = Gather(both, second)
+  by_row = Concat<axis = 0>(row_count, one_of, width, depth)
+  new_0_key = Reshape(nothing, by_row)
+  new_0_value = Reshape(value_0, by_row)
+  new_1_key = Reshape(key_scaled, by_row)
+  new_1_value = Reshape(value_1, by_row)
+  present_0_key = Concat<axis = 2>(past_0_key, new_0_key)
+  present_0_value = Concat<axis = 2>(past_0_value, new_0_value)
+  present_1_key = Concat<axis = 2>(past_1_key, new_1_key)
+  present_1_value = Concat<axis = 2>(past_1_value, new_1_value)
+  mask_shape = Shape(mask)
+  all_places = Gather(mask_shape, second_scalar)
+  width_scalar = Gather(both, second_scalar)
+  num_past = Sub(all_places, width_scalar)
+  key_place = Range(zero, all_places, one)
+  query_place = Range(num_past, all_places, one)
+  query_column = Reshape(query_place, column)
+  causal = LessOrEqual(key_place, query_column)
+  real = Cast<to = 9>(mask)
+  real_wide = Unsqueeze(real, middle_axes)
+  seen = And(causal, real_wide)
+  query_wide = Reshape(query_1, by_row)
+  key_0_turned = Transpose<perm = [0, 1, 3, 2]>(present_0_key)
+  key_1_turned = Transpose<perm = [0, 1, 3, 2]>(present_1_key)
+  scores_0 = MatMul(query_wide, key_0_turned)
+  scores_1 = MatMul(query_wide, key_1_turned)
+  hidden_0 = Where(seen, scores_0, lowest)
+  hidden_1 = Where(seen, scores_1, lowest)
+  shares_0 = Softmax<axis = -1>(hidden_0)
+  shares_1 = Softmax<axis = -1>(hidden_1)
+  attended_0 = MatMul(shares_0, present_0_value)
+  attended_1 = MatMul(shares_1, present_1_value)
+  packed_0 = Reshape(attended_0, flat)
+  packed_1 = Reshape(attended_1, flat)
+"""
+_GROUPED_ATTENTION = """
+  row_count = Gather(both, first)
+  width = Gather(both, second)
+  by_row = Concat<axis = 0>(row_count, width, depth)
+  pad_nothing = Reshape(nothing, by_row)
+  pad_0 = Reshape(value_0, by_row)
+  pad_key = Reshape(key_scaled, by_row)
+  pad_query = Reshape(query_1, by_row)
+  pad_value = Reshape(value_1, by_row)
+  lengths = ReduceSum<keepdims = 0>(mask, last_axis)
+  ends = Sub(lengths, one)
+  seqlens_k = Cast<to = 6>(ends)
+  mask_shape = Shape(mask)
+  all_places = Gather(mask_shape, second_scalar)
+  total_length = Cast<to = 6>(all_places)
+  attended_0, present_0_key, present_0_value = com.microsoft.GroupQueryAttention<num_heads = 1, kv_num_heads = 1>(
+    pad_nothing, pad_nothing, pad_0, past_0_key, past_0_value, seqlens_k, total_length)
+  attended_1, present_1_key, present_1_value = com.microsoft.GroupQueryAttention<num_heads = 1, kv_num_heads = 1,
+    scale = 1.0>(pad_query, pad_key, pad_value, past_1_key, past_1_value, seqlens_k, total_length)
+  packed_0 = Reshape(attended_0, flat)
+  packed_1 = Reshape(attended_1, flat)
+"""
+_PADDED_AFTER = """
+  vocab_of = Reshape(vocab, one_of)
+  wide_shape = Concat<axis = 0>(both, vocab_of)
+  wide_logits = Reshape(logits, wide_shape)
+"""
 _AFTER = """
   mean_0 = ReduceMean<keepdims = 0>(packed_0, last_axis)
   mean_1 = ReduceMean<keepdims = 0>(packed_1, last_axis)
@@ -108,7 +182,9 @@ _CONSTANTS = f"""
 <int64 one = {{1}}, int64 five = {{5}}, int64 codes = {{{NUM_CODES}}}, int64 vocab = {{{VOCAB_SIZE}}},
  int64[1] last_axis = {{-1}}, int64[2] column = {{-1, 1}}, int64[2] flat = {{-1, {HEAD_DIM}}},
  int64 three = {{3}}, int64 zero = {{0}}, float[2] sharp = {{0.0, 30.0}}, float[2] off_on = {{0.0, 1.0}},
- int64[1] depth = {{{NUM_CODES}}}, float[1, {HEAD_DIM}] spread = {{1, 1, 1, 1, 1, 1, 1, 1}}, float half = {{0.5}}>
+ int64[1] depth = {{{NUM_CODES}}}, int64[1] flat_shape = {{-1}}, int64[1] first = {{0}}, int64[1] second = {{1}},
+ int64[1] one_of = {{1}}, int64 second_scalar = {{1}}, int64[2] middle_axes = {{1, 2}}, float lowest = {{-1e30}},
+ float[1, {HEAD_DIM}] spread = {{1, 1, 1, 1, 1, 1, 1, 1}}, float half = {{0.5}}>
 """
 _SLOT_INPUTS = """
   int64[T] input_ids, int64[T] position_ids, int32[B] seqlens_k, int32[B] query_lengths, int32 total_length,
@@ -167,6 +243,36 @@ def write_paged_synthetic_model(
     kv = KvLayout("pages", 2, 1, HEAD_DIM, "float16", page_size)
     manifest = replace(_manifest(kv, max_context=max_context, eos_token_ids=eos_token_ids), precision="fp16")
     return _write(folder, graph, replace(manifest, min_onnxruntime="1.31.1"))
+
+
+def write_padded_synthetic_model(
+    folder: Path, attention: Attention, *, max_context: int = 256, eos_token_ids: tuple[int, ...] = (0,)
+) -> Manifest:
+    """The same model as another exporter would write it, with attention of either kind."""
+    attend = _CONCATENATED_ATTENTION if attention == "concatenated" else _GROUPED_ATTENTION
+    past = ", ".join(f"float[B, 1, P, {HEAD_DIM}] past_{layer}_{part}" for layer in range(2) for part in _PARTS)
+    present = past.replace("past", "present").replace("P,", "A,")
+    graph = f"""
+<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+synthetic (int64[B, S] tokens, int64[B, A] mask, int64[B, S] places, {past})
+  => (float[B, S, {VOCAB_SIZE}] wide_logits, {present})
+{_CONSTANTS}
+{{{_PADDED_BEFORE}{_BEFORE}{attend}{_AFTER}{_PADDED_AFTER}}}
+"""
+    outside = PaddedGraph(
+        attention=attention,
+        input_ids="tokens",
+        attention_mask="mask",
+        position_ids="places",
+        logits="wide_logits",
+        past_key="past.{layer}.key",
+        past_value="past.{layer}.value",
+        present_key="present.{layer}.key",
+        present_value="present.{layer}.value",
+    )
+    kv = KvLayout(kind="padded", num_layers=2, num_kv_heads=1, head_dim=HEAD_DIM, dtype="float32")
+    manifest = _manifest(kv, max_context=max_context, eos_token_ids=eos_token_ids)
+    return _write(folder, graph, replace(manifest, padded=outside))
 
 
 def _manifest(kv: KvLayout, *, max_context: int, eos_token_ids: tuple[int, ...]) -> Manifest:

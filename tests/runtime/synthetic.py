@@ -12,10 +12,10 @@ from ortserve.runtime.engine import Engine
 from ortserve.runtime.kv import SlotKvStore, block_size
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.model import join
+from ortserve.runtime.new_runner import new_runner
 from ortserve.runtime.opening import open_cache
 from ortserve.runtime.plan import EnginePlan, plan_engine
 from ortserve.runtime.request import Completion, Delta, Request, SamplingParams
-from ortserve.runtime.runner import Runner
 from ortserve.runtime.sampler import Sampler
 from ortserve.runtime.session import Session
 from ortserve.runtime.testing import predict_logits, write_synthetic_model
@@ -62,7 +62,7 @@ class SyntheticModel:
         store = SlotKvStore(
             self.manifest.kv, num_rows=plan.num_rows, capacity=plan.capacity, num_host_blocks=plan.num_host_blocks
         )
-        runner = Runner(self.manifest, self.session, store, max_logit_rows=plan.max_logit_rows)
+        runner = new_runner(self.manifest, self.session, store, max_logit_rows=plan.max_logit_rows)
         bell = Bell()
         options = () if cache_folder is None else (("path", str(cache_folder)),)
         config = EngineConfig(prompt_cache=prompt_cache, prompt_cache_options=options)

@@ -1,0 +1,17 @@
+"""The runner that a model's graph wants on the CPU. Decides by the manifest alone."""
+
+from __future__ import annotations
+
+from ortserve.runtime.kv import SlotKvStore
+from ortserve.runtime.manifest import Manifest
+from ortserve.runtime.padded_runner import PaddedRunner
+from ortserve.runtime.runner import Runner
+from ortserve.runtime.session import Session
+
+
+def new_runner(
+    manifest: Manifest, session: Session, store: SlotKvStore, *, max_logit_rows: int
+) -> Runner | PaddedRunner:
+    """For a graph of ours, or for one of another exporter."""
+    kind = Runner if manifest.padded is None else PaddedRunner
+    return kind(manifest, session, store, max_logit_rows=max_logit_rows)
