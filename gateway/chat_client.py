@@ -75,11 +75,12 @@ class LocalSpeaker:
     async def _generate(self, body: dict[str, object], write: Write) -> None:
         from ortserve.gateway.schema.chat import read_chat
         from ortserve.gateway.tenancy import tenant_of
+        from ortserve.gateway.turn import Turn
 
         service = self._service
         try:
             request = read_chat(Fields(body), service.defaults, service.vocabulary)
-            generation = await service.start_chat(request, tenant=tenant_of(b""), num_body_bytes=len(str(body)))
+            generation = await service.start_chat(request, turn=Turn(tenant_of(b"")), num_body_bytes=len(str(body)))
             try:
                 async with aclosing(generation.batches()) as batches:
                     async for batch in batches:

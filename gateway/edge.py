@@ -5,6 +5,7 @@ Every reply passes here, so every reply has an `x-request-id`, every failure the
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ from ortserve.gateway.access.grant import anonymous
 from ortserve.gateway.access.quota import Quotas
 from ortserve.gateway.access.rate_limit import rate_headers
 from ortserve.gateway.anthropic_errors import anthropic_body, speaks_anthropic
+from ortserve.gateway.deadline import read_deadline
 from ortserve.gateway.directory import Directory
 from ortserve.gateway.errors import (
     ApiError,
@@ -36,6 +38,7 @@ from ortserve.gateway.tenancy import given_key
 from ortserve.runtime.errors import OrtserveError
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
+UNNAMED = "none"  # an error without a code
 IGNORED_HEADER = b"x-ortserve-ignored"
 OPEN_PATHS = ("/", "/health", "/health/live", "/health/ready")  # load balancers have no key
 ADMIN_PATH = "/admin"
@@ -173,9 +176,17 @@ class Gate:
             elif scope["method"] == "OPTIONS":
                 await Response(status_code=204)(scope, receive, send)
             else:
+                exchange.deadline = read_deadline(Headers(scope=scope), exchange.started)
                 self._meter(scope, exchange)
-                await self._app(scope, receive, send)
+                async with asyncio.timeout_at(exchange.deadline.of(is_streamed=False)) as exchange.bound:
+                    await self._app(scope, receive, send)
         except Exception as error:
+            if exchange.bound is not None and exchange.bound.expired():
+                exchange.outcome = "late"
+                if exchange.status == 0:
+                    problem = exchange.deadline.problem(is_streamed=False)
+                    await problem_response(problem, scope)(scope, receive, send)
+                return
             if not isinstance(error, ApiError | OrtserveError):
                 log().exception("request_failed")
             exchange.outcome = "failed"
@@ -253,8 +264,10 @@ def problem_of(error: Exception) -> Problem:
 
 def problem_response(problem: Problem, scope: Scope) -> Response:
     """The envelope as a reply, Anthropic's where the path is."""
+    exchange = exchange_of(scope)
+    exchange.error_code = problem.code or UNNAMED
     is_anthropic = speaks_anthropic(scope["path"])
-    body = anthropic_body(problem, exchange_of(scope).request_id) if is_anthropic else problem.body()
+    body = anthropic_body(problem, exchange.request_id) if is_anthropic else problem.body()
     headers = {**problem.headers, **rate_headers(problem.limits, is_anthropic=is_anthropic)}
     return Response(body, problem.status, headers, "application/json")
 

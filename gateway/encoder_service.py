@@ -84,14 +84,30 @@ class EncoderService:
             message = f"Invalid 'dimensions': this model's embeddings can have {words} dimensions, not {dimensions}."
             raise bad_request(message, param="dimensions", code="invalid_value")
 
-    async def embed(self, texts: Sequence[Text], *, prompt_name: str | None, truncation: Truncation) -> Encoded:
-        """Embeddings of texts or of token ids. Raises `ApiError` for what cannot be encoded."""
+    async def embed(
+        self,
+        texts: Sequence[Text],
+        *,
+        prompt_name: str | None,
+        truncation: Truncation,
+        max_wait_s: float | None = None,
+    ) -> Encoded:
+        """Embeddings of texts or of token ids.
+
+        Raises `ApiError` for what cannot be encoded, or would wait for longer than `max_wait_s`.
+        """
         prefix = self._prompt(prompt_name)
         inputs = await self._run(lambda: self._tokenize(texts, prefix, truncation), _size(texts))
         self._check_lengths(inputs, "input", many=len(texts) > 1)
-        return await self._encode(inputs, "input")
+        return await self._encode(inputs, "input", max_wait_s)
 
-    async def score(self, firsts: Sequence[str], seconds: Sequence[str], truncation: Truncation) -> Encoded:
+    async def score(
+        self,
+        firsts: Sequence[str],
+        seconds: Sequence[str],
+        truncation: Truncation,
+        max_wait_s: float | None = None,
+    ) -> Encoded:
         """Scores `[pairs, 1]` of firsts[i] with seconds[i]: a cross-encoder's, or the cosine of two embeddings."""
         if self.manifest.task == "rerank":
             pairs = list(zip(firsts, seconds, strict=True))
@@ -102,10 +118,12 @@ class EncoderService:
                 _size(firsts) + _size(seconds),
             )
             self._check_lengths(inputs, "documents", many=len(pairs) > 1)
-            return await self._encode(inputs, "documents")
-        return await self._cosines(firsts, seconds, truncation)
+            return await self._encode(inputs, "documents", max_wait_s)
+        return await self._cosines(firsts, seconds, truncation, max_wait_s)
 
-    async def _cosines(self, firsts: Sequence[str], seconds: Sequence[str], truncation: Truncation) -> Encoded:
+    async def _cosines(
+        self, firsts: Sequence[str], seconds: Sequence[str], truncation: Truncation, max_wait_s: float | None
+    ) -> Encoded:
         query, document = self._prompt_among(QUERY_PROMPTS), self._prompt_among(DOCUMENT_PROMPTS)
         queries = list(dict.fromkeys(firsts))  # a query asked of many documents is encoded once
         place = {text: index for index, text in enumerate(queries)}
@@ -123,16 +141,16 @@ class EncoderService:
 
         inputs = await self._run(tokenize, _size(firsts) + _size(seconds))
         self._check_lengths(inputs, "documents", many=True)
-        encoded = await self._encode(inputs, "documents")
+        encoded = await self._encode(inputs, "documents", max_wait_s)
         unit = normalized(encoded.rows)
         left = unit[[place[text] for text in firsts]]
         right = unit[len(queries) :]
         cosines = np.clip((left * right).sum(axis=1, keepdims=True), -1.0, 1.0).astype(np.float32)
         return Encoded(cosines, encoded.num_tokens)
 
-    async def _encode(self, inputs: Sequence[EncoderInput], param: str) -> Encoded:
+    async def _encode(self, inputs: Sequence[EncoderInput], param: str, max_wait_s: float | None) -> Encoded:
         try:
-            rows = await asyncio.wrap_future(self.driver.submit(inputs))
+            rows = await asyncio.wrap_future(self.driver.submit(inputs, max_wait_s=max_wait_s))
         except OrtserveError as error:
             raise ApiError(from_runtime(error, prompt_param=param)) from error
         return Encoded(rows, sum(map(len, inputs)))

@@ -5,6 +5,7 @@ Knows no route. Never holds prompts or replies.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING
 from ortserve.gateway.access.grant import Grant, anonymous
 from ortserve.gateway.access.quota import Quota
 from ortserve.gateway.contract.table import Unheeded
+from ortserve.gateway.deadline import NEVER, Deadline
 from ortserve.gateway.directory import Directory
 from ortserve.gateway.generation import Generation, Timings
+from ortserve.gateway.turn import Turn
 
 if TYPE_CHECKING:
     from starlette.types import Scope, Send
@@ -30,7 +33,10 @@ class Exchange:
     request_id: str = field(default_factory=lambda: f"req_{secrets.token_hex(16)}")
     started: float = field(default_factory=time.monotonic)
     status: int = 0  # 0: nothing sent yet
-    outcome: str = "done"  # done, disconnected, stalled, failed
+    outcome: str = "done"  # done, disconnected, stalled, late, failed
+    error_code: str | None = None  # of a reply that is an error
+    deadline: Deadline = NEVER
+    bound: asyncio.Timeout | None = None  # ends whatever is done for it at its deadline
     grant: Grant = field(default_factory=lambda: anonymous(b""))  # what the caller may
     quota: Quota | None = None  # of the caller's key, if it has limits
     endings: list[Callable[[], None]] = field(default_factory=list)  # what settles it
@@ -59,6 +65,18 @@ class Exchange:
     def num_tokens(self) -> int | None:
         """Read and generated, None when nothing was."""
         return None if self.num_prompt_tokens is None else self.num_prompt_tokens + (self.num_output_tokens or 0)
+
+    def turn(self, *, is_streamed: bool) -> Turn:
+        """When what it generates runs."""
+        end = self.deadline.of(is_streamed=is_streamed)
+        max_wait_s = None if end is None else end - time.monotonic()
+        return Turn(self.tenant, self.priority, self.grant.limits.weight, max_wait_s)
+
+    def begin_stream(self) -> float | None:
+        """From now on frames tell of its end; the deadline of these, on the monotonic clock."""
+        if self.bound is not None and not self.bound.expired():
+            self.bound.reschedule(None)
+        return self.deadline.of(is_streamed=True)
 
     def end(self) -> None:
         """Settle it, once."""

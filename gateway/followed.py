@@ -23,6 +23,7 @@ class FollowedRun:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Part of ASGI."""
         exchange = exchange_of(scope)
+        exchange.begin_stream()  # which ends by itself, and what it follows has no deadline
         async with Watch(receive, exchange.send_piece or send, ping=lambda: PING, patience=self._patience) as watch:
             await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
             async with aclosing(self._frames) as frames:

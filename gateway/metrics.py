@@ -65,6 +65,7 @@ class Metrics:
         self._encoders = encoders or {}
         self._requests: Counter[tuple[str, ...]] = Counter()  # by route, status, outcome
         self._ignored: Counter[tuple[str, ...]] = Counter()  # by route, field
+        self._errors: Counter[tuple[str, ...]] = Counter()  # by route, code
         self._seconds: dict[str, Tally] = {}  # by route
         self._num_prompt_tokens = 0
         self._num_cached_tokens = 0
@@ -77,6 +78,8 @@ class Metrics:
         """Take over one exchange when it has ended. `path` is canonical."""
         route = route_of(path)
         self._requests[route, str(exchange.status), exchange.outcome] += 1
+        if exchange.error_code is not None:
+            self._errors[route, exchange.error_code] += 1
         unheeded = exchange.unheeded
         for name in unheeded.ignored:
             self._ignored[route, name] += 1
@@ -102,6 +105,7 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Everything as of now."""
         yield _counter("requests", "HTTP requests that have ended", self._requests, ("route", "status", "outcome"))
+        yield _counter("errors", "Replies that were an error, by its code", self._errors, ("route", "code"))
         yield _counter("ignored_fields", "Request fields without effect", self._ignored, ("route", "field"))
         tallies: Tallies = {(route,): tally for route, tally in self._seconds.items()}
         yield _histogram("request_seconds", "From the first byte to the last, of generations", tallies, ("route",))
@@ -144,9 +148,15 @@ def _engine_metrics(driver: Driver) -> Iterator[Metric]:
     num_blocks = driver.plan.num_blocks
     blocks: Labelled = {("free",): stats.num_free_blocks, ("used",): num_blocks - stats.num_free_blocks}
     yield _gauge("kv_blocks", "Blocks of the running sequences' KV budget", blocks, ("state",))
+    queue = driver.queue_stats()
+    yield _gauge("max_rows", "Sequences that may run at once", {(): driver.plan.num_rows})
+    yield _gauge("waiting_requests", "Sequences beyond the rows", {(): queue.num_requests})
+    yield _gauge("waiting_tokens", "Tokens of prompts for which no row is free", {(): queue.num_tokens})
+    yield _gauge("estimated_wait_seconds", "Until a request that came now would have a row", {(): queue.wait_s})
     yield _gauge("healthy", "1 while requests are accepted", {(): driver.healthy})
     yield _plain("preemptions", "Times a running sequence had to give way", stats.num_preemptions)
     yield _plain("steps", "Model calls", stats.num_steps)
+    yield _plain("step_rows", "Sequences in model calls; by steps: how full batches are", stats.num_fed_rows)
     yield _plain("failed_steps", "Model calls that failed, and their requests with them", stats.num_failed_steps)
     yield _plain("computed_tokens", "Tokens fed to the model, computed again or not", stats.num_fed_tokens)
 

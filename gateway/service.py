@@ -26,6 +26,7 @@ from ortserve.gateway.schema.chat import ChatRequest
 from ortserve.gateway.schema.completions import CompletionRequest
 from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
 from ortserve.gateway.structured import Structure
+from ortserve.gateway.turn import Turn
 from ortserve.runtime.async_engine import AsyncEngine
 from ortserve.runtime.errors import OrtserveError, RequestError
 from ortserve.runtime.request import CacheHints, DraftHints, FinishReason, Grammar, Request, SamplingParams
@@ -51,15 +52,6 @@ class _Job:
     cache: CacheHints
     draft: DraftHints
     grammar: Grammar | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """When a call's sequences run."""
-
-    tenant: bytes
-    priority: int
-    weight: int
 
 
 class ModelService:
@@ -113,22 +105,22 @@ class ModelService:
         self,
         request: ChatRequest,
         *,
-        tenant: bytes,
+        turn: Turn,
         num_body_bytes: int,
         param: str = "messages",
-        priority: int = 0,
-        weight: int = 1,
     ) -> Generation:
         """Validate, tokenize and submit. Everything wrong with the request raises `ApiError` here.
 
-        `param` is the field that carried the conversation, as errors name it; of two requests that wait, the one of
-        larger `priority` runs first, and tenants take turns by their `weight`.
+        `param` is the field that carried the conversation, as errors name it.
         """
         self.check_model(request.model)
+        self._check_room(param)
         if request.demands_reasoning and self._style.reasoning is None:
             raise unsupported_parameter("thinking", "cannot be enabled: this model has no channel for it.")
         prompt = await self.prompts.encode_chat(request, num_body_bytes=num_body_bytes, param=param)
-        hints = cache_hints(request.cache, tenant, num_prompt_tokens=len(prompt.ids), breakpoints=prompt.breakpoints)
+        hints = cache_hints(
+            request.cache, turn.tenant, num_prompt_tokens=len(prompt.ids), breakpoints=prompt.breakpoints
+        )
         draft = await self.prompts.encode_prediction(request.draft)
         grammar = await self._constrained(request, is_reasoning_open=prompt.is_reasoning_open)
         return self._submit(
@@ -138,7 +130,7 @@ class ModelService:
             request.stops,
             param=param,
             strip_first_space=not request.continue_final_message,  # there, it separates two words
-            turn=_Turn(tenant, priority, weight),
+            turn=turn,
             plan=self._style.plan(request.tools, is_reasoning_open=prompt.is_reasoning_open),
         )
 
@@ -151,6 +143,7 @@ class ModelService:
     async def read_prompts(self, request: CompletionRequest) -> tuple[Prompt, ...]:
         """The prompts as ids; raises `ApiError` for the first that cannot be continued."""
         self.check_model(request.model)
+        self._check_room("prompt")
         await self._prepared(request.structure)
         if request.suffix is not None:
             return tuple(map(Prompt, await self.prompts.encode_infills(request.prompts, request.suffix)))
@@ -169,9 +162,7 @@ class ModelService:
         request: CompletionRequest,
         prompts: Sequence[Prompt],
         *,
-        tenant: bytes,
-        priority: int = 0,
-        weight: int = 1,
+        turn: Turn,
     ) -> Generation:
         """Submit every prompt's choices: index is prompt * n + choice. Nothing is generated for `max_tokens` 0."""
         if request.sampling.max_tokens == 0 and request.sampling.num_prompt_logprobs is None:
@@ -183,7 +174,7 @@ class ModelService:
         draft = DraftHints(max_draft=request.max_draft)
         grammar = None if request.structure is None else request.structure.grammar
         jobs = [
-            _Job(prompt.ids, cache_hints(request.cache, tenant, num_prompt_tokens=len(prompt.ids)), draft, grammar)
+            _Job(prompt.ids, cache_hints(request.cache, turn.tenant, num_prompt_tokens=len(prompt.ids)), draft, grammar)
             for prompt in prompts
         ]
         sampling = request.sampling
@@ -197,7 +188,7 @@ class ModelService:
             request.stops,
             param="prompt",
             strip_first_space=False,
-            turn=_Turn(tenant, priority, weight),
+            turn=turn,
         )
 
     async def compute(self, request: Request) -> int:
@@ -213,6 +204,13 @@ class ModelService:
         finally:
             stream.close()
         return num_cached
+
+    def _check_room(self, param: str) -> None:
+        """Raise `ApiError` (429) when the queue is full: before a prompt is made of what will be refused."""
+        try:
+            self.driver.check_room()
+        except OrtserveError as error:
+            raise ApiError(from_runtime(error, prompt_param=param)) from error
 
     async def _constrained(self, request: ChatRequest, *, is_reasoning_open: bool) -> Grammar | None:
         """What replies must look like: the request's structure, its demands on calls, or both, after reasoning."""
@@ -250,7 +248,7 @@ class ModelService:
         *,
         param: str,
         strip_first_space: bool,
-        turn: _Turn,
+        turn: Turn,
         plan: ReplyPlan = PLAIN_TEXT,
     ) -> Generation:
         call = secrets.token_hex(8)
@@ -272,6 +270,7 @@ class ModelService:
                         priority=turn.priority,
                         tenant=turn.tenant,
                         weight=turn.weight,
+                        max_wait_s=turn.max_wait_s,
                     )
                     assembler = self._assembler(sampling, stops, strip=strip, plan=plan)
                     wants_prompt = sampling.num_prompt_logprobs is not None

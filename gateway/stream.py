@@ -11,7 +11,7 @@ from contextlib import aclosing
 
 from starlette.types import Receive, Scope, Send
 
-from ortserve.gateway.errors import ApiError, internal_error
+from ortserve.gateway.errors import ApiError, Problem, internal_error
 from ortserve.gateway.exchange import Exchange, exchange_of
 from ortserve.gateway.generation import Generation
 from ortserve.gateway.logs import log
@@ -46,14 +46,19 @@ class EventStream:
         exchange = exchange_of(scope)
         generation = self._generation
         last = b""
+        deadline = exchange.begin_stream()
         try:
             send_piece, writer = exchange.send_piece or send, self._writer
-            async with Watch(receive, send_piece, ping=lambda: writer.ping, patience=self._patience) as watch:
+            async with Watch(
+                receive, send_piece, ping=lambda: writer.ping, patience=self._patience, deadline=deadline
+            ) as watch:
                 await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
                 last = await self._pump(watch, exchange)
             if watch.reason is not None:
                 exchange.outcome = watch.reason
-                return
+                if watch.reason != "late" or watch.is_blocked:
+                    return
+                last = await self._failed(exchange.deadline.problem(is_streamed=True), exchange)
         finally:
             generation.close()
             exchange.note(generation)
@@ -82,7 +87,12 @@ class EventStream:
         else:
             return last
         exchange.outcome = "failed"
-        last = writer.failure(problem)
+        return await self._failed(problem, exchange)
+
+    async def _failed(self, problem: Problem, exchange: Exchange) -> bytes:
+        """The last frames of a reply that has none of its own."""
+        exchange.error_code = problem.code
+        last = self._writer.failure(problem)
         if self._keep is not None:
             with contextlib.suppress(ApiError):  # it may be what has failed
                 await self._keep()

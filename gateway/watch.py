@@ -14,7 +14,7 @@ from typing import Literal, Self
 
 from starlette.types import Message, Receive, Send
 
-Reason = Literal["disconnected", "stalled"]
+Reason = Literal["disconnected", "stalled", "late"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,15 @@ class Watch:
     """
 
     def __init__(
-        self, receive: Receive, send: Send | None = None, *, ping: Callable[[], bytes] = bytes, patience: Patience
+        self,
+        receive: Receive,
+        send: Send | None = None,
+        *,
+        ping: Callable[[], bytes] = bytes,
+        patience: Patience,
+        deadline: float | None = None,
     ) -> None:
+        """`deadline`: when the block ends at the latest, on the loop's clock, which is the monotonic one."""
         self._receive = receive
         self._send = send
         self._ping = ping
@@ -45,6 +52,8 @@ class Watch:
         self._loop = asyncio.get_running_loop()
         self._busy_since: float | None = None  # a write is waiting for the reader
         self._last_sent = self._loop.time()
+        self._deadline = deadline
+        self._alarm: asyncio.TimerHandle | None = None
         self.reason: Reason | None = None
 
     async def __aenter__(self) -> Self:
@@ -52,6 +61,8 @@ class Watch:
         self._listener = self._loop.create_task(self._listen())
         if self._send is not None:
             self._arm()
+        if self._deadline is not None:
+            self._alarm = self._loop.call_at(self._deadline, self._end, "late")
         return self
 
     async def __aexit__(
@@ -66,6 +77,11 @@ class Watch:
         self._task.uncancel()
         return kind is asyncio.CancelledError
 
+    @property
+    def is_blocked(self) -> bool:
+        """A write has not got through."""
+        return self._busy_since is not None
+
     async def send_body(self, body: bytes) -> None:
         """Write one piece of the body; a reader that blocks it for too long ends the block."""
         assert self._send is not None
@@ -79,8 +95,9 @@ class Watch:
         for task in (self._listener, self._pinger):
             if task is not None:
                 task.cancel()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._alarm):
+            if timer is not None:
+                timer.cancel()
 
     async def _listen(self) -> None:
         while True:

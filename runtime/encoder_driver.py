@@ -20,7 +20,7 @@ import structlog
 from ortserve.runtime.encoder import Rows
 from ortserve.runtime.encoder_manifest import EncoderManifest
 from ortserve.runtime.encoder_queue import EncoderInput, EncoderQueue, QueuedInput
-from ortserve.runtime.errors import EngineClosedError, EngineError, OverloadedError, RequestError
+from ortserve.runtime.errors import EngineClosedError, EngineError, OverloadedError, RequestError, WaitTooLongError
 
 _JOIN_S = 30.0
 
@@ -127,11 +127,12 @@ class EncoderDriver:
             counts.num_padded,
         )
 
-    def submit(self, inputs: Sequence[EncoderInput]) -> Future[Rows]:
+    def submit(self, inputs: Sequence[EncoderInput], *, max_wait_s: float | None = None) -> Future[Rows]:
         """Encode all inputs: rows `[len(inputs), num_outputs]` in their order. Cancelling the future ends the work.
 
-        Raises `RequestError` for inputs that can never be encoded, `OverloadedError` when the queue is full and
-        `EngineClosedError` after `close`. The future raises `EngineError` when the encoder fails on one of the inputs.
+        Raises `RequestError` for inputs that can never be encoded, `OverloadedError` when the queue is full,
+        `WaitTooLongError` when the first of them would wait longer than `max_wait_s` and `EngineClosedError` after
+        `close`. The future raises `EngineError` when the encoder fails on one of the inputs.
         """
         self._check(inputs)
         rows = np.empty((len(inputs), self.manifest.num_outputs), np.float32)
@@ -143,6 +144,13 @@ class EncoderDriver:
                 raise OverloadedError(
                     f"{self._num_waiting} inputs are waiting, and the limit is {self.limits.max_waiting}",
                     retry_after_s=self._seconds_for(self._num_waiting + len(inputs) - self.limits.max_waiting),
+                    limit=("requests", self.limits.max_waiting),
+                )
+            if max_wait_s is not None and self._wait_s() > max_wait_s:
+                raise WaitTooLongError(
+                    f"these inputs would wait about {self._wait_s():.1f} s for their turn"
+                    f" and may wait {max(max_wait_s, 0):.1f} s",
+                    retry_after_s=self._wait_s() - max_wait_s,
                 )
             self._last_number += 1
             number = self._last_number
@@ -184,6 +192,14 @@ class EncoderDriver:
     def _seconds_for(self, num_inputs: int) -> float:
         counts = self._counts
         return max(0.1, num_inputs * counts.seconds / counts.num_inputs) if counts.num_inputs else 1.0
+
+    def _wait_s(self) -> float:
+        """Until the next request has its first turn: each of those that wait has one before it."""
+        counts = self._counts
+        if not counts.num_batches:
+            return 0.0
+        turns_s = len(self._requests) * counts.seconds / counts.num_batches
+        return min(turns_s, self._num_waiting * counts.seconds / max(counts.num_inputs, 1))
 
     def _cancel(self, number: int) -> None:
         with self._changed:

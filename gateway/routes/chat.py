@@ -42,10 +42,8 @@ class ChatRoute:
         )
         generation = await service.start_chat(
             chat,
-            tenant=exchange.tenant,
+            turn=exchange.turn(is_streamed=chat.stream),
             num_body_bytes=len(exchange.body),
-            priority=exchange.priority,
-            weight=exchange.grant.limits.weight,
         )
         record = ChatRecord(self.completions, exchange.tenant, chat.messages_to_keep)
         if chat.stream:

@@ -41,9 +41,7 @@ class CompletionRoute:
         )
         prompts = await service.read_prompts(completion)
         echoes = [prompt.echo for prompt in prompts for _ in range(completion.num_choices)]
-        generation = service.start_completion(
-            completion, prompts, tenant=exchange.tenant, priority=exchange.priority, weight=exchange.grant.limits.weight
-        )
+        generation = service.start_completion(completion, prompts, turn=exchange.turn(is_streamed=completion.stream))
         if not completion.stream:
             return await self._whole(request, completion, generation, echoes)
         chunks = CompletionChunks(

@@ -43,7 +43,12 @@ class EmbeddingsRoute:
         service.check_dimensions(call.dimensions)
         _check_token_ids(call, service)
         truncation = Truncation(service.max_length if call.truncate == -1 else call.truncate)
-        work = service.embed(call.inputs, prompt_name=call.prompt_name, truncation=truncation)
+        work = service.embed(
+            call.inputs,
+            prompt_name=call.prompt_name,
+            truncation=truncation,
+            max_wait_s=exchange.turn(is_streamed=False).max_wait_s,
+        )
         encoded = await wait_while_connected(request, work, self.patience)
         if encoded is None:
             return Response(status_code=CLIENT_CLOSED)

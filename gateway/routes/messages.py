@@ -45,10 +45,8 @@ class MessagesRoute:
         chat = await self._read(request, read_message_call)
         generation = await service.start_chat(
             chat,
-            tenant=exchange.tenant,
+            turn=exchange.turn(is_streamed=chat.stream),
             num_body_bytes=len(exchange.body),
-            priority=exchange.priority,
-            weight=exchange.grant.limits.weight,
         )
         reply_id = f"msg_{secrets.token_hex(14)}"
         if not chat.stream:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from starlette.requests import Request
@@ -85,13 +85,13 @@ class ResponsesRoute:
         service, model = self.service, self._model(call)
         items, chat = await self._chat(call, thread)
         num_bytes = thread.num_bytes + len(call.echo.instructions or "")
+        turn = exchange.turn(is_streamed=call.stream)
         start = partial(
             service.start_chat,
-            tenant=exchange.tenant,
+            # What runs in the background outlives its request.
+            turn=replace(turn, max_wait_s=None) if call.echo.background else turn,
             num_body_bytes=num_bytes,
             param=PARAM,
-            priority=exchange.priority,
-            weight=exchange.grant.limits.weight,
         )
         try:
             return await start(chat)

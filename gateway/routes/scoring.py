@@ -69,7 +69,7 @@ class ScoringRoute:
         seconds: Sequence[str],
         truncation: Truncation,
     ) -> Encoded | None:
-        work = service.score(firsts, seconds, truncation)
+        work = service.score(firsts, seconds, truncation, exchange_of(request.scope).turn(is_streamed=False).max_wait_s)
         encoded = await wait_while_connected(request, work, self.patience)
         if encoded is not None:
             exchange_of(request.scope).note_prompt(encoded.num_tokens)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import httpx
 
+from ortserve.runtime.draft_stats import DraftStats
 from tests.gateway.running import running
 from tests.gateway.scripted import make_driver, saying
 
@@ -20,7 +22,11 @@ def test_every_metric_of_the_dashboard_exists() -> None:
     expressions = [target["expr"] for panel in panels for target in panel["targets"]]
     asked = {name for expression in expressions for name in re.findall(r"ortserve_\w+", expression)}
     assert len(asked) > 10
-    with running(make_driver(saying("hi"))) as server:
+    drafts = DraftStats(proposed=Counter({("suffix", 1): 3}), accepted=Counter({("suffix", 1): 2}))
+    driver = make_driver(saying("hi"))
+    driver.draft_stats = lambda: drafts  # type: ignore[method-assign]
+    with running(driver) as server:
+        httpx.post(f"{server.url}/v1/chat/completions", json={})
         httpx.post(f"{server.url}/v1/chat/completions", json=CHAT)
         text = httpx.get(f"{server.url}/metrics").text
     there = {re.split(r"[{ ]", line)[0] for line in text.splitlines() if not line.startswith("#")}

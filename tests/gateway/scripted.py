@@ -20,6 +20,7 @@ from ortserve.gateway.template import ChatTemplate
 from ortserve.gateway.tokenizer import TextTokenizer
 from ortserve.plugins.api import CacheStats
 from ortserve.runtime.async_engine import AsyncEngine
+from ortserve.runtime.backlog import QueueStats
 from ortserve.runtime.draft_stats import DraftStats
 from ortserve.runtime.driver import Outlet
 from ortserve.runtime.engine import EngineStats
@@ -79,6 +80,7 @@ class ScriptedPlan:
     """The numbers the gateway reads of a plan."""
 
     num_blocks: int = 8
+    num_rows: int = 4
 
 
 @dataclass
@@ -121,6 +123,12 @@ class ScriptedDriver:
             self.submitted.append(request)
             self._running[request.id] = (outlet, iter(self._deltas(request)))
             self._changed.notify()
+
+    def check_room(self) -> None:
+        """There is always room before a prompt is made."""
+
+    def queue_stats(self) -> QueueStats:
+        return QueueStats()
 
     def cancel(self, request_id: str) -> None:
         with self._changed:
