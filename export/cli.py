@@ -27,6 +27,7 @@ from ortserve.export.precisions import (
     DEFAULT_BLOCK_SIZE,
     DEVICES,
     PRECISIONS,
+    REFERENCES,
 )
 from ortserve.export.printing import print_export, print_failure, print_json, print_text, print_verdict
 from ortserve.export.shapes import SHAPES, find_shape
@@ -96,6 +97,7 @@ def configure_export(parser: ArgumentParser) -> None:
     )
     add_encoder_arguments(parser)
     _add_force(parser)
+    _add_reference(parser)
     parser.add_argument("--no-verify", action="store_true", help="skip the proof; the folder is marked unverified")
     parser.add_argument(
         "--allow-unproven",
@@ -131,6 +133,7 @@ def run_export(arguments: Namespace) -> int:
                 verify=not arguments.no_verify,
                 force=arguments.force,
                 allow_unproven=arguments.allow_unproven,
+                reference=arguments.reference,
             )
     except UnprovenError as error:
         if error.folder is not None:
@@ -151,6 +154,7 @@ def configure_verify(parser: ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", type=Path, help="exported model")
     parser.add_argument("--against", metavar="SRC", help="checkpoint folder, GGUF file or hub id it was exported from")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter that was merged")
+    _add_reference(parser)
     _add_json(parser)
 
 
@@ -168,7 +172,7 @@ def run_verify(arguments: Namespace) -> int:
             report = verify_folder(arguments.folder, None)
         else:
             with open_source(resolve_source(arguments.against), arguments.adapter) as checkpoint:
-                report = verify_folder(arguments.folder, checkpoint)
+                report = verify_folder(arguments.folder, checkpoint, reference=arguments.reference)
     except CheckFailedError as error:
         return print_failure(error)
     return print_verdict(arguments.folder, report, measured=arguments.against is not None, as_json=arguments.json)
@@ -253,6 +257,15 @@ def _describe(parser: ArgumentParser, description: str, example: str) -> None:
 
 def _add_force(parser: ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace an existing model folder")
+
+
+def _add_reference(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--reference",
+        choices=REFERENCES,
+        default="auto",
+        help="what is computed beside: transformers with torch, NumPy, or (auto) the first where it is installed",
+    )
 
 
 def _add_json(parser: ArgumentParser) -> None:

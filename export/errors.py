@@ -2,6 +2,7 @@
 
 ModelError
 └── ExportError           the checkpoint, the destination or an option cannot be used
+    ├── UnreadableError   another library cannot read the checkpoint, or not on this machine
     └── CheckFailedError  everything could be read, and a check the caller asked for failed
         └── UnprovenError the exported graph differs from the reference by more than its precision allows
 """
@@ -15,6 +16,10 @@ from ortserve.runtime.errors import ModelError
 
 class ExportError(ModelError):
     """The checkpoint or the destination cannot be used; one line: what, where, what to do."""
+
+
+class UnreadableError(ExportError):
+    """Another library cannot read this checkpoint, or not on this machine."""
 
 
 class CheckFailedError(ExportError):

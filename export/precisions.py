@@ -1,4 +1,4 @@
-"""The precisions a graph can have, as words and numbers for options. Imports nothing heavy."""
+"""The precisions a graph can have, and what else options choose among, as words and numbers. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 Precision = Literal["fp32", "int8", "int4", "fp16", "bf16"]
 Device = Literal["cpu", "cuda"]
 Activations = Literal["calibrated", "token"]
+ReferenceName = Literal["auto", "numpy", "transformers"]  # what a proof compares with
 DEVICE_PRECISIONS: Mapping[Device, tuple[Precision, ...]] = {
     "cpu": ("int8", "int4", "fp32"),
     "cuda": ("bf16", "fp16", "int4"),
@@ -19,3 +20,4 @@ DEFAULT_BLOCK_SIZE = 128
 CUDA_BLOCK_SIZE = 32  # the only int4 form that ONNX Runtime's mixed-type CUDA kernels take
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACTIVATIONS: tuple[Activations, ...] = ("calibrated", "token")
+REFERENCES: tuple[ReferenceName, ...] = ("auto", "numpy", "transformers")

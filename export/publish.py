@@ -18,7 +18,7 @@ from ortserve.export.graph_builder import GraphBuilder
 from ortserve.export.integrity import DATA_NAME, GRAPH_NAME, file_digest, join_digests
 from ortserve.export.new_folder import new_folder
 from ortserve.export.plan import MAX_CAUTION, ExportPlan, default_block_size, plan_export
-from ortserve.export.precisions import DEVICE_PRECISIONS, Device
+from ortserve.export.precisions import DEVICE_PRECISIONS, Device, ReferenceName
 from ortserve.export.progress import show_progress
 from ortserve.export.recipe import Calibration
 from ortserve.export.report import check_proved, check_replaceable, make_report, write_report
@@ -54,6 +54,7 @@ def export_checkpoint(
     requantize: bool = False,
     progress: bool = True,
     verify: bool = True,
+    reference: ReferenceName = "auto",
     force: bool = False,
     allow_unproven: bool = False,
 ) -> Manifest:
@@ -98,7 +99,9 @@ def export_checkpoint(
             with show_progress(f"export {checkpoint.name} {precision}", plan.num_bytes, wanted=progress) as advance:
                 written = _write_model(folder, plan, checkpoint, advance)
             manifest = written.manifest
-            parity = check_parity(folder, manifest, plan.architecture, checkpoint) if verify else None
+            parity = (
+                check_parity(folder, manifest, plan.architecture, checkpoint, reference=reference) if verify else None
+            )
             if calibration is None or parity is None or parity.passed:
                 break
         (folder / MANIFEST_NAME).write_bytes(manifest_json(manifest))

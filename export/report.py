@@ -56,7 +56,7 @@ def make_report(
         num_parameters=manifest.num_parameters,
         weight_bytes=manifest.weight_bytes,
         bits_per_weight=round(8 * manifest.weight_bytes / max(1, manifest.num_parameters), 3),
-        versions={**library_versions(), **(versions or {})},
+        versions={**library_versions(), **(decoder.libraries if decoder else {}), **(versions or {})},
         files=list_files(folder, known),
         checks=checks,
         parity=decoder,

@@ -21,9 +21,10 @@ from ortserve.export.describe import open_tokenizer
 from ortserve.export.errors import ExportError
 from ortserve.export.graph_run import GraphRun, RowInput
 from ortserve.export.paged_run import PagedGraphRun, open_graph_run
-from ortserve.export.precisions import FLOAT_PRECISIONS
+from ortserve.export.precisions import FLOAT_PRECISIONS, ReferenceName
 from ortserve.export.proof_text import bundled_documents, document_tokens
-from ortserve.export.reference import logits_by, reference_logits
+from ortserve.export.reference import logits_by
+from ortserve.export.references import open_reference
 from ortserve.export.stored_weights import StoredWeights
 from ortserve.export.text_proof import compare_greedy, compare_perplexity, greedy_reply, log_probabilities
 from ortserve.export.verdict import all_pass, check_parity_report
@@ -41,7 +42,6 @@ SENTENCES = (
 )
 NUM_ROWS = len(SENTENCES)
 LARGE_MODEL = 100_000_000  # parameters; above it the proof uses fewer positions
-REFERENCE = "independent NumPy float32 forward pass (export/reference.py)"
 CHUNKS = (7, 3, 5)
 TEXT, LARGE_TEXT = 480, 144  # held-out tokens for perplexity
 # The tenth of positions that differ least measures 1e-14 to 5e-6 on tiny and trained models, the median up to 7e-4;
@@ -99,7 +99,14 @@ class ProofText:
     reply_length: int
 
 
-def check_parity(folder: Path, manifest: Manifest, architecture: Architecture, checkpoint: Checkpoint) -> ParityReport:
+def check_parity(
+    folder: Path,
+    manifest: Manifest,
+    architecture: Architecture,
+    checkpoint: Checkpoint,
+    *,
+    reference: ReferenceName = "auto",
+) -> ParityReport:
     """Compare at prefill, token-by-token decode, chunks, and ragged steps mixing decode, chunks and idle rows.
 
     Quantized graphs are also compared with the reference over their own stored matrices, perplexities over held-out
@@ -112,7 +119,8 @@ def check_parity(folder: Path, manifest: Manifest, architecture: Architecture, c
     text = _proof_text(checkpoint, manifest)
     run = open_graph_run(folder, manifest, num_rows=NUM_ROWS, capacity=_capacity(text))
     reply = greedy_reply(partial(_alone, run), text.prompt, text.reply_length, num_tokens=manifest.num_tokens)
-    expected = reference_logits(checkpoint, architecture, [*text.rows, *text.documents, [*text.prompt, *reply]])
+    opened = open_reference(reference, checkpoint, architecture)
+    expected = opened.compute([*text.rows, *text.documents, [*text.prompt, *reply]])
     if not all(np.isfinite(logits).all() for logits in expected):
         raise ExportError(
             f"{checkpoint.folder}: the reference computes values that are not finite: its weights are damaged"
@@ -136,7 +144,7 @@ def check_parity(folder: Path, manifest: Manifest, architecture: Architecture, c
         factors = (weights.factor_error(architecture), MAX_FACTOR_ERRORS[manifest.precision])
         stored = _compare_stored(as_stored, answers, num_tokens=manifest.num_tokens, limits=most, factors=factors)
     report = ParityReport(
-        REFERENCE,
+        opened.description,
         True,
         limits.max_mean_kl,
         limits.min_top1_agreement,
@@ -151,6 +159,7 @@ def check_parity(folder: Path, manifest: Manifest, architecture: Architecture, c
             max_ratio=None if is_random else limits.max_perplexity_ratio,
         ),
         greedy=compare_greedy(text.prompt, reply, expected[-1], num_tokens=manifest.num_tokens),
+        libraries=opened.libraries,
     )
     return replace(report, passed=all_pass(check_parity_report(report)))
 

@@ -10,6 +10,7 @@ from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import CheckFailedError, ExportError
 from ortserve.export.families import read_architecture
 from ortserve.export.integrity import check_adapter, check_integrity
+from ortserve.export.precisions import ReferenceName
 from ortserve.export.report import make_report, with_doubts, write_report
 from ortserve.export.source_facts import SourceFacts, describe_source
 from ortserve.export.verify import check_parity
@@ -20,7 +21,7 @@ from ortserve.runtime.parity import EncoderProof, ParityReport
 from ortserve.runtime.report import Report, find_doubts, is_verified, read_report
 
 
-def verify_folder(folder: Path, checkpoint: Checkpoint | None) -> Report:
+def verify_folder(folder: Path, checkpoint: Checkpoint | None, *, reference: ReferenceName = "auto") -> Report:
     """The report of a decoder's folder that is whole; with a checkpoint, of a proof made now.
 
     Raises `CheckFailedError` for damage, which also marks the folder unverified, `ReportError` for a folder without
@@ -35,7 +36,7 @@ def verify_folder(folder: Path, checkpoint: Checkpoint | None) -> Report:
         return repeat_report(folder, manifest)
     check_adapter(folder, manifest, checkpoint)
     try:
-        proof = check_parity(folder, manifest, read_architecture(checkpoint), checkpoint)
+        proof = check_parity(folder, manifest, read_architecture(checkpoint), checkpoint, reference=reference)
     except CheckFailedError as error:
         mark_unverified(folder, str(error))
         raise

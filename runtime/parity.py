@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -82,6 +83,7 @@ class ParityReport:
     stored: StoredComparison | None = None  # None: fp32, where the cases themselves are as strict
     perplexity: Perplexity | None = None
     greedy: GreedyAgreement | None = None
+    libraries: Mapping[str, str] = field(default_factory=dict)  # of the reference, with their versions
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,5 +47,5 @@ def test_an_existing_environment_is_used_as_it_is(tmp_path: Path) -> None:
 
 def test_help_names_every_habit(tmp_path: Path) -> None:
     plan = subprocess.run(["make", "-C", str(ROOT), "help"], check=True, capture_output=True, text=True).stdout
-    for habit in ("serve", "test", "check", "bench", "venv", "clean"):
+    for habit in ("serve", "test", "check", "bench", "venv", "reference", "clean"):
         assert f"\n{habit}\t" in plan
