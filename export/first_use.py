@@ -15,7 +15,7 @@ from ortserve.export.checkpoint import TOKENIZER_FILES, WEIGHTS_INDEX, Checkpoin
 from ortserve.export.errors import ExportError
 from ortserve.export.new_folder import remove_partial_folders
 from ortserve.export.open_source import open_source
-from ortserve.export.precisions import DEVICE_PRECISIONS
+from ortserve.export.precisions import DEVICE_PRECISIONS, Device
 from ortserve.export.publish import RECIPE, export_checkpoint
 from ortserve.export.quantized_source import OLD_FILES
 from ortserve.export.takeover import choose_precision
@@ -24,29 +24,36 @@ from ortserve.runtime.manifest import FORMAT_VERSION, MANIFEST_NAME
 SMALL_FILES = ("config.json", "generation_config.json", WEIGHTS_INDEX, *TOKENIZER_FILES)
 
 
-def ensure_exported(source: str | Path, cache_folder: Path, *, precision: str | None, progress: bool) -> Path:
+def ensure_exported(
+    source: str | Path, cache_folder: Path, *, precision: str | None, progress: bool, device: Device = "cpu"
+) -> Path:
     """The exported folder for `source`: itself when it is one, else from the cache, else exported into it now.
 
-    Two processes may ask at once: one exports, the other waits for it. The name in the cache carries a digest of the
-    source's files, the precision and the exporter's recipe, so a changed checkpoint is exported anew. One whose proof
-    fails is kept and marked unverified: whoever serves it decides. Raises `ExportError` for an unusable checkpoint or
-    cache folder.
+    Two processes may ask at once: one exports, the other waits for it. The name in the cache carries the device, the
+    precision and a digest of the source's files and the exporter's recipe, so a changed checkpoint is exported anew. One
+    whose proof fails is kept and marked unverified: whoever serves it decides. Raises `ExportError` for an unusable
+    checkpoint or cache folder.
     """
     if (Path(source) / MANIFEST_NAME).exists():
         return Path(source)
     with open_source(source) as checkpoint:
-        return _ensure(checkpoint, cache_folder, precision=precision, progress=progress)
+        return _ensure(checkpoint, cache_folder, precision=precision, progress=progress, device=device)
 
 
-def _ensure(checkpoint: Checkpoint, cache_folder: Path, *, precision: str | None, progress: bool) -> Path:
-    precision = choose_precision(checkpoint, precision, DEVICE_PRECISIONS["cpu"][0], requantize=False)
-    destination = cache_folder / f"{_safe(checkpoint.name)}-{precision}-{source_identity(checkpoint)[:16]}"
+def _ensure(
+    checkpoint: Checkpoint, cache_folder: Path, *, precision: str | None, progress: bool, device: Device
+) -> Path:
+    precision = choose_precision(checkpoint, precision, DEVICE_PRECISIONS[device][0], requantize=False)
+    recipe = precision if device == "cpu" else f"{device}-{precision}"  # int4 is another graph on each
+    destination = cache_folder / f"{_safe(checkpoint.name)}-{recipe}-{source_identity(checkpoint)[:16]}"
     if (destination / MANIFEST_NAME).exists():
         return destination
     with _locked(destination, progress=progress):
         if not (destination / MANIFEST_NAME).exists():
             remove_partial_folders(destination)  # the lock says that nobody is writing them
-            export_checkpoint(checkpoint, destination, precision=precision, progress=progress, allow_unproven=True)
+            export_checkpoint(
+                checkpoint, destination, precision=precision, device=device, progress=progress, allow_unproven=True
+            )
     return destination
 
 

@@ -98,12 +98,14 @@ def _version() -> str:
 def _resolve_model(settings: EngineSettings, model: str | None) -> Path:
     """The exported folder of a checkpoint, a hub id, or the bundled model; exported now if the cache lacks it."""
     from ortserve.export import cli as export
+    from ortserve.runtime.device_choice import export_target
 
     return export.ensure_exported(
         export.bundled_model() if model is None else export.resolve_source(model),
         settings.cache_dir or _default_cache(),
         precision=settings.precision,
         progress=True,
+        device=export_target(settings.device),
     )
 
 

@@ -6,8 +6,10 @@ What is missing becomes one line with its remedy. Knows no session.
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from ortserve.runtime.cuda import CudaDevice
+from ortserve.runtime.cuda_library import has_driver
 from ortserve.runtime.device import Device
 from ortserve.runtime.errors import DeviceError
 from ortserve.runtime.manifest import Manifest
@@ -32,6 +34,18 @@ def choose_device(name: str, manifest: Manifest) -> Device | None:
     if not is_paged and name.startswith("cuda"):
         raise DeviceError(f"{manifest.name} was exported for the CPU: export it again with --device cuda")
     return open_cuda(int(match["index"] or 0)) if is_paged else None
+
+
+def export_target(name: str) -> Literal["cpu", "cuda"]:
+    """What a checkpoint that is served with `--device name` is to be exported for. Auto: CUDA where it can be used.
+
+    Raises `DeviceError` for an unknown name.
+    """
+    if _NAMES.fullmatch(name) is None:
+        raise DeviceError(f"--device {name} is unknown: use auto, cpu, cuda or cuda:1")
+    if name == "auto":
+        return "cuda" if "CUDAExecutionProvider" in available_providers() and has_driver() else "cpu"
+    return "cpu" if name == "cpu" else "cuda"
 
 
 def open_cuda(index: int) -> CudaDevice:

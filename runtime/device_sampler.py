@@ -1,7 +1,7 @@
 """Draws on the device behind the model: enqueues the sampling head and brings back a few numbers per row, in one wait.
 
-What the head cannot decide (`sampling_head.UNDECIDED`, a top-k beyond its candidates, a grammar) is drawn on the host
-from that row's logits by the ordinary sampler. Knows no sequences.
+What the head cannot decide (`sampling_head.UNDECIDED`, a top-k beyond its candidates) is drawn on the host from that
+row's logits by the ordinary sampler. Knows no sequences.
 """
 
 from __future__ import annotations
@@ -34,6 +34,16 @@ _ROW_BYTES = 256  # of one row's parameters without rules, generously
 _RULE_BYTES = 8 + 3 * 4
 
 Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What one recording of a head is good for."""
+
+    kind: HeadKind
+    num_rows: int
+    num_rules: int  # ids per row that rules are padded to, 0 without rules
+    num_masks: int  # 0 without masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +90,12 @@ class DeviceSampler:
         self._staging = Staging(device, staged_bytes(*[_ROW_BYTES * max_rows] * 2))
         self._rules = _FEWEST_RULES  # ids per row that the staging buffer of rules has room for
         self._rule_staging = self._new_rule_staging()
+        self._mask_staging: Staging | None = None  # for the first grammar: it is large
         self._results = self._new_results()
         self._row = device.host_array(vocab_size * 4).view(np.float32)
         self._heads: dict[HeadKind, DeviceBinding] = {}
-        self._seen: set[tuple[HeadKind, int, int]] = set()
-        self._launches: dict[tuple[HeadKind, int, int], Launch] = {}
+        self._seen: set[_Shape] = set()
+        self._launches: dict[_Shape, Launch] = {}
 
     def draw(self, logits: DeviceLogits, draws: Sequence[Draw]) -> list[Drawn]:
         """One token for each row that counts. Waits for the device, once."""
@@ -96,10 +107,10 @@ class DeviceSampler:
             return Ready(self._host_sampler.draw(self._on_host(logits.address, logits.chosen), draws))
         assert len(draws) == logits.num_rows
         kind = _kind(draws)
-        num_rules = self._enqueue_inputs(kind, logits, draws)
+        shape = self._enqueue_inputs(kind, logits, draws)
         results = self._results
         used = results.host if kind.has_logprobs else results.host[: results.tokens.nbytes]
-        self._launch(kind, logits, num_rules)
+        self._launch(shape)
         self._device.download(used, results.address)
         return DeviceDrawing(
             self._device.synchronize,
@@ -120,8 +131,8 @@ class DeviceSampler:
             found[place] = self._row
         return found
 
-    def _enqueue_inputs(self, kind: HeadKind, logits: DeviceLogits, draws: Sequence[Draw]) -> int:
-        """Send the rows' parameters; returns the ids per row that rules are padded to, 0 without rules."""
+    def _enqueue_inputs(self, kind: HeadKind, logits: DeviceLogits, draws: Sequence[Draw]) -> _Shape:
+        """Send the rows' parameters."""
         binding = self._heads.get(kind)
         if binding is None:
             graph = sampling_head(kind, vocab_size=self._vocab_size, num_tokens=self._num_tokens)
@@ -137,23 +148,31 @@ class DeviceSampler:
             if num_rules > self._rules:
                 self._rules = num_rules
                 self._rule_staging = self._new_rule_staging()
-                self._launches = {key: launch for key, launch in self._launches.items() if not key[0].has_rules}
+                self._launches = {shape: launch for shape, launch in self._launches.items() if not shape.kind.has_rules}
             arrays = _rule_arrays(draws, entries, num_rules, logits.num_padded_rows)
             self._bind(binding, self._rule_staging, arrays)
-        return num_rules
+        num_masks = 0
+        if kind.has_masks:
+            if self._mask_staging is None:
+                largest = [(_mask_bucket(self._max_rows) * self._num_tokens), 8 * self._max_rows]
+                self._mask_staging = Staging(self._device, staged_bytes(*largest))
+            arrays = _mask_arrays(draws, self._num_tokens, logits.num_padded_rows)
+            self._bind(binding, self._mask_staging, arrays)
+            num_masks = len(arrays["masks"])
+        return _Shape(kind, logits.num_padded_rows, num_rules, num_masks)
 
-    def _launch(self, kind: HeadKind, logits: DeviceLogits, num_rules: int) -> None:
-        key = (kind, logits.num_padded_rows, num_rules)
-        launch = self._launches.get(key)
-        if launch is None and key in self._seen:
-            launch = self._device.record(self._heads[kind].run)
+    def _launch(self, shape: _Shape) -> None:
+        head = self._heads[shape.kind]
+        launch = self._launches.get(shape)
+        if launch is None and shape in self._seen:
+            launch = self._device.record(head.run)
             if launch is not None:
-                self._launches[key] = launch
+                self._launches[shape] = launch
         if launch is not None:
             launch()
         else:
-            self._heads[kind].run()
-            self._seen.add(key)
+            head.run()
+            self._seen.add(shape)
 
     def _bind(self, binding: DeviceBinding, staging: Staging, arrays: Arrays) -> None:
         for name, address in staging.send(arrays).items():
@@ -176,7 +195,7 @@ class DeviceSampler:
         token = int(self._results.tokens[place])
         if token == NOT_FINITE:
             return Drawn(None)
-        if token == UNDECIDED or draw.sampling.top_k > NUM_CANDIDATES or draw.allowed is not None:
+        if token == UNDECIDED or draw.sampling.top_k > NUM_CANDIDATES:
             return self._host_sampler.draw(self._on_host(logits.address, (place,)), [draw])[0]
         num_top = draw.sampling.num_logprobs
         if num_top is None:
@@ -213,6 +232,7 @@ def _kind(draws: Sequence[Draw]) -> HeadKind:
         pick,
         any(draw.history is not None or draw.sampling.logit_bias or draw.banned for draw in draws),
         any(draw.sampling.num_logprobs is not None for draw in draws),
+        any(draw.allowed is not None for draw in draws),
     )
 
 
@@ -293,3 +313,19 @@ def _rule_arrays(draws: Sequence[Draw], entries: Sequence[_Entries], width: int,
         "frequency": penalties[1],
         "presence": penalties[2],
     }
+
+
+def _mask_bucket(num_masked: int) -> int:
+    """Masks that are sent for so many rows with a grammar: the one that allows everything, padded to a power of two."""
+    return 1 << num_masked.bit_length()
+
+
+def _mask_arrays(draws: Sequence[Draw], num_tokens: int, num_rows: int) -> Arrays:
+    """`masks` bool [M, tokens], of which the first and the unused ones allow everything; `mask_index` int64 [rows]."""
+    masked = [(place, draw.allowed) for place, draw in enumerate(draws) if draw.allowed is not None]
+    masks = np.ones((_mask_bucket(len(masked)), num_tokens), np.bool_)
+    index = np.zeros(num_rows, np.int64)
+    for number, (place, allowed) in enumerate(masked, 1):
+        masks[number] = np.unpackbits(allowed, count=num_tokens, bitorder="little").view(np.bool_)
+        index[place] = number
+    return {"masks": masks, "mask_index": index}

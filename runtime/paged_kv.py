@@ -9,10 +9,11 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 
-from ortserve.runtime.device import Device, Strided
+from ortserve.runtime.device import Bytes, Device, Strided
 from ortserve.runtime.manifest import FloatType, KvLayout
 from ortserve.runtime.step import CopyBlock, Move, ReleaseRow, SwapIn, SwapOut
 
@@ -42,6 +43,8 @@ class PagedKvStore:
         # [layer and kind, page, token, head, channel]: a block is one page of every tensor, a fixed pitch apart
         self._address = device.allocate(self._num_tensors * num_blocks * self._page_bytes)
         self._host = device.host_array(num_host_blocks * self._block_bytes)
+        self._staging: list[Bytes] = []  # free ones
+        self._staging_lock = Lock()
 
     def tensors(self) -> list[PageTensor]:
         """What the session binds once: for each layer its keys, then its values."""
@@ -79,15 +82,24 @@ class PagedKvStore:
 
         For slower cache tiers, from any thread; the block is one that no step writes.
         """
-        staging = np.empty(self._block_bytes, np.uint8)
+        staging = self._take_staging()
         there, here = self._block(block), Strided(int(staging.ctypes.data), self._page_bytes)
         shape = {"width": self._page_bytes, "height": self._num_tensors}
         self._device.copy_now(here, there, **shape)
         before = staging.copy()
-        with staging.data as view:
-            yield view
-        if not np.array_equal(before, staging):
-            self._device.copy_now(there, here, **shape)
+        try:
+            with staging.data as view:
+                yield view
+            if not np.array_equal(before, staging):
+                self._device.copy_now(there, here, **shape)
+        finally:
+            with self._staging_lock:
+                self._staging.append(staging)
+
+    def _take_staging(self) -> Bytes:
+        """Locked host memory for one block: copies to and from it run at full speed. As many as threads ask at once."""
+        with self._staging_lock:
+            return self._staging.pop() if self._staging else self._device.host_array(self._block_bytes)
 
     @property
     def _block_bytes(self) -> int:

@@ -7,6 +7,8 @@ Knows no sessions and no requests. Inputs besides `logits` float32 [R, vocab]:
 | rules | rule_ids | int64 | [R, H] | ids with a rule; unused places repeat the first |
 | | rule_seen, rule_counts, rule_bias | float32 | [R, H] | in prompt or output (1 or 0); in output; added, -inf bans |
 | | repetition, frequency, presence | float32 | [R, 1] | penalties |
+| masked | masks | bool | [M, tokens] | what a grammar allows; the first allows everything |
+| | mask_index | int64 | [R] | which of them is the row's |
 | drawn, narrowed | greedy | bool | [R] | the most likely token, whatever the others say |
 | | inverse_temperature, min_p | float32 | [R, 1] | |
 | | uniform | float64 | [R, 1] | the random number of the position |
@@ -50,6 +52,7 @@ class HeadKind:
     pick: Pick
     has_rules: bool
     has_logprobs: bool
+    has_masks: bool = False
 
 
 def sampling_head(kind: HeadKind, *, vocab_size: int, num_tokens: int) -> bytes:
@@ -73,6 +76,8 @@ class _Head:
         if self._num_tokens < self._vocab_size:
             raw = self._slice(raw, 0, self._num_tokens)
         values = self._with_rules(raw) if kind.has_rules else raw
+        if kind.has_masks:
+            values = self._masked(values)
         best = self._add("ArgMax", values, axis=1, keepdims=1)  # [R, 1]; of equal values the lowest id
         token = best if kind.pick is Pick.GREEDY else self._draw(values, best, kind.pick)
         # Zero times a number that is not finite is no number; bans are not looked at.
@@ -108,6 +113,12 @@ class _Head:
         value = self._add("Sub", value, self._add("Mul", occurs, presence))
         value = self._add("Add", value, bias)
         return self._add("ScatterElements", raw, ids, value, axis=1)
+
+    def _masked(self, values: str) -> str:
+        """What the row's grammar does not allow is ruled out."""
+        masks = self._input("masks", _BOOL, ["M", self._num_tokens])
+        allowed = self._add("Gather", masks, self._input("mask_index", _INT, ["R"]), axis=0)
+        return self._add("Where", allowed, values, self._constant(np.float32(-np.inf)))
 
     def _draw(self, values: str, best: str, pick: Pick) -> str:
         greedy = self._add("Unsqueeze", self._input("greedy", _BOOL, ["R"]), self._axis(1))

@@ -47,6 +47,14 @@ def test_the_second_time_nothing_is_exported(tmp_path: Path, exports: list[Path]
     assert proof_of(first).passed  # first use proves too
 
 
+def test_a_gpu_gets_an_export_of_its_own(tmp_path: Path, exports: list[Path]) -> None:
+    source = write_checkpoint(tmp_path / "model")
+    for device, layout in (("cuda", "pages"), ("cpu", "slots")):
+        folder = ensure_exported(source, tmp_path / "cache", precision="int4", progress=False, device=device)
+        assert read_manifest(folder).kv.kind == layout
+    assert [folder.name.rpartition("-")[0] for folder in exports] == ["model-cuda-int4", "model-int4"]
+
+
 def test_an_exported_folder_is_served_as_it_is(tmp_path: Path, exports: list[Path]) -> None:
     source = write_checkpoint(tmp_path / "model")
     export_checkpoint(source, tmp_path / "out", precision="fp32", verify=False)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ortserve.runtime import device_choice
 from ortserve.runtime.cuda_library import LIBRARIES, pip_command
-from ortserve.runtime.device_choice import choose_device
+from ortserve.runtime.device_choice import choose_device, export_target
 from ortserve.runtime.errors import DeviceError
 from ortserve.runtime.session import available_providers
 from ortserve.runtime.testing import write_paged_synthetic_model, write_synthetic_model
@@ -36,6 +37,20 @@ def test_a_model_of_the_other_device_says_how_to_export_it(tmp_path: Path) -> No
 def test_without_the_gpu_wheel_nothing_falls_back_in_silence(tmp_path: Path, name: str) -> None:
     with pytest.raises(DeviceError, match=r"has no CUDA: pip uninstall -y onnxruntime && pip"):
         choose_device(name, write_paged_synthetic_model(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "usable", "target"),
+    [("auto", False, "cpu"), ("auto", True, "cuda"), ("cpu", True, "cpu"), ("cuda:1", False, "cuda")],
+)
+def test_a_checkpoint_is_exported_for_what_will_run_it(
+    name: str, usable: bool, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_choice, "available_providers", lambda: ["CUDAExecutionProvider"] if usable else [])
+    monkeypatch.setattr(device_choice, "has_driver", lambda: usable)
+    assert export_target(name) == target
+    with pytest.raises(DeviceError, match="is unknown"):
+        export_target("gpu")
 
 
 def test_the_remedy_names_each_package_once() -> None:

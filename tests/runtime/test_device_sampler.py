@@ -64,3 +64,37 @@ def test_logits_that_are_no_numbers_draw_nothing(value: float) -> None:
         found = head.draw(DeviceLogits(logits.ctypes.data, 2, 2), draws)
         assert found[0].token_id is not None
         assert found[1].token_id is None or sampling.top_k > 256
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=list(SAMPLINGS))
+@pytest.mark.parametrize("num_allowed", [1, 3, 700, 2990])
+def test_grammars_rule_out_the_same_on_the_device(sampling: SamplingParams, num_allowed: int) -> None:
+    num_tokens = 3001
+    generator = np.random.default_rng(num_allowed)
+    logits = (generator.standard_normal((ROWS, 3100)) * 3).astype(np.float32)
+    head = DeviceSampler(HostDevice(), vocab_size=3100, num_tokens=num_tokens, max_rows=ROWS)
+    downloads = 0
+
+    def counted(address: int, rows: tuple[int, ...]) -> np.ndarray:
+        nonlocal downloads
+        downloads += len(rows)
+        return on_host(address, rows)
+
+    on_host, head._on_host = head._on_host, counted  # type: ignore[method-assign]
+    for position in range(3):
+        draws = []
+        for row in range(ROWS):
+            bits = None
+            if row % 3:
+                allowed = np.zeros(num_tokens, np.bool_)
+                allowed[generator.permutation(num_tokens)[:num_allowed]] = True
+                bits = np.packbits(allowed, bitorder="little")
+            draws.append(Draw(sampling, row, 0, position, allowed=bits))
+        expected = Sampler(num_tokens).draw(logits.copy(), draws)
+        found = head.draw(DeviceLogits(logits.ctypes.data, ROWS, ROWS), draws)
+        assert [one.token_id for one in found] == [one.token_id for one in expected]
+        for one, other in zip(found, expected, strict=True):
+            if one.logprobs is not None and other.logprobs is not None:
+                assert one.logprobs.logprob == pytest.approx(other.logprobs.logprob, abs=1e-4)
+    if sampling.top_k <= 256 and sampling.top_p >= 0.99 and sampling.temperature <= 2:
+        assert downloads == 0, "rows with a grammar are drawn where their logits are"
