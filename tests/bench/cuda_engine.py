@@ -190,7 +190,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     folder = arguments.folder or Path(tempfile.mkdtemp())
     manifest, seconds = make_model(folder, arguments.shape, arguments.precision, arguments.max_context)
-    figures |= {"make_s": seconds, "weight_bytes": manifest.weight_bytes}
+    figures |= {
+        "make_s": seconds,
+        "weight_bytes": manifest.weight_bytes,
+        "kv_bytes_per_token": manifest.kv.bytes_per_token,
+        "context": arguments.context,
+    }
     bench = Bench(folder / name, manifest, max_context=arguments.max_context, cache="prefix")
     figures |= {"load_s": bench.load_s, "plan": str(bench.plan)}
     sys.stdout.write(f"made in {seconds:.1f} s, loaded in {bench.load_s:.1f} s: {bench.plan}\n")

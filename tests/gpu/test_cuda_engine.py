@@ -23,7 +23,7 @@ from ortserve.runtime.engine import Engine
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.opening import open_paged_engine
 from ortserve.runtime.paged_runner import DeviceLogits
-from ortserve.runtime.request import Completion, Request, SamplingParams
+from ortserve.runtime.request import Completion, Grammar, GrammarKind, Request, SamplingParams
 from ortserve.runtime.sampler import Draw, Sampler
 from ortserve.runtime.session import available_providers
 from tests.runtime.synthetic import run_to_end, whole
@@ -44,6 +44,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     folder = tmp_path_factory.mktemp("pocket") / "fp16"
     return folder, export_checkpoint(
         resolve_source("pocket"), folder, precision="fp16", device="cuda", progress=False, verify=False
+    )
+
+
+@pytest.fixture(scope="module", params=["bf16", "int4"])
+def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    folder = tmp_path_factory.mktemp("pocket") / str(request.param)
+    return folder, export_checkpoint(
+        resolve_source("pocket"), folder, precision=str(request.param), device="cuda", progress=False, verify=False
     )
 
 
@@ -73,18 +81,21 @@ def replies(engine: Engine, wanted: list[Request]) -> dict[str, Completion]:
     return {name: whole(deltas) for name, deltas in found.items()}
 
 
-def assert_same(found: dict[str, Completion], plain: dict[str, Completion]) -> None:
+def assert_same(
+    found: dict[str, Completion], plain: dict[str, Completion], *, gap: float = GAP, max_parted: float = MAX_PARTED
+) -> None:
     num_parted = 0
     for name, expected in plain.items():
         got = found[name]
-        assert len(got.token_ids) == len(expected.token_ids)
-        for place, (one, other) in enumerate(zip(got.token_ids, expected.token_ids, strict=True)):
+        for place, (one, other) in enumerate(zip(got.token_ids, expected.token_ids, strict=False)):
             if one != other:
                 (_, first), (_, second) = expected.logprobs[place].top
-                assert first - second < GAP, f"{name} parts at {place} with a gap of {first - second:.3f}"
+                assert first - second < gap, f"{name} parts at {place} with a gap of {first - second:.3f}"
                 num_parted += 1
                 break
-    assert num_parted <= max(1, MAX_PARTED * sum(len(reply.token_ids) for reply in plain.values()))
+        else:
+            assert len(got.token_ids) == len(expected.token_ids)
+    assert num_parted <= max(1, max_parted * sum(len(reply.token_ids) for reply in plain.values()))
 
 
 def test_replies_are_those_of_the_emulation(exported: tuple[Path, Manifest], device: Device) -> None:
@@ -97,6 +108,37 @@ def test_replies_are_those_of_the_emulation(exported: tuple[Path, Manifest], dev
         for one, other in zip(found[name].logprobs[:8], expected[name].logprobs[:8], strict=True)
     ]
     assert np.abs(np.subtract(*np.array(logprobs).T)).max() < 0.05
+
+
+def test_other_precisions_say_nearly_what_their_emulation_says(other: tuple[Path, Manifest], device: Device) -> None:
+    gap = 0.06 if other[1].kv.dtype == "float16" else 0.5  # bfloat16 has three bits less
+    found = replies(engine(other, device), requests())
+    expected = replies(engine(other, HostDevice()), requests())
+    assert_same(found, expected, gap=gap, max_parted=0.02)
+    assert_same(replies(engine(other, device), requests()), found, gap=gap)
+
+
+def test_grammars_are_followed_on_the_device(exported: tuple[Path, Manifest], device: Device) -> None:
+    schema = '{"type": "object", "properties": {"name": {"type": "string", "maxLength": 8}, "n": {"type": "integer"}}, '
+    schema += '"required": ["name", "n"], "additionalProperties": false}'
+    wanted = [
+        replace(request, grammar=Grammar(GrammarKind.JSON_SCHEMA, schema) if place % 2 else None)
+        for place, request in enumerate(requests())
+    ]
+    wanted = [replace(request, sampling=replace(request.sampling, ignore_eos=False)) for request in wanted]
+    found, expected = replies(engine(exported, device), wanted), replies(engine(exported, HostDevice()), wanted)
+    assert_same(found, expected)
+
+
+def test_blocks_come_back_from_disk(exported: tuple[Path, Manifest], device: Device, tmp_path: Path) -> None:
+    config = replace(CONFIG, prompt_cache="prefix", prompt_cache_options=(("path", str(tmp_path)),))
+    wanted = requests(length=400)
+    cold = replies(engine(exported, device), wanted)
+    replies(engine(exported, device, config), [replace(request, id=f"first-{request.id}") for request in wanted])
+    restarted = engine(exported, device, config)
+    found = replies(restarted, wanted)
+    assert all(reply.usage.num_cached_tokens > 0 for reply in found.values())
+    assert_same(found, cold)
 
 
 def test_batched_equals_alone(exported: tuple[Path, Manifest], device: Device) -> None:
@@ -165,7 +207,11 @@ def test_the_head_draws_what_the_sampler_draws(device: Device, vocab_size: int) 
         SamplingParams(temperature=0.5, top_p=0.5, logit_bias=((7, 5.0), (9, -50.0)), num_logprobs=3),
     ):
         for position in range(4):
-            draws = [Draw(sampling, row, 0, position, banned=(3, 4)) for row in range(rows)]
+            allowed = np.packbits(generator.random(num_tokens) < 0.02, bitorder="little")
+            draws = [
+                Draw(sampling, row, 0, position, banned=(3, 4), allowed=allowed if row % 4 == 1 else None)
+                for row in range(rows)
+            ]
             found = head.draw(DeviceLogits(address, rows, rows), draws)
             expected = sampler.draw(logits.copy(), draws)
             num += rows
