@@ -30,9 +30,9 @@ def ensure_exported(
     """The exported folder for `source`: itself when it is one, else from the cache, else exported into it now.
 
     Two processes may ask at once: one exports, the other waits for it. The name in the cache carries the device, the
-    precision and a digest of the source's files and the exporter's recipe, so a changed checkpoint is exported anew. One
-    whose proof fails is kept and marked unverified: whoever serves it decides. Raises `ExportError` for an unusable
-    checkpoint or cache folder.
+    precision and a digest of the source's files and the exporter's recipe, so a changed checkpoint is exported anew.
+    One whose proof fails is kept and marked unverified: whoever serves it decides. Raises `ExportError` for an
+    unusable checkpoint or cache folder.
     """
     if (Path(source) / MANIFEST_NAME).exists():
         return Path(source)
