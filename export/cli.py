@@ -28,6 +28,7 @@ from ortserve.export.precisions import (
     DEVICES,
     PRECISIONS,
     REFERENCES,
+    Device,
 )
 from ortserve.export.printing import print_export, print_failure, print_json, print_text, print_verdict
 from ortserve.export.shapes import SHAPES, find_shape
@@ -50,11 +51,13 @@ __all__ = [
 ]
 
 
-def ensure_exported(source: str | Path, cache_folder: Path, *, precision: str | None, progress: bool) -> Path:
+def ensure_exported(
+    source: str | Path, cache_folder: Path, *, precision: str | None, progress: bool, device: Device = "cpu"
+) -> Path:
     """See `ortserve.export.first_use`: the exported folder for `source`, made now if the cache lacks it."""
     from ortserve.export import first_use
 
-    return first_use.ensure_exported(source, cache_folder, precision=precision, progress=progress)
+    return first_use.ensure_exported(source, cache_folder, precision=precision, progress=progress, device=device)
 
 
 def configure_export(parser: ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from ortserve.export import first_use
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.first_use import ensure_exported
+from ortserve.export.precisions import Device
 from ortserve.export.publish import export_checkpoint
 from ortserve.runtime.manifest import Manifest, read_manifest
 from tests.export.checkpoints import Tiny, write_checkpoint, write_json
@@ -49,7 +50,8 @@ def test_the_second_time_nothing_is_exported(tmp_path: Path, exports: list[Path]
 
 def test_a_gpu_gets_an_export_of_its_own(tmp_path: Path, exports: list[Path]) -> None:
     source = write_checkpoint(tmp_path / "model")
-    for device, layout in (("cuda", "pages"), ("cpu", "slots")):
+    wanted: list[tuple[Device, str]] = [("cuda", "pages"), ("cpu", "slots")]
+    for device, layout in wanted:
         folder = ensure_exported(source, tmp_path / "cache", precision="int4", progress=False, device=device)
         assert read_manifest(folder).kv.kind == layout
     assert [folder.name.rpartition("-")[0] for folder in exports] == ["model-cuda-int4", "model-int4"]
