@@ -44,6 +44,9 @@ class TokenStream(Protocol):
     def __aiter__(self) -> AsyncIterator[Delta]:
         """The stream itself."""
 
+    def take_waiting(self) -> Delta | None:
+        """The next delta if it is there already; None otherwise, and after the last one."""
+
     def close(self) -> None:
         """Cancel what has not finished. Safe to call again."""
 
@@ -63,6 +66,10 @@ class NothingToGenerate:
             raise StopAsyncIteration
         self._ended = True
         return Delta("", (), finish=FinishReason.LENGTH)
+
+    def take_waiting(self) -> Delta | None:
+        """Part of `TokenStream`."""
+        return None
 
     def close(self) -> None:
         """Part of `TokenStream`."""
@@ -112,14 +119,12 @@ class Choice:
 
     def read(self, delta: Delta) -> Sequence[ChoicePiece]:
         """The pieces of one delta, none when nothing can be shown yet. Raises `ApiError` when the engine gave up."""
-        judged = self._read_prompt(delta)
-        return (*judged, *self._read_reply(delta))
+        if self._prompt is None:
+            return self._read_reply(delta)
+        return (*self._read_prompt(self._prompt, delta), *self._read_reply(delta))
 
-    def _read_prompt(self, delta: Delta) -> Sequence[ChoicePiece]:
+    def _read_prompt(self, prompt: JudgedPrompt, delta: Delta) -> Sequence[ChoicePiece]:
         """The whole prompt, once."""
-        prompt = self._prompt
-        if prompt is None:
-            return ()
         prompt.add(delta.prompt_logprobs)
         if not prompt.is_complete:
             return ()

@@ -64,14 +64,12 @@ class Generation:
         """Choices of all prompts."""
         return len(self._choices)
 
-    async def batches(self) -> AsyncGenerator[Sequence[ChoicePiece], None]:
-        """Pieces as they come, those of one engine step together. Ends when every choice has finished."""
-        if len(self._choices) == 1:
-            async for pieces in self._pieces(self._choices[0]):
-                yield pieces
-            return
-        async for batch in self._merged():
-            yield batch
+    def batches(self) -> AsyncGenerator[Sequence[ChoicePiece], None]:
+        """Pieces as they come, those of one engine step together, and those of later steps that wait already.
+
+        Ends when every choice has finished. Raises `ApiError` when the engine gives up, after what came before.
+        """
+        return self._pieces(self._choices[0]) if len(self._choices) == 1 else self._merged()
 
     async def settle(self) -> None:
         """Wait for the counts of choices that stop strings have ended; all others have theirs already."""
@@ -111,13 +109,24 @@ class Generation:
             choice.stream.close()
 
     async def _pieces(self, choice: Choice) -> AsyncGenerator[Sequence[ChoicePiece], None]:
-        async for delta in choice.stream:
-            self._note_time(choice, len(delta.token_ids))
+        stream = choice.stream
+        async for delta in stream:
             pieces = choice.read(delta)
+            num_tokens, failure = len(delta.token_ids), None
+            while choice.finish is None and (waiting := stream.take_waiting()) is not None:
+                num_tokens += len(waiting.token_ids)
+                try:
+                    pieces = (*pieces, *choice.read(waiting))
+                except ApiError as error:
+                    failure = error
+                    break
+            self._note_time(choice, num_tokens)
             if pieces:
                 yield pieces
                 if choice.finish is not None:
                     return
+            if failure is not None:
+                raise failure
         raise ApiError(internal_error("The engine ended the request without a reason."))
 
     def _note_time(self, choice: Choice, num_tokens: int) -> None:

@@ -78,6 +78,13 @@ class DeltaStream:
         while not self._deltas:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
+        return self._taken()
+
+    def take_waiting(self) -> Delta | None:
+        """The next delta if it has arrived already; None otherwise, and after the last one."""
+        return self._taken() if self._deltas else None
+
+    def _taken(self) -> Delta:
         delta = self._deltas.popleft()
         self._is_read = delta.finish is not None
         return delta

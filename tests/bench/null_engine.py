@@ -14,14 +14,12 @@ import importlib
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
-from time import monotonic, perf_counter, sleep
+from time import perf_counter, sleep
 from typing import Any
 
 import httpx
@@ -35,8 +33,7 @@ from tests.gateway.scripted import make_driver, make_service, saying
 
 TOKENS = 256
 KINDS = ("gateway", "hypercorn", "uvicorn")
-PACED, WAITING = "paced", "waiting"  # the gateway over an engine with a step every few milliseconds, or none at all
-PACE_S = 0.005
+WAITING = "waiting"  # the gateway over an engine that makes no step
 IDLE_STREAMS = 256
 BODY = {
     "model": "scripted", "stream": True, "max_tokens": TOKENS, "ignore_eos": True,
@@ -56,24 +53,15 @@ def serve(kind: str, recording: Path) -> None:
         return
 
     async def main() -> None:
-        app: Any = _bare(recording) if kind == "hypercorn" else _gateway(kind, recording)
+        app: Any = _bare(recording) if kind == "hypercorn" else _gateway(kind)
         await run_server(app, listener, limits=limits, stop=asyncio.Event(), drain=lambda: None)
 
     asyncio.run(main())
 
 
-def _gateway(kind: str, recording: Path) -> Any:
+def _gateway(kind: str) -> Any:
     configure_logs("error")
-    driver = make_driver(saying("hello world, ok! " * TOKENS), pace_s={PACED: PACE_S, WAITING: 3600.0}.get(kind, 0.0))
-    if kind == PACED:
-        log = os.open(recording, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        step = driver._step
-
-        def noted() -> None:
-            os.write(log, b"%.9f\n" % monotonic())
-            step()
-
-        driver._step = noted  # type: ignore[method-assign]
+    driver = make_driver(saying("hello world, ok! " * TOKENS), pace_s=3600.0 if kind == WAITING else 0.0)
     return build_app(Catalog(make_service(driver)))
 
 
@@ -136,26 +124,6 @@ async def drive(port: int, num_streams: int) -> tuple[int, float]:
     return sum(counts), perf_counter() - begun
 
 
-def token_latencies(port: int, recording: Path) -> list[float]:
-    """Seconds from the start of an engine's step to the arrival of its chunk, of one stream that is alone.
-
-    Both processes read one clock. The first tokens are left out: there the connection is new.
-    """
-    arrived: list[float] = []
-    with httpx.Client(base_url=f"http://{HOST}:{port}", timeout=60) as client:
-        client.post("/v1/chat/completions", json={**BODY, "max_tokens": 5})
-        num_before = len(recording.read_text().split())
-    body = json.dumps(BODY).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-    with socket.create_connection((HOST, port), 60) as connection:
-        connection.sendall(head.encode() + body)
-        while piece := connection.recv(65536):
-            arrived += [monotonic()] * piece.count(b'"delta":{"content":')
-    stepped = [float(line) for line in recording.read_text().split()][num_before:]
-    arrived = arrived[-TOKENS:]  # one before them has the role
-    return [arrival - begun for begun, arrival in zip(stepped, arrived, strict=False)][10:]
-
-
 async def hold_streams(port: int, pid: int, num_streams: int) -> float:
     """Resident bytes per stream that has begun and waits for its engine."""
     body = json.dumps(BODY).encode()
@@ -187,7 +155,7 @@ def _resident_bytes(pid: int) -> int:
 def main() -> int:
     parser = script_parser(__doc__ or "")
     parser.add_argument("--streams", type=int, default=64, help="at once (default %(default)s)")
-    parser.add_argument("--serve", choices=(*KINDS, PACED, WAITING), help="run one server (used by the script itself)")
+    parser.add_argument("--serve", choices=(*KINDS, WAITING), help="run one server (used by the script itself)")
     parser.add_argument("--recording", type=Path, default=Path("null_engine.json"), help="where a reply is kept")
     arguments = parser.parse_args()
     if arguments.serve:
@@ -198,7 +166,6 @@ def main() -> int:
         num_chunks = record(port, arguments.recording)
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
     memory: list[float] = []
-    latencies: list[float] = []
     for _ in range(arguments.rounds):
         for kind in kinds:
             with child(kind, arguments.recording) as (port, _):
@@ -210,20 +177,15 @@ def main() -> int:
     for _ in range(arguments.rounds):
         with child(WAITING, arguments.recording) as (port, pid):
             memory.append(asyncio.run(hold_streams(port, pid, IDLE_STREAMS)))
-        with child(PACED, arguments.recording) as (port, _):
-            latencies.append(median(token_latencies(port, arguments.recording)))
     for kind in kinds:
         print(f"{kind}: {spread(rates[kind])} chunks/s at {arguments.streams} streams")
     ratios = [own / bare for own, bare in zip(rates["gateway"], rates["hypercorn"], strict=True)]
     goals = [
         Goal("gateway over bare Hypercorn, chunks per second", spread(ratios), at_least=1 / 3),
         Goal("bytes per stream that waits", spread(memory), at_most=100_000),
-        Goal("seconds from a step to its chunk, median, one stream", spread(latencies), at_most=0.0003),
     ]
     arguments.recording.unlink(missing_ok=True)
-    return finish(
-        arguments, goals, {"rates": rates, "memory": memory, "latencies": latencies, "chunks_per_stream": num_chunks}
-    )
+    return finish(arguments, goals, {"rates": rates, "memory": memory, "chunks_per_stream": num_chunks})
 
 
 if __name__ == "__main__":

@@ -194,9 +194,13 @@ class ScriptedDriver:
         yield Delta(request.id, (), (), finish, usage, error)
 
 
+def usage_of(num_prompt_tokens: int, num_output_tokens: int, **counts: int) -> Usage:
+    zeros: dict[str, Any] = dict.fromkeys((field.name for field in fields(Usage)), 0)
+    return Usage(**{**zeros, "num_prompt_tokens": num_prompt_tokens, "num_output_tokens": num_output_tokens, **counts})
+
+
 def _usage(request: Request, num_output_tokens: int) -> Usage:
-    counts: dict[str, Any] = dict.fromkeys((field.name for field in fields(Usage)), 0)
-    return Usage(**{**counts, "num_prompt_tokens": len(request.prompt), "num_output_tokens": num_output_tokens})
+    return usage_of(len(request.prompt), num_output_tokens)
 
 
 def _logprobs(request: Request, token: int) -> TokenLogprobs:
