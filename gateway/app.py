@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from ortserve.gateway.access.access import Access
+from ortserve.gateway.access.grant import Grant
 from ortserve.gateway.batch_jobs import BatchJobs
 from ortserve.gateway.catalog import Catalog
 from ortserve.gateway.directory import Directory
@@ -69,12 +70,15 @@ def build_app(
     state: State | None = None,
     access: Access | None = None,
     ledger: Ledger | None = None,
+    admin_metrics: bool = False,
+    log_prompts: bool = False,
 ) -> Starlette:
     """Routes and layers. `patience` bounds silent and stalled streams.
 
     `access` holds the keys; None: those of `api_key` and `admin_key` alone. Without an administrator's key nobody may
     administrate. With `strict_parameters`, fields that no table knows are refused instead of reported. `state` (None:
-    one in memory) is closed when the application ends. What is used goes to the `ledger`.
+    one in memory) is closed when the application ends. What is used goes to the `ledger`, which keeps the budgets. With
+    `admin_metrics` only administrators read metrics, with `log_prompts` the bodies of requests are logged.
     """
     patience = patience or Patience()
     decoder = catalog.decoder
@@ -86,6 +90,7 @@ def build_app(
     runs = Runs(lambda exchange, seconds: metrics.count_generated(exchange, "/v1/responses", seconds))
     access = access or Access(api_key=api_key, admin_key=admin_key)
     settle = _unrecorded if ledger is None else ledger.record
+    check_budget = _unbounded if ledger is None else ledger.spending.check
     answering = [
         *(_decoder_routes(decoder, state, patience, access.whose) if decoder else ()),
         *(response_routes(decoder, state, runs, patience) if decoder else ()),
@@ -99,6 +104,7 @@ def build_app(
             access,
             catalog.directory,
             settle,
+            check_budget,
         ),
     )
     routes = [
@@ -118,7 +124,13 @@ def build_app(
     described = DocumentationRoute(routes)
     routes += [Route("/openapi.json", described.document), Route("/docs", described.page)]
     middleware = [
-        Middleware(Edge, metrics=metrics, max_body_bytes=max_body_bytes, strict_parameters=strict_parameters),
+        Middleware(
+            Edge,
+            metrics=metrics,
+            max_body_bytes=max_body_bytes,
+            strict_parameters=strict_parameters,
+            log_prompts=log_prompts,
+        ),
         Middleware(
             CORSMiddleware,
             allow_origins=["*"],
@@ -126,7 +138,15 @@ def build_app(
             allow_headers=["*"],  # reflected: a literal * would not cover Authorization
             expose_headers=["x-request-id", "request-id", "x-ortserve-ignored", "retry-after", *RATE_HEADERS],
         ),
-        Middleware(Gate, access=access, directory=catalog.directory, settle=settle, max_body_bytes=max_body_bytes),
+        Middleware(
+            Gate,
+            access=access,
+            directory=catalog.directory,
+            settle=settle,
+            check_budget=check_budget,
+            max_body_bytes=max_body_bytes,
+            admin_metrics=admin_metrics,
+        ),
     ]
     app = Starlette(
         routes=routes,
@@ -140,6 +160,10 @@ def build_app(
 
 def _unrecorded(_: Exchange) -> None:
     """Nobody keeps accounts."""
+
+
+def _unbounded(_: Grant) -> None:
+    """Without accounts there are no budgets."""
 
 
 def _decoder_routes(service: ModelService, state: State, patience: Patience, whose: Whose) -> list[Route]:

@@ -170,7 +170,7 @@ class BatchJob:
             answer = await self._parts.dispatcher.call(
                 line.url, bytes(line.body), tenant=self.tenant, priority=PRIORITY
             )
-            if answer.status not in BUSY:
+            if answer.status not in BUSY or answer.is_final:
                 return answer
             await asyncio.sleep(min(answer.retry_after_s or wait_s, MAX_WAIT_S))
             wait_s = min(wait_s * 2, MAX_WAIT_S)

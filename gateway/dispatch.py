@@ -31,6 +31,7 @@ class Answer:
     body: bytes
     request_id: str
     retry_after_s: float | None = None
+    is_final: bool = False  # asking again would change nothing
 
 
 class _Flags(msgspec.Struct):
@@ -47,6 +48,7 @@ class Dispatcher:
     access: Access
     directory: Directory
     settle: Callable[[Exchange], None]  # into the ledger
+    check_budget: Callable[[Grant], None]  # raises `ApiError` when it is used up
 
     async def call(self, path: str, body: bytes, *, tenant: bytes, priority: int) -> Answer:
         """Run one request to its end, where the tenant's keys of now allow it. Cancelling cancels what it generates."""
@@ -68,6 +70,7 @@ class Dispatcher:
 
     async def _answer(self, path: str, request: Request, exchange: Exchange) -> Answer:
         try:
+            self.check_budget(exchange.grant)
             _refuse_what_does_not_end(exchange.body)
             response = await self.handlers[path](request)
             assert isinstance(response, Response)
@@ -78,7 +81,8 @@ class Dispatcher:
                 log().warning("batch_request_failed", path=path, error=str(error))
             wait_ms = problem.headers.get("retry-after-ms")
             retry_after_s = None if wait_ms is None else int(wait_ms) / 1000
-            return Answer(problem.status, problem.body(), exchange.request_id, retry_after_s)
+            is_final = problem.headers.get("x-should-retry") == "false"
+            return Answer(problem.status, problem.body(), exchange.request_id, retry_after_s, is_final)
 
 
 async def _nothing_more() -> Message:

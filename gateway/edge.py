@@ -15,8 +15,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ortserve.gateway.access.access import Access
+from ortserve.gateway.access.grant import Grant, anonymous
 from ortserve.gateway.access.grant import Scope as KeyScope
-from ortserve.gateway.access.grant import anonymous
 from ortserve.gateway.access.quota import Quotas
 from ortserve.gateway.access.rate_limit import rate_headers
 from ortserve.gateway.anthropic_errors import anthropic_body, speaks_anthropic
@@ -38,6 +38,7 @@ from ortserve.gateway.tenancy import given_key
 from ortserve.runtime.errors import OrtserveError
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
+MAX_LOGGED_BYTES = 64 * 1024  # of a body, where bodies are logged at all
 UNNAMED = "none"  # an error without a code
 IGNORED_HEADER = b"x-ortserve-ignored"
 OPEN_PATHS = ("/", "/health", "/health/live", "/health/ready")  # load balancers have no key
@@ -65,8 +66,15 @@ class Edge:
     """
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int = MAX_BODY_BYTES, strict_parameters: bool = False
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        strict_parameters: bool = False,
+        log_prompts: bool = False,
     ) -> None:
+        self._logs_prompts = log_prompts
         self._app = app
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
@@ -115,6 +123,8 @@ class Edge:
                     exchange.outcome = "disconnected"
                     return
                 exchange.body = body
+                if self._logs_prompts and canonical_path(path) in METERED_PATHS:
+                    log().info("prompt", path=path, body=body[:MAX_LOGGED_BYTES].decode("utf-8", "replace"))
                 await self._app(scope, receive, send_with_id)
             finally:
                 self._metrics.count(exchange, canonical_path(path), time.monotonic() - exchange.started)
@@ -151,8 +161,12 @@ class Gate:
         access: Access,
         directory: Directory,
         settle: Callable[[Exchange], None],
+        check_budget: Callable[[Grant], None],
         max_body_bytes: int = MAX_BODY_BYTES,
+        admin_metrics: bool = False,
     ) -> None:
+        self._check_budget = check_budget
+        self._hides_metrics = admin_metrics
         self._app = app
         self._access = access
         self._directory = directory
@@ -200,6 +214,7 @@ class Gate:
         """Charge the key for what it asks. Raises `ApiError` (429)."""
         if scope["method"] != "POST" or scope["path"] not in METERED_PATHS:
             return
+        self._check_budget(exchange.grant)
         exchange.endings.append(lambda: self._settle(exchange))
         now_s = time.monotonic()
         exchange.quota = quota = self._quotas.of(exchange.grant, now_s)
@@ -213,7 +228,8 @@ class Gate:
         exchange = exchange_of(scope)
         exchange.directory = self._directory
         is_admin = path == ADMIN_PATH or path.startswith(f"{ADMIN_PATH}/")
-        grant = ring.find(key) if is_admin else ring.caller(key)
+        needs_admin = is_admin or (self._hides_metrics and path == METRICS_PATH)
+        grant = ring.find(key) if needs_admin else ring.caller(key)
         exchange.grant = grant or anonymous(key)
         exchange.is_known = grant is not None
         exchange.priority = exchange.grant.limits.priority
@@ -223,8 +239,10 @@ class Gate:
             return None
         if grant is None:
             return unauthorized(given=bool(key))
-        wanted: KeyScope = "admin" if is_admin else "inference"
-        return None if wanted in grant.scopes or path == METRICS_PATH else forbidden(wanted)
+        if path == METRICS_PATH and not needs_admin:
+            return None
+        wanted: KeyScope = "admin" if needs_admin else "inference"
+        return None if wanted in grant.scopes else forbidden(wanted)
 
 
 async def read_body(receive: Receive, limit: int) -> bytes | None:

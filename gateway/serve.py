@@ -66,7 +66,9 @@ def run(arguments: argparse.Namespace, resolve_model: ResolveModel) -> int:
     listener = listen(settings.server.host, settings.server.port, limits)
     with contextlib.ExitStack() as opened:
         opened.callback(listener.close)
-        access = open_access(settings.access)  # before the models, as the next line: what is wrong shows at once
+        access = open_access(
+            settings.access, settings.usage
+        )  # before the models, as the next line: what is wrong shows at once
         ledger = open_ledger(settings.usage)
         if ledger is not None:
             opened.callback(ledger.close)
@@ -119,6 +121,8 @@ async def _serve(
         access=access,
         ledger=ledger,
         strict_parameters=server.strict_parameters,
+        admin_metrics=settings.access.admin_metrics,
+        log_prompts=settings.logging.log_prompts,
         patience=Patience(stall_s=limits.stall_s),
         state=state,
     )

@@ -40,3 +40,4 @@ class LoggingSettings:
     SECTION: ClassVar[str] = "logging"
 
     log_level: str = option("info", choice(*LEVELS), "of the JSON log on stderr (info)")
+    log_prompts: bool = option(False, SWITCH, "log the bodies of requests too, prompts and all (never)")

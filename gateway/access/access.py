@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ortserve.gateway.access.grant import Grant, Scope, digest_of
+from ortserve.gateway.access.grant import Grant, Scope, Unit, digest_of
 from ortserve.gateway.access.key_file import KeyFileError, read_key_file
 from ortserve.gateway.access.ring import KeyRing
 from ortserve.gateway.logs import log
@@ -28,8 +28,19 @@ class _Seen:
 class Access:
     """Belongs to the event loop. `ring` are the keys of now."""
 
-    def __init__(self, *, api_key: str | None = None, admin_key: str | None = None, file: Path | None = None) -> None:
-        """Raises `KeyFileError` for a file that cannot be used. With a file, even an empty one, a key is needed."""
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        admin_key: str | None = None,
+        file: Path | None = None,
+        accounted: Collection[Unit] = (),
+    ) -> None:
+        """`accounted` is what the server keeps account of: only such budgets can be kept.
+
+        Raises `KeyFileError` for a file that cannot be used. With a file, even an empty one, a key is needed.
+        """
+        self._accounted = accounted
         self._file = file
         self._fixed = tuple(_flag_grants(api_key, admin_key))
         self._default = tenant_of((api_key or "").encode())
@@ -60,6 +71,8 @@ class Access:
 
     def _ring_of(self, grants: Iterable[Grant]) -> KeyRing:
         own = tuple(grants)
+        for grant in own:
+            self._check_budgets(grant)
         fixed = {grant.digest for grant in self._fixed}
         double = next((grant for grant in own if grant.digest in fixed), None)
         if double is not None:
@@ -67,6 +80,14 @@ class Access:
                 f"{self._file}, key {double.name!r}: its hash is that of --api-key or --admin-key; give each its own"
             )
         return KeyRing((*self._fixed, *own), is_open=self._is_open)
+
+    def _check_budgets(self, grant: Grant) -> None:
+        unkept = next((one for one in grant.limits.budgets if one.unit not in self._accounted), None)
+        if unkept is not None:
+            needed = "--usage-ledger" if unkept.unit == "tokens" else "--usage-ledger and --prices"
+            raise KeyFileError(
+                f"{self._file}, key {grant.name!r}: {unkept.unit}_per_{unkept.period} needs {needed} to be kept"
+            )
 
 
 def _flag_grants(api_key: str | None, admin_key: str | None) -> Iterable[Grant]:

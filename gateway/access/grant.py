@@ -12,7 +12,19 @@ from ortserve.gateway.tenancy import tenant_of
 
 Scope = Literal["inference", "admin"]
 
+Period = Literal["day", "month"]
+Unit = Literal["tokens", "cost"]
+
 ANONYMOUS = "anonymous"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one key may use in a calendar day or month, UTC; a cost is in the currency of the prices."""
+
+    unit: Unit
+    period: Period
+    amount: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +36,7 @@ class Limits:
     concurrency: int | None = None
     priority: int = 0
     weight: int = 1
+    budgets: tuple[Budget, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from ortserve.gateway.access.grant import Grant, Limits, Scope
+from ortserve.gateway.access.grant import Budget, Grant, Limits, Scope
 from ortserve.gateway.tenancy import named_tenant
 from ortserve.runtime.errors import OrtserveError
 
@@ -17,6 +18,7 @@ HASH_PREFIX = "sha256:"
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Bound = Annotated[int, Meta(ge=1)]
+Amount = Annotated[float, Meta(gt=0)]
 
 
 class KeyFileError(OrtserveError):
@@ -36,6 +38,10 @@ class KeyLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     concurrency: Bound | None = None
     priority: Annotated[int, Meta(ge=-100, le=100)] = 0
     weight: Annotated[int, Meta(ge=1, le=1000)] = 1
+    tokens_per_day: Bound | None = None
+    tokens_per_month: Bound | None = None
+    cost_per_day: Amount | None = None
+    cost_per_month: Amount | None = None
 
     def grant(self) -> Grant:
         """What it means."""
@@ -46,9 +52,24 @@ class KeyLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
             scopes=frozenset(self.scopes),
             models=None if self.models is None else frozenset(self.models),
             limits=Limits(
-                self.requests_per_minute, self.tokens_per_minute, self.concurrency, self.priority, self.weight
+                self.requests_per_minute,
+                self.tokens_per_minute,
+                self.concurrency,
+                self.priority,
+                self.weight,
+                tuple(self._budgets()),
             ),
         )
+
+    def _budgets(self) -> Iterator[Budget]:
+        if self.tokens_per_day is not None:
+            yield Budget("tokens", "day", self.tokens_per_day)
+        if self.tokens_per_month is not None:
+            yield Budget("tokens", "month", self.tokens_per_month)
+        if self.cost_per_day is not None:
+            yield Budget("cost", "day", self.cost_per_day)
+        if self.cost_per_month is not None:
+            yield Budget("cost", "month", self.cost_per_month)
 
 
 def read_key_file(path: Path) -> tuple[Grant, ...]:

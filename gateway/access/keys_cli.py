@@ -45,6 +45,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--concurrency", type=argument(POSITIVE), metavar="N", help="requests at once")
     add("--priority", type=int, default=0, metavar="N", help="larger runs first (0)")
     add("--weight", type=argument(POSITIVE), default=1, metavar="N", help="of its tenant's share under load (1)")
+    add("--tokens-per-day", type=argument(POSITIVE), metavar="N", help="budget, from midnight UTC; needs a ledger")
+    add("--tokens-per-month", type=argument(POSITIVE), metavar="N")
+    add("--cost-per-day", type=float, metavar="X", help="budget in the currency of --prices")
+    add("--cost-per-month", type=float, metavar="X")
     actions = parser.add_subparsers(dest="action", required=True, metavar="new|hash")
     actions.add_parser(
         "new", parents=[common], help="make a key: its line on standard output, itself on standard error"
@@ -69,6 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
         concurrency=arguments.concurrency,
         priority=arguments.priority,
         weight=arguments.weight,
+        tokens_per_day=arguments.tokens_per_day,
+        tokens_per_month=arguments.tokens_per_month,
+        cost_per_day=arguments.cost_per_day,
+        cost_per_month=arguments.cost_per_month,
     )
     encoded = msgspec.json.encode(line)
     try:

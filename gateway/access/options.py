@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from ortserve.gateway.access.access import Access
-from ortserve.gateway.configuration.kinds import PATH, TEXT
+from ortserve.gateway.access.grant import Unit
+from ortserve.gateway.configuration.kinds import PATH, SWITCH, TEXT
 from ortserve.gateway.configuration.option import option
-from ortserve.gateway.usage.ledger import Ledger
+from ortserve.gateway.usage.ledger import Ledger, read_since
 from ortserve.gateway.usage.prices import read_prices
+from ortserve.gateway.usage.spending import Spending, month_start
 from ortserve.runtime.errors import ConfigurationError
 
 
@@ -33,6 +36,7 @@ class AccessSettings:
         "opens /admin to those who send it (none: closed to everyone without a key of scope admin)",
         secret=True,
     )
+    admin_metrics: bool = option(False, SWITCH, "only keys of scope admin read /metrics (every key)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +62,13 @@ def open_ledger(settings: UsageSettings) -> Ledger | None:
         if settings.prices is not None:
             raise ConfigurationError("--prices are for --usage-ledger: give both, or leave it out")
         return None
-    return Ledger(settings.usage_ledger, {} if settings.prices is None else read_prices(settings.prices))
+    prices = {} if settings.prices is None else read_prices(settings.prices)
+    return Ledger(settings.usage_ledger, prices, Spending(read_since(settings.usage_ledger, month_start(time.time()))))
 
 
-def open_access(settings: AccessSettings) -> Access:
+def open_access(settings: AccessSettings, usage: UsageSettings) -> Access:
     """The keys a server begins with. Raises `KeyFileError`."""
-    return Access(api_key=settings.api_key, admin_key=settings.admin_key, file=settings.api_keys)
+    accounted: list[Unit] = [] if usage.usage_ledger is None else ["tokens"]
+    if accounted and usage.prices is not None:
+        accounted.append("cost")
+    return Access(api_key=settings.api_key, admin_key=settings.admin_key, file=settings.api_keys, accounted=accounted)

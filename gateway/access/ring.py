@@ -42,7 +42,7 @@ class KeyRing:
     def of_tenant(self, tenant: bytes) -> Grant | None:
         """What work that a tenant has left behind may do: what every one of its inference keys allows.
 
-        None when no key of it is left, unless no key is asked for.
+        It is charged to the first of them. None when no key of it is left, unless no key is asked for.
         """
         own = [one for one in self._grants.values() if one.tenant == tenant and "inference" in one.scopes]
         if not own:
@@ -51,7 +51,7 @@ class KeyRing:
         for grant in own:
             if grant.models is not None:
                 models = grant.models if models is None else models & grant.models
-        return Grant("batch", b"", tenant, models=models, limits=own[0].limits)
+        return Grant("batch", own[0].digest, tenant, models=models, limits=own[0].limits)
 
     def _place(self, digest: bytes) -> bytes:
         return hashlib.blake2b(digest, key=self._secret, digest_size=16).digest()

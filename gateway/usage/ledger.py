@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from os import SEEK_END
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
 from ortserve.gateway.logs import log
 from ortserve.gateway.usage.prices import Price
+from ortserve.gateway.usage.spending import NUM_DIGITS, Spending, key_name
 from ortserve.runtime.errors import OrtserveError
 
 if TYPE_CHECKING:
     from ortserve.gateway.exchange import Exchange
 
-NUM_DIGITS = 16  # of a digest, enough to tell keys apart
 CLOSE_S = 10.0
+LOOK_BYTES = 64 * 1024  # a search among lines ends where reading is as fast
+SLACK_S = 3600.0  # lines are in order of time but where a clock was set back
 
 
 class LedgerError(OrtserveError):
@@ -47,9 +50,10 @@ class UsageLine(msgspec.Struct, frozen=True, omit_defaults=True):
 class Ledger:
     """Appends to a file on a thread of its own: a slow disk delays no reply."""
 
-    def __init__(self, path: Path, prices: Mapping[str, Price]) -> None:
-        """Raises `LedgerError` when the file cannot be appended to."""
+    def __init__(self, path: Path, prices: Mapping[str, Price], spending: Spending | None = None) -> None:
+        """`spending` is what the file says has been used. Raises `LedgerError` when it cannot be appended to."""
         self._prices = prices
+        self.spending = spending or Spending()
         self._lines: SimpleQueue[bytes | None] = SimpleQueue()
         try:
             self._file = path.open("ab")
@@ -68,7 +72,7 @@ class Ledger:
             time=round(time.time(), 3),
             request_id=exchange.request_id,
             key=exchange.grant.name,
-            key_digest=exchange.grant.digest.hex()[:NUM_DIGITS],
+            key_digest=key_name(exchange.grant.digest),
             tenant=exchange.tenant.hex()[:NUM_DIGITS],
             model=exchange.model,
             prompt=counts[0],
@@ -81,6 +85,7 @@ class Ledger:
             if price is None
             else price.cost(num_prompt=counts[0], num_cached=counts[1], num_completion=counts[2]),
         )
+        self.spending.add(line)
         self._lines.put(msgspec.json.encode(line) + b"\n")
 
     def close(self) -> None:
@@ -112,9 +117,54 @@ def read_ledger(path: Path) -> tuple[list[UsageLine], int]:
         raise LedgerError(f"{path} cannot be read ({error.strerror}): name the file of --usage-ledger") from None
     lines: list[UsageLine] = []
     num_broken = 0
-    for line in data.splitlines():
-        try:
-            lines.append(msgspec.json.decode(line, type=UsageLine))
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+    for part in data.splitlines():
+        line = _line_of(part)
+        if line is None:
             num_broken += 1
+        else:
+            lines.append(line)
     return lines, num_broken
+
+
+def read_since(path: Path, begin_s: float) -> Iterator[UsageLine]:
+    """Requests that have ended at `begin_s` or later, without reading all that was before; none without a file.
+
+    Raises `LedgerError`.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(_place_of(file, begin_s - SLACK_S))
+            for data in file:
+                line = _line_of(data)
+                if line is not None and line.time >= begin_s:
+                    yield line
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise LedgerError(f"{path} cannot be read ({error.strerror}): check --usage-ledger") from None
+
+
+def _place_of(file: BinaryIO, begin_s: float) -> int:
+    """Where a line begins before which nothing is as late as `begin_s`."""
+    low, high = 0, file.seek(0, SEEK_END)
+    while high - low > LOOK_BYTES:
+        middle = (low + high) // 2
+        file.seek(middle)
+        file.readline()  # the rest of a line
+        place = file.tell()
+        line = None
+        while line is None and file.tell() < high:
+            place = file.tell()
+            line = _line_of(file.readline())
+        if line is None or line.time >= begin_s:
+            high = middle
+        else:
+            low = place
+    return low
+
+
+def _line_of(data: bytes) -> UsageLine | None:
+    try:
+        return msgspec.json.decode(data, type=UsageLine)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None

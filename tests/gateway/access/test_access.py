@@ -66,6 +66,15 @@ def test_scopes(closed: tuple[Running, httpx.Client]) -> None:
     assert statuses("") == [401, 401, 401, 401]
 
 
+def test_metrics_may_be_the_administrators_alone(keys: Path) -> None:
+    for access in (Access(file=keys), Access(admin_key="boss")):
+        with running(make_driver(saying("hi")), access=access, admin_metrics=True) as server:
+            read = {
+                key: httpx.get(server.url + "/metrics", headers=bearer(key)).status_code for key in ("boss", "user", "")
+            }
+        assert read == {"boss": 200, "user": 401 if access.ring.is_open else 403, "": 401}
+
+
 def test_envelopes(closed: tuple[Running, httpx.Client]) -> None:
     _, http = closed
     refused = http.post("/v1/chat/completions", json=CHAT, headers=bearer("boss"))

@@ -134,7 +134,7 @@ def test_the_verb_prints_the_whole_and_its_output_is_a_file(tmp_path: Path, caps
     out = capsys.readouterr().out
     read = tomllib.loads(out)
     assert read["server"]["port"] == 9
-    assert read["access"] == {"admin_key": "********"}
+    assert read["access"] == {"admin_key": "********", "admin_metrics": False}
     assert read["models"] == [{"name": "ö\n"}]
     assert [line.split("#")[-1].strip() for line in out.splitlines() if line.startswith("port")] == ["--port"]
     assert f"# {file}:2" in out
