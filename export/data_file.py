@@ -14,6 +14,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from ortserve.export.journal import Journal, Unit
+
 PAGE = 4096  # ONNX Runtime maps the file: large tensors start on a page
 SMALL_ALIGNMENT = 64
 MAX_INLINE_BYTES = 1024
@@ -22,11 +24,13 @@ MAX_INLINE_BYTES = 1024
 class DataFile:
     """One `*.onnx.data` file being written. At most one chunk is in memory; no tensor is ever read back."""
 
-    def __init__(self, path: Path, *, progress: Callable[[int], None]) -> None:
+    def __init__(self, path: Path, *, progress: Callable[[int], None], journal: Journal | None = None) -> None:
         self._name = path.name
-        self._file = path.open("wb")
+        self._file = path.open("r+b" if journal is not None and journal.num_units and path.exists() else "w+b")
         self._hash = hashlib.sha256()
         self._progress = progress  # told the number of bytes just written
+        self._journal = journal
+        self._unit_hash = hashlib.sha256()
         self.num_bytes = 0
 
     def __enter__(self) -> DataFile:
@@ -35,7 +39,27 @@ class DataFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        try:
+            if kind is None:
+                self._file.truncate(self.num_bytes)  # an earlier run may have written more
+        finally:
+            self._file.close()
+
+    def unit(self, name: str, store: Callable[[], list[TensorProto]]) -> list[TensorProto]:
+        """What `store` appends, taken from an earlier run where its journal has it."""
+        if self._journal is None:
+            return store()
+        start = self.num_bytes
+        kept = self._journal.take(name, start, self._file, self._count)
+        if kept:
+            return kept
+        self._file.seek(start)
+        self._unit_hash = hashlib.sha256()
+        entries = store()
+        self._file.flush()
+        encoded = tuple(entry.SerializeToString() for entry in entries)
+        self._journal.add(Unit(name, start, self.num_bytes, self._unit_hash.hexdigest(), encoded))
+        return entries
 
     @property
     def sha256(self) -> bytes:
@@ -76,6 +100,10 @@ class DataFile:
     def _write(self, chunk: NDArray[Any]) -> None:
         data = chunk.reshape(-1).view(np.uint8).data
         self._file.write(data)
+        self._unit_hash.update(data)
+        self._count(data)
+
+    def _count(self, data: bytes | memoryview) -> None:
         self._hash.update(data)
         self.num_bytes += len(data)
         self._progress(len(data))

@@ -76,6 +76,17 @@ class GraphBuilder:
         self._initializers[name] = self._data.append(name, np.dtype(dtype), shape, chunks)
         return name
 
+    def unit(self, name: str, store: Callable[[], None]) -> None:
+        """Weights that belong together: what `store` streams, taken from an earlier run where it was interrupted."""
+
+        def collect() -> list[onnx.TensorProto]:
+            before = set(self._initializers)
+            store()
+            return [tensor for key, tensor in self._initializers.items() if key not in before]
+
+        for tensor in self._data.unit(name, collect):
+            self._initializers[tensor.name] = tensor
+
     def shared(self, name: str, build: Callable[[], str]) -> str:
         """The value built on first request for `name`; later requests reuse it."""
         if name not in self._shared:

@@ -27,7 +27,11 @@ SMALLEST_SCALE = 1e-30  # an all-zero row divides by this instead of zero
 
 
 def store_matrix(graph: GraphBuilder, plan: MatrixPlan, checkpoint: Checkpoint) -> None:
-    """Stream the matrix, its scales and its bias into the data file."""
+    """Stream the matrix, its scales and its bias into the data file, unless an interrupted run has done it."""
+    graph.unit(plan.name, lambda: _store_matrix(graph, plan, checkpoint))
+
+
+def _store_matrix(graph: GraphBuilder, plan: MatrixPlan, checkpoint: Checkpoint) -> None:
     linear = plan.linear
     if plan.taken is not None:
         _store_taken(graph, plan, plan.taken, checkpoint)

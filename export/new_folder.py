@@ -21,7 +21,7 @@ def new_folder(destination: Path, *, force: bool, marker: str) -> Iterator[Path]
     """
     destination = destination.resolve()
     if destination.exists():
-        _check_replaceable(destination, force=force, marker=marker)
+        check_replaceable(destination, force=force, marker=marker)
     partial = partial_folder(destination)
     try:
         partial.mkdir(parents=True)
@@ -31,7 +31,7 @@ def new_folder(destination: Path, *, force: bool, marker: str) -> Iterator[Path]
         ) from None
     try:
         yield partial
-        _take_name(partial, destination)
+        take_name(partial, destination)
     except OSError as error:
         raise ExportError(
             f"{destination} cannot be written ({error.strerror or error}): free space on the disk, or choose another"
@@ -51,7 +51,8 @@ def remove_partial_folders(destination: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _check_replaceable(destination: Path, *, force: bool, marker: str) -> None:
+def check_replaceable(destination: Path, *, force: bool, marker: str) -> None:
+    """Raise `ExportError` unless an existing destination may be replaced; see `new_folder`."""
     if not force:
         raise ExportError(f"{destination} exists: choose another destination, or replace it with --force")
     if not destination.is_dir():
@@ -62,7 +63,7 @@ def _check_replaceable(destination: Path, *, force: bool, marker: str) -> None:
         )
 
 
-def _take_name(partial: Path, destination: Path) -> None:
+def take_name(partial: Path, destination: Path) -> None:
     """Rename, putting a replaced folder back when that fails: at every moment one of the two is complete."""
     if not destination.exists():
         partial.rename(destination)

@@ -7,26 +7,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
+from ortserve.export.architecture import Architecture
+from ortserve.export.calibration_file import load_calibration, save_calibration
 from ortserve.export.checkpoint import Checkpoint, open_checkpoint
 from ortserve.export.data_file import DataFile
 from ortserve.export.decoder import build_decoder
 from ortserve.export.describe import describe_generation, describe_tokens
+from ortserve.export.digest import digest_of
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
 from ortserve.export.graph_builder import GraphBuilder
 from ortserve.export.integrity import DATA_NAME, GRAPH_NAME, file_digest, join_digests
-from ortserve.export.new_folder import new_folder
+from ortserve.export.journal import Journal
 from ortserve.export.plan import MAX_CAUTION, ExportPlan, default_block_size, plan_export
 from ortserve.export.precisions import DEVICE_PRECISIONS, Device, ReferenceName
 from ortserve.export.progress import show_progress
 from ortserve.export.recipe import Calibration
-from ortserve.export.report import check_proved, check_replaceable, make_report, write_report
+from ortserve.export.report import check_proved, check_replacement, make_report, write_report
 from ortserve.export.sensitivity import measure_options
-from ortserve.export.source_facts import describe_source
+from ortserve.export.source_facts import SourceFacts, describe_source
 from ortserve.export.takeover import REQUANTIZE, choose_precision, find_block_formats
+from ortserve.export.unfinished import Unfinished, unfinished_folder
 from ortserve.export.verify import check_parity
-from ortserve.export.versions import version_of
+from ortserve.export.versions import library_versions, version_of
 from ortserve.runtime.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -35,10 +40,14 @@ from ortserve.runtime.manifest import (
     TakenFacts,
     manifest_json,
 )
+from ortserve.runtime.parity import ParityReport
+from ortserve.runtime.report import hash_file
 
 RECIPE = 4  # raise it when the same checkpoint becomes another graph: caches of exports then miss
+CALIBRATION, JOURNAL, FAILED = "calibration.npz", "journal", "failed"  # kept for a rerun
 MIN_ONNXRUNTIME = "1.32"  # GroupQueryAttention with query_seqlens
 MIN_PAGED_ONNXRUNTIME = "1.31.1"  # PagedAttention with slot mapping and attention metadata
+Prove: TypeAlias = Callable[[Path, Manifest], ParityReport]
 
 
 def export_checkpoint(
@@ -84,35 +93,87 @@ def export_checkpoint(
         taken=find_block_formats(checkpoint, architecture) if takes_over else None,
     )
     plan = plan_with()  # checks the options before minutes are spent on measuring
-    calibration: Calibration | None = None
-    with new_folder(destination, force=force, marker=MANIFEST_NAME) as folder:
-        if activations == "calibrated" and device == "cpu" and plan.precision != "fp32" and not takes_over:
-            calibration = measure_options(
-                checkpoint,
-                architecture,
-                precision=plan.precision,
-                block_size=block_size or default_block_size(device),
-                text=calibration_text,
-            )
-        for caution in range(MAX_CAUTION + 1):
-            plan = plan_with(calibration=calibration, caution=caution)
-            with show_progress(f"export {checkpoint.name} {precision}", plan.num_bytes, wanted=progress) as advance:
-                written = _write_model(folder, plan, checkpoint, advance)
-            manifest = written.manifest
-            parity = (
-                check_parity(folder, manifest, plan.architecture, checkpoint, reference=reference) if verify else None
-            )
-            if calibration is None or parity is None or parity.passed:
-                break
-        (folder / MANIFEST_NAME).write_bytes(manifest_json(manifest))
-        source_facts = describe_source(checkpoint)
-        report = make_report(folder, manifest, parity, source=source_facts, known=written.sha256)
-        write_report(folder, manifest, report)
+    measure: Callable[[], Calibration] | None = None
+    if activations == "calibrated" and device == "cpu" and plan.precision != "fp32" and not takes_over:
+        measure = partial(
+            measure_options,
+            checkpoint,
+            architecture,
+            precision=plan.precision,
+            block_size=block_size or default_block_size(device),
+            text=calibration_text,
+            progress=progress,
+        )
+    prove: Prove | None = None
+    if verify:
+        prove = partial(check_parity, architecture=plan.architecture, checkpoint=checkpoint, reference=reference)
+    facts = describe_source(checkpoint)
+    key = digest_of((_identity(checkpoint, facts), plan, activations, _content(calibration_text), library_versions()))
+    with unfinished_folder(destination, key=key, force=force, marker=MANIFEST_NAME) as work:
+        calibration = _calibrate(work.kept / CALIBRATION, architecture, measure)
+        written, proof = _write_until_proved(work, checkpoint, plan_with, calibration, prove, progress=progress)
+        (work.model / MANIFEST_NAME).write_bytes(manifest_json(written.manifest))
+        report = make_report(work.model, written.manifest, proof, source=facts, known=written.sha256)
+        write_report(work.model, written.manifest, report)
         if verify and not allow_unproven:
-            check_replaceable(report, destination)
+            check_replacement(report, destination)
     if verify and not allow_unproven:
         check_proved(report, destination)
-    return manifest
+    return written.manifest
+
+
+def _identity(checkpoint: Checkpoint, facts: SourceFacts) -> tuple[object, ...]:
+    """Of everything that is read from the checkpoint."""
+    files = tuple((name, _content(path)) for name, path in checkpoint.tokenizer_files())
+    return (RECIPE, FORMAT_VERSION, facts.digest, checkpoint.name, files, dict(checkpoint.generation_config))
+
+
+def _content(path: Path | None) -> str:
+    return "" if path is None or not path.is_file() else hash_file(path)
+
+
+def _calibrate(path: Path, architecture: Architecture, measure: Callable[[], Calibration] | None) -> Calibration | None:
+    """What an interrupted run has measured, or what is measured now and kept for the case that this one is."""
+    if measure is None:
+        return None
+    kept = load_calibration(path, architecture)
+    if kept is not None:
+        return kept
+    measured = measure()
+    save_calibration(path, measured)
+    return measured
+
+
+def _write_until_proved(
+    work: Unfinished,
+    checkpoint: Checkpoint,
+    plan_with: Callable[..., ExportPlan],
+    calibration: Calibration | None,
+    prove: Prove | None,
+    *,
+    progress: bool,
+) -> tuple[_Written, ParityReport | None]:
+    """The model and its proof; with calibration, more cautiously after each proof that fails."""
+    failed = work.kept / FAILED
+    for caution in range(min(_number(failed), MAX_CAUTION), MAX_CAUTION + 1):
+        plan = plan_with(calibration=calibration, caution=caution)
+        journal = Journal(work.kept / JOURNAL, digest_of(plan))
+        with show_progress(f"export {checkpoint.name} {plan.precision}", plan.num_bytes, wanted=progress) as advance:
+            written = _write_model(work.model, plan, checkpoint, advance, journal)
+        if prove is None:
+            return written, None
+        with show_progress(f"prove {checkpoint.name} {plan.precision}", None, wanted=progress):
+            proof = prove(work.model, written.manifest)
+        if calibration is None or proof.passed:
+            break
+        failed.write_text(str(caution + 1))
+    return written, proof
+
+
+def _number(path: Path) -> int:
+    """How many proofs have failed before the interrupt."""
+    text = path.read_text() if path.exists() else ""
+    return int(text) if text.isdecimal() else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +184,11 @@ class _Written:
     sha256: Mapping[str, str]  # of files, hexadecimal, by name
 
 
-def _write_model(folder: Path, plan: ExportPlan, checkpoint: Checkpoint, advance: Callable[[int], None]) -> _Written:
+def _write_model(
+    folder: Path, plan: ExportPlan, checkpoint: Checkpoint, advance: Callable[[int], None], journal: Journal
+) -> _Written:
     tokens = describe_tokens(checkpoint, plan.architecture.vocab_size)
-    with DataFile(folder / DATA_NAME, progress=advance) as data:
+    with DataFile(folder / DATA_NAME, progress=advance, journal=journal) as data:
         graph = GraphBuilder(data, floats=plan.floats)
         build_decoder(graph, plan, checkpoint)
         data_digest = data.sha256

@@ -82,7 +82,7 @@ def with_doubts(report: Report, doubts: tuple[str, ...]) -> Report:
     return replace(report, verified=False, findings=(*report.findings, *more))
 
 
-def check_replaceable(report: Report, destination: Path) -> None:
+def check_replacement(report: Report, destination: Path) -> None:
     """Raise `UnprovenError` when the new folder would take the place of one that is verified, and is not itself."""
     if not report.verified and is_verified(destination):
         raise UnprovenError(f"{_difference(report)}; {destination} keeps the verified export that it holds")

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from ortserve.export.architecture import Architecture, Linear
-from ortserve.export.calibrate import Observed, watch_products
+from ortserve.export.calibrate import Observed, places, watch_products
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.describe import describe_tokens
 from ortserve.export.precisions import Precision
+from ortserve.export.progress import show_progress
 from ortserve.export.proof_text import bundled_documents, document_tokens, read_documents
 from ortserve.export.recipe import Calibration, InputOptions, int4_options, int8_options
 
@@ -30,6 +31,7 @@ def measure_options(
     precision: Precision,
     block_size: int,
     text: Path | None = None,
+    progress: bool = False,
 ) -> Calibration:
     """Options of every input for int8 or int4, from a float pass over `text` or the bundled calibration text.
 
@@ -47,7 +49,10 @@ def measure_options(
     num_tokens = describe_tokens(checkpoint, architecture.vocab_size).num_tokens
     sequences.append(_rare_tokens(num_tokens, min(MAX_DOCUMENT, architecture.max_context)))
     options: dict[Linear, InputOptions] = {}
-    watch_products(checkpoint, architecture, sequences, _keep(options, architecture, precision, block_size))
+    num_places = sum(1 for _ in places(architecture))
+    with show_progress(f"calibrate {checkpoint.name}", num_places, wanted=progress, unit="steps") as advance:
+        keep = _keep(options, architecture, precision, block_size, advance)
+        watch_products(checkpoint, architecture, sequences, keep)
     return Calibration(options, sum(map(len, sequences)), BUNDLED if text is None else text.name)
 
 
@@ -58,7 +63,11 @@ def _rare_tokens(num_tokens: int, length: int) -> list[int]:
 
 
 def _keep(
-    options: dict[Linear, InputOptions], architecture: Architecture, precision: Precision, block_size: int
+    options: dict[Linear, InputOptions],
+    architecture: Architecture,
+    precision: Precision,
+    block_size: int,
+    advance: Callable[[int], None],
 ) -> Callable[[Observed], None]:
     def keep(observed: Observed) -> None:
         place = observed.place
@@ -70,5 +79,6 @@ def _keep(
         if place.kind == "routed":
             found = replace(found, static=None)  # experts share the codes of a token, and their scales
         options.update(dict.fromkeys(place.linears, found))
+        advance(1)
 
     return keep

@@ -24,7 +24,7 @@ from ortserve.export.errors import ExportError
 from ortserve.export.graph_builder import GraphBuilder
 from ortserve.export.integrity import DATA_NAME, GRAPH_NAME, file_digest, join_digests
 from ortserve.export.new_folder import new_folder
-from ortserve.export.report import check_proved, check_replaceable, make_report, write_report
+from ortserve.export.report import check_proved, check_replacement, make_report, write_report
 from ortserve.export.source_facts import describe_folder
 from ortserve.export.versions import version_of
 from ortserve.runtime.encoder_manifest import EncoderManifest, EncoderTask
@@ -111,7 +111,7 @@ def publish_encoder(
         report = make_report(folder, manifest, proof, source=describe_folder(checkpoint), versions=made.libraries)
         write_report(folder, manifest, report)
         if not allow_unproven:
-            check_replaceable(report, destination)
+            check_replacement(report, destination)
     if not allow_unproven:
         check_proved(report, destination)
     return manifest
