@@ -5,7 +5,7 @@ Knows the reference and the graph contract, not how the graph was built.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
@@ -23,7 +23,7 @@ from ortserve.export.graph_run import GraphRun, RowInput
 from ortserve.export.paged_run import PagedGraphRun, open_graph_run
 from ortserve.export.precisions import FLOAT_PRECISIONS, ReferenceName
 from ortserve.export.proof_text import bundled_documents, document_tokens
-from ortserve.export.reference import logits_by, reference_logits
+from ortserve.export.reference import logits_by
 from ortserve.export.references import open_reference
 from ortserve.export.stored_weights import StoredWeights
 from ortserve.export.text_proof import compare_greedy, compare_perplexity, greedy_reply, log_probabilities
@@ -135,7 +135,6 @@ def check_parity(
     cases = tuple(
         _compare(name, expected[:NUM_ROWS], found, num_tokens=manifest.num_tokens) for name, found in computed.items()
     )
-    cases += tuple(_regimes(run, manifest, partial(reference_logits, checkpoint, architecture), text.rows))
     answers = [_alone(run, tokens, 0) for tokens in text.documents]
     stored = None
     if manifest.kv.kind == "slots" and manifest.precision not in FLOAT_PRECISIONS:
@@ -168,21 +167,20 @@ def check_parity(
 def _proof_text(checkpoint: Checkpoint, manifest: Manifest) -> ProofText:
     """Fewer positions for a large model, and none beyond its context."""
     is_large = manifest.num_parameters > LARGE_MODEL
-    longest = manifest.short_context  # what becomes longer rotates otherwise: see `_regimes`
-    num_positions = min(24 if is_large else 48, longest)
+    num_positions = min(24 if is_large else 48, manifest.max_context)
     documents = document_tokens(
         checkpoint,
         manifest.vocab_size,
         bundled_documents("held_out"),
         max_tokens=LARGE_TEXT if is_large else TEXT,
-        max_length=min(2 * num_positions, longest),
+        max_length=min(2 * num_positions, manifest.max_context),
     )
     prompt = documents[0][: max(1, num_positions // 2)]
     return ProofText(
         rows=tuple(proof_sequences(checkpoint, manifest, num_positions=num_positions)),
         documents=tuple(documents),
         prompt=prompt,
-        reply_length=max(1, min(num_positions // 2, longest - len(prompt))),
+        reply_length=max(1, min(num_positions // 2, manifest.max_context - len(prompt))),
     )
 
 
@@ -250,25 +248,7 @@ def _ragged(run: Run, sequences: Sequences) -> list[Floats]:
     return _in_steps(run, sequences, RAGGED_STEPS)
 
 
-def _regimes(
-    run: Run, manifest: Manifest, reference: Callable[[Sequences, Sequence[int]], list[Floats]], sequences: Sequences
-) -> Iterator[ParityCase]:
-    """Ragged steps of rows that rotate by different lengths, where there are several: each regime beside others.
-
-    The NumPy reference takes any length; transformers would have to compute a text of that length.
-    """
-    regimes = manifest.rotary_regimes
-    for first in range(0, len(regimes) if len(regimes) > 1 else 0, NUM_ROWS):
-        chosen = [regimes[(first + row) % len(regimes)] for row in range(NUM_ROWS)]
-        expected = reference(sequences, [regime.max_tokens for regime in chosen])
-        found = _in_steps(run, sequences, RAGGED_STEPS, [regime.first_row for regime in chosen])
-        name = "lengths " + ", ".join(str(regime.max_tokens) for regime in chosen)
-        yield _compare(name, expected, found, num_tokens=manifest.num_tokens)
-
-
-def _in_steps(
-    run: Run, sequences: Sequences, pattern: Sequence[Sequence[int]], first_rows: Sequence[int] = (0,) * NUM_ROWS
-) -> list[Floats]:
+def _in_steps(run: Run, sequences: Sequences, pattern: Sequence[Sequence[int]]) -> list[Floats]:
     """Feed the rows by the repeated pattern of chunk lengths; logits as if each row had been fed alone at once."""
     done = [0] * len(sequences)
     pieces: list[list[Floats]] = [[] for _ in sequences]
@@ -276,8 +256,8 @@ def _in_steps(
         if all(fed == len(tokens) for fed, tokens in zip(done, sequences, strict=True)):
             return [np.concatenate(piece) for piece in pieces]
         rows = [
-            RowInput(tokens[fed : fed + length], fed, first_row)
-            for tokens, fed, length, first_row in zip(sequences, done, lengths, first_rows, strict=True)
+            RowInput(tokens[fed : fed + length], fed)
+            for tokens, fed, length in zip(sequences, done, lengths, strict=True)
         ]
         if not any(row.tokens for row in rows):
             continue  # the rows this step would feed have ended; an empty run is not allowed

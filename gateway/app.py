@@ -21,7 +21,8 @@ from ortserve.gateway.batch_jobs import BatchJobs
 from ortserve.gateway.catalog import Catalog
 from ortserve.gateway.directory import Directory
 from ortserve.gateway.dispatch import Dispatcher, Handler
-from ortserve.gateway.edge import MAX_BODY_BYTES, Edge, Gate, problem_response
+from ortserve.gateway.edge import Edge, Gate, problem_response
+from ortserve.gateway.edge_options import EdgeOptions
 from ortserve.gateway.errors import ApiError, Problem, invalid_url, method_not_allowed
 from ortserve.gateway.exchange import Exchange
 from ortserve.gateway.metrics import Metrics
@@ -43,6 +44,7 @@ from ortserve.gateway.schema.batches import ENDPOINTS
 from ortserve.gateway.service import ModelService
 from ortserve.gateway.state_routes import kept_routes, response_routes
 from ortserve.gateway.store.state import State
+from ortserve.gateway.transport.forwarded import Forwarded
 from ortserve.gateway.usage.ledger import Ledger
 from ortserve.gateway.warming import Whose
 from ortserve.gateway.watch import Patience
@@ -65,7 +67,7 @@ def build_app(
     api_key: str | None = None,
     admin_key: str | None = None,
     patience: Patience | None = None,
-    max_body_bytes: int = MAX_BODY_BYTES,
+    edge: EdgeOptions | None = None,
     strict_parameters: bool = False,
     state: State | None = None,
     access: Access | None = None,
@@ -81,6 +83,7 @@ def build_app(
     `admin_metrics` only administrators read metrics, with `log_prompts` the bodies of requests are logged.
     """
     patience = patience or Patience()
+    edge = edge or EdgeOptions()
     decoder = catalog.decoder
     metrics = Metrics(decoder.driver if decoder else None, {one.name: one.driver for one in catalog.encoders})
     models = ModelsRoute(catalog)
@@ -121,30 +124,26 @@ def build_app(
         Route("/metrics", MetricsRoute(metrics).get),
         Route("/", health.get),
     ]
-    described = DocumentationRoute(routes)
+    described = DocumentationRoute(routes, base_path=edge.base_path)
     routes += [Route("/openapi.json", described.document), Route("/docs", described.page)]
     middleware = [
+        Middleware(Forwarded, trusted=edge.trusted_proxies, base_path=edge.base_path),
         Middleware(
             Edge,
             metrics=metrics,
-            max_body_bytes=max_body_bytes,
+            max_body_bytes=edge.max_body_bytes,
+            body_s=edge.body_s,
             strict_parameters=strict_parameters,
             log_prompts=log_prompts,
         ),
-        Middleware(
-            CORSMiddleware,
-            allow_origins=["*"],
-            allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
-            allow_headers=["*"],  # reflected: a literal * would not cover Authorization
-            expose_headers=["x-request-id", "request-id", "x-ortserve-ignored", "retry-after", *RATE_HEADERS],
-        ),
+        *_cors(edge.cors_origins),
         Middleware(
             Gate,
             access=access,
             directory=catalog.directory,
             settle=settle,
             check_budget=check_budget,
-            max_body_bytes=max_body_bytes,
+            max_body_bytes=edge.max_body_bytes,
             admin_metrics=admin_metrics,
         ),
     ]
@@ -156,6 +155,21 @@ def build_app(
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _cors(origins: Sequence[str]) -> list[Middleware]:
+    """Answers preflights before any key is asked for, and lets pages of these origins read replies."""
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
+            allow_headers=["*"],  # reflected: a literal * would not cover Authorization
+            expose_headers=["x-request-id", "request-id", "x-ortserve-ignored", "retry-after", *RATE_HEADERS],
+        )
+    ]
 
 
 def _unrecorded(_: Exchange) -> None:

@@ -79,6 +79,8 @@ def _plain(one: Origin) -> Any:
     """A value as JSON and TOML have it, secrets masked."""
     if one.option.declared.is_secret and one.value is not None:
         return MASK
+    if one.option.declared.kind.written is not None and one.value is not None:
+        return one.option.declared.kind.written(one.value)
     if isinstance(one.value, Path):
         return str(one.value)
     if isinstance(one.value, tuple):

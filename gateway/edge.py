@@ -6,6 +6,7 @@ Every reply passes here, so every reply has an `x-request-id`, every failure the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -20,8 +21,10 @@ from ortserve.gateway.access.grant import Scope as KeyScope
 from ortserve.gateway.access.quota import Quotas
 from ortserve.gateway.access.rate_limit import rate_headers
 from ortserve.gateway.anthropic_errors import anthropic_body, speaks_anthropic
+from ortserve.gateway.arrival import SlowBodyError, in_time, read_body, too_large
 from ortserve.gateway.deadline import read_deadline
 from ortserve.gateway.directory import Directory
+from ortserve.gateway.edge_options import MAX_BODY_BYTES
 from ortserve.gateway.errors import (
     ApiError,
     Problem,
@@ -37,7 +40,6 @@ from ortserve.gateway.metrics import Metrics
 from ortserve.gateway.tenancy import given_key
 from ortserve.runtime.errors import OrtserveError
 
-MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_LOGGED_BYTES = 64 * 1024  # of a body, where bodies are logged at all
 UNNAMED = "none"  # an error without a code
 IGNORED_HEADER = b"x-ortserve-ignored"
@@ -71,12 +73,14 @@ class Edge:
         *,
         metrics: Metrics,
         max_body_bytes: int = MAX_BODY_BYTES,
+        body_s: float = 30.0,
         strict_parameters: bool = False,
         log_prompts: bool = False,
     ) -> None:
         self._logs_prompts = log_prompts
         self._app = app
         self._metrics = metrics
+        self._body_s = body_s
         self._max_body_bytes = max_body_bytes
         self._is_strict = strict_parameters
 
@@ -111,7 +115,8 @@ class Edge:
                     message["headers"].append((IGNORED_HEADER, ignored.encode()))
             await send(message)
 
-        method, path = scope["method"], scope["path"]
+        method, path, client = scope["method"], scope["path"], scope.get("client")
+        receive = in_time(receive, self._body_s)
         with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
             try:
                 if method == "POST" and canonical_path(path) == UPLOAD_PATH:
@@ -126,9 +131,13 @@ class Edge:
                 if self._logs_prompts and canonical_path(path) in METERED_PATHS:
                     log().info("prompt", path=path, body=body[:MAX_LOGGED_BYTES].decode("utf-8", "replace"))
                 await self._app(scope, receive, send_with_id)
+            except SlowBodyError as error:
+                exchange.outcome = "stalled"
+                await problem_response(error.problem, scope)(scope, receive, send_with_id)
             finally:
                 self._metrics.count(exchange, canonical_path(path), time.monotonic() - exchange.started)
-                log().info("request", method=method, path=path, **exchange.log_fields())
+                address = None if client is None else client[0]
+                log().info("request", method=method, path=path, client=address, **exchange.log_fields())
 
     async def _pass_through(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the route read the body. The rest is dropped before the reply: else the server would break off both."""
@@ -136,13 +145,18 @@ class Edge:
 
         async def receive_counted() -> Message:
             nonlocal is_read
-            message = await receive()
+            try:
+                message = await receive()
+            except SlowBodyError:
+                is_read = True  # nothing is waited for any more
+                raise
             is_read = message["type"] == "http.disconnect" or not message.get("more_body", False)
             return message
 
         async def send_after(message: Message) -> None:
-            while not is_read:
-                await receive_counted()
+            with contextlib.suppress(SlowBodyError):  # the reply is there: what is late is not waited for
+                while not is_read:
+                    await receive_counted()
             await send(message)
 
         await self._app(scope, receive_counted, send_after)
@@ -245,22 +259,6 @@ class Gate:
         return None if wanted in grant.scopes else forbidden(wanted)
 
 
-async def read_body(receive: Receive, limit: int) -> bytes | None:
-    """The whole body, None when the client has gone. Past the limit the rest is dropped, and the result is longer."""
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        chunk = message.get("body", b"")
-        if chunk and size <= limit:
-            chunks.append(chunk)
-            size += len(chunk)
-        if not message.get("more_body", False):
-            return b"".join(chunks)
-
-
 def canonical_path(path: str) -> str:
     """One spelling per route: no empty segments, no trailing slash, one /v1, and /v1 where clients leave it out."""
     parts = [part for part in path.split("/") if part]
@@ -288,8 +286,3 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
     body = anthropic_body(problem, exchange.request_id) if is_anthropic else problem.body()
     headers = {**problem.headers, **rate_headers(problem.limits, is_anthropic=is_anthropic)}
     return Response(body, problem.status, headers, "application/json")
-
-
-def too_large(limit: int) -> Problem:
-    """A 413 naming the limit."""
-    return Problem(413, f"Request body too large: at most {limit} bytes are accepted.", code="request_too_large")

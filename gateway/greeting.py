@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,21 +21,26 @@ class Trial:
     body: str
 
 
-def greeting(catalog: Catalog, host: str, port: int, *, needs_key: bool) -> str:
-    """What is printed once requests are answered."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    url = f"http://{shown}:{port}/v1"
+def greeting(catalog: Catalog, url: str, *, needs_key: bool, unix: str | None = None) -> str:
+    """What is printed once requests are answered; `url` is the server's, with its base path and without /v1."""
+    url = f"{url}/v1"
     key = "YOUR-KEY" if needs_key else "any"
     header = " -H 'Authorization: Bearer YOUR-KEY'" if needs_key else ""
     trial = _trial(catalog)
-    return f"""{_models(catalog)} is served on {url}
+    imports, client, curl, place = "", "", "curl", url
+    if unix is not None:
+        imports = "import httpx\n"
+        client = f", http_client=httpx.Client(transport=httpx.HTTPTransport(uds={unix!r}))"
+        curl = f"curl --unix-socket {shlex.quote(unix)}"
+        place = f"{url} over {unix}"
+    return f"""{_models(catalog)} is served on {place}
 
-from openai import OpenAI
+{imports}from openai import OpenAI
 
-client = OpenAI(base_url="{url}", api_key="{key}")
+client = OpenAI(base_url="{url}", api_key="{key}"{client})
 {trial.python}
 
-curl {url}/{trial.path}{header} -H 'Content-Type: application/json' \\
+{curl} {url}/{trial.path}{header} -H 'Content-Type: application/json' \\
   -d '{trial.body}'
 """
 

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import gc
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -17,11 +16,13 @@ from typing import TypeAlias
 from ortserve.gateway.access.access import Access
 from ortserve.gateway.access.options import open_access, open_ledger
 from ortserve.gateway.drafter_options import find_draft_model
+from ortserve.gateway.edge_options import edge_options
+from ortserve.gateway.front import Front, open_socket, open_tls
 from ortserve.gateway.greeting import greeting
 from ortserve.gateway.logs import configure_logs, log
 from ortserve.gateway.model_options import EngineSettings, ModelSettings
 from ortserve.gateway.opened import OpenedModels, open_catalog, open_models
-from ortserve.gateway.server import Limits, listen, raise_file_limit, run_server, stop_on_signals
+from ortserve.gateway.server import Limits, raise_file_limit, run_server, stop_on_signals
 from ortserve.gateway.settings import Settings, add_server_options, resolve
 from ortserve.gateway.state_options import state_options
 from ortserve.gateway.store.state import State
@@ -62,13 +63,14 @@ def run(arguments: argparse.Namespace, resolve_model: ResolveModel) -> int:
     settings = resolve(arguments).settings
     configure_logs(settings.logging.log_level)
     raise_file_limit()
-    limits = Limits(drain_s=settings.server.drain)
-    listener = listen(settings.server.host, settings.server.port, limits)
+    limits = Limits(drain_s=settings.server.drain, header_s=settings.limits.header_timeout)
+    edge = edge_options(settings.edge, settings.limits)
+    tls = open_tls(settings.tls)
     with contextlib.ExitStack() as opened:
-        opened.callback(listener.close)
-        access = open_access(
-            settings.access, settings.usage
-        )  # before the models, as the next line: what is wrong shows at once
+        socket_ = open_socket(settings.server, settings.edge, limits)
+        opened.callback(socket_.listener.close)
+        # Before the models: what is wrong shows at once.
+        access = open_access(settings.access, settings.usage)
         ledger = open_ledger(settings.usage)
         if ledger is not None:
             opened.callback(ledger.close)
@@ -76,7 +78,8 @@ def run(arguments: argparse.Namespace, resolve_model: ResolveModel) -> int:
         opened.callback(state.database.close)
         models = _open_models(settings, resolve_model)
         opened.callback(models.close)
-        asyncio.run(_serve(settings, models, listener, state, access=access, ledger=ledger, limits=limits, began=began))
+        front = Front(socket_, tls, edge, limits)
+        asyncio.run(_serve(settings, models, front, state, access=access, ledger=ledger, began=began))
     return 0
 
 
@@ -98,12 +101,11 @@ def exported_folder(model: str | None) -> Path | None:
 async def _serve(
     settings: Settings,
     models: OpenedModels,
-    listener: socket.socket,
+    front: Front,
     state: State,
     *,
     access: Access,
     ledger: Ledger | None,
-    limits: Limits,
     began: float,
 ) -> None:
     from ortserve.gateway.app import build_app
@@ -123,8 +125,9 @@ async def _serve(
         strict_parameters=server.strict_parameters,
         admin_metrics=settings.access.admin_metrics,
         log_prompts=settings.logging.log_prompts,
-        patience=Patience(stall_s=limits.stall_s),
+        patience=Patience(stall_s=front.limits.stall_s),
         state=state,
+        edge=front.edge,
     )
     stop = asyncio.Event()
     stop_on_signals(stop)
@@ -132,12 +135,12 @@ async def _serve(
     # What has been loaded stays: keep it out of every later collection, which would pause all streams.
     gc.collect()
     gc.freeze()
-    host, port_ = listener.getsockname()[:2]
     names = [service.name for service in catalog.services]
-    log().info("ready", models=names, host=host, port=port_, seconds=round(time.monotonic() - began, 2))
+    log().info("ready", models=names, **front.address(), seconds=round(time.monotonic() - began, 2))
     if not server.quiet:
-        sys.stdout.write(greeting(catalog, host, port_, needs_key=not access.ring.is_open))
+        sys.stdout.write(greeting(catalog, front.url, needs_key=not access.ring.is_open, unix=front.unix))
         sys.stdout.flush()
-    drain = partial(models.close, drain_s=limits.drain_s)
-    await run_server(app, listener, limits=limits, stop=stop, drain=drain)
+    drain = partial(models.close, drain_s=front.limits.drain_s)
+    async with front.living(can_hand_over=settings.state.state_dir is None):
+        await run_server(app, front.listener, limits=front.limits, stop=stop, drain=drain, tls=front.tls)
     catalog.close()

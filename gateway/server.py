@@ -1,69 +1,35 @@
-"""One listening socket, Hypercorn on it, and a bounded end. Knows no model, no route and no command line."""
+"""A server on its listening socket, and a bounded end. Knows no model, no route and no command line."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import resource
 import signal
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import hypercorn.asyncio
-from hypercorn.config import Config
-
 from ortserve.gateway.logs import log
-from ortserve.runtime.errors import OrtserveError
+from ortserve.gateway.transport.connection import ConnectionConfig
+from ortserve.gateway.transport.listener import BACKLOG, Listener
+from ortserve.gateway.transport.serving import serve_connections
+from ortserve.gateway.transport.tls import Tls
 
-BACKLOG = 2048
 KEEP_ALIVE_S = 120.0  # longer than clients keep idle connections, or they would write into a closing one
 MAX_FILES = 65_536
 UNBOUNDED = 2**62
 LAST_FRAMES_S = 5.0  # after the drain bound, for the frames that tell clients of it
 
 
-class AddressError(OrtserveError):
-    """The address cannot be listened on."""
-
-
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds: how long running requests may go on after SIGTERM, and how long a reader may block a write."""
+    """Seconds: how long running requests may go on after SIGTERM, a reader may block a write, and a head may take."""
 
     drain_s: float = 30.0
     stall_s: float = 60.0
-
-
-def listen(host: str, port: int, limits: Limits) -> socket.socket:
-    """Bind and listen at once. Raises `AddressError`.
-
-    Called before the model is loaded: a taken port shows within milliseconds, and clients that come early wait in the
-    kernel's queue for the first answer instead of being refused.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise AddressError(f"cannot resolve {host}: {error.strerror}; choose another --host") from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # Accepted sockets inherit it: the kernel drops peers that acknowledge nothing, or read nothing, that long.
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.stall_s * 1000))
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise AddressError(f"port {port} on {host} is in use: stop the other server or choose --port") from None
-        raise AddressError(f"cannot listen on {host} port {port}: {error.strerror}; choose --host or --port") from None
-    return listener
+    header_s: float = 20.0
 
 
 def raise_file_limit() -> None:
@@ -75,10 +41,10 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def server_config(listener: socket.socket, limits: Limits) -> Config:
-    """Hypercorn with every default that matters here said aloud. Takes over the socket's file descriptor."""
-    config = Config()
-    config.bind = [f"fd://{listener.detach()}"]
+def server_config(limits: Limits) -> ConnectionConfig:
+    """Hypercorn with every default that matters here said aloud."""
+    config = ConnectionConfig()
+    config.header_s = limits.header_s
     config.backlog = BACKLOG
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.keep_alive_max_requests = UNBOUNDED
@@ -93,15 +59,20 @@ def server_config(listener: socket.socket, limits: Limits) -> Config:
 
 
 async def run_server(
-    app: Any, listener: socket.socket, *, limits: Limits, stop: asyncio.Event, drain: Callable[[], None]
+    app: Any,
+    listener: Listener,
+    *,
+    limits: Limits,
+    stop: asyncio.Event,
+    drain: Callable[[], None],
+    tls: Tls | None = None,
 ) -> None:
     """Serve until `stop` is set; then refuse new connections, and `drain` (in a thread) what runs.
 
-    Returns once every connection has ended, at most a few seconds after `drain` has.
+    Returns once every connection has ended, at most a few seconds after `drain` has. Closes the listener.
     """
     asyncio.get_running_loop().set_exception_handler(_log_failure)
-    config = server_config(listener, limits)
-    server = asyncio.create_task(hypercorn.asyncio.serve(app, config, shutdown_trigger=stop.wait))
+    server = asyncio.create_task(serve_connections(app, server_config(limits), listener, stop, tls=tls))
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((server, stopped), return_when=asyncio.FIRST_COMPLETED)

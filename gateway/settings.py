@@ -17,6 +17,7 @@ from ortserve.gateway.configuration.file import ConfigurationFile, Table, read_f
 from ortserve.gateway.configuration.layers import Layers, Origin, check_keys, nearest
 from ortserve.gateway.configuration.option import Section, add_options
 from ortserve.gateway.drafter_options import DrafterSettings
+from ortserve.gateway.edge_options import EdgeSettings, InputSettings, TlsSettings
 from ortserve.gateway.environment import default_of
 from ortserve.gateway.model_options import MODEL_HELP, EncoderSettings, EngineSettings, ModelEntry, ModelSettings
 from ortserve.gateway.server_options import LoggingSettings, ServerSettings
@@ -32,6 +33,9 @@ class Settings:
     """Every field but the last two is a section: a new one needs a line here and no other."""
 
     server: ServerSettings = field(default_factory=ServerSettings)
+    edge: EdgeSettings = field(default_factory=EdgeSettings)
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    limits: InputSettings = field(default_factory=InputSettings)
     logging: LoggingSettings = field(default_factory=LoggingSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
     usage: UsageSettings = field(default_factory=UsageSettings)
@@ -78,7 +82,8 @@ def resolve(arguments: argparse.Namespace, environment: Mapping[str, str] | None
     origins: dict[str, Sequence[Origin]] = {}
     values: dict[str, Any] = {}
     for name, section in sections().items():
-        values[name], origins[section.SECTION] = layers.read(section, _tables(file, section))
+        values[name], found = layers.read(section, _tables(file, section))
+        origins[section.SECTION] = [*origins.get(section.SECTION, ()), *found]  # several may share a table
     values["defaults"], found = _read_model(layers, file, None)
     for section in OF_MODELS:
         origins[section.SECTION] = [origin for origin in found if origin.option.section == section.SECTION]

@@ -96,10 +96,8 @@ def heard(sequence: Sequence, *, was_asked: bool, has_draft: bool) -> None:
 
 
 def _most(sequence: Sequence) -> int:
-    """Guesses beyond what the request may still say would be cut off."""
     wanted = sequence.request.draft.max_draft
-    room = sequence.max_tokens - sequence.num_output_tokens - 1
-    return max(0, min(MAX_DRAFT if wanted is None else min(wanted, MAX_DRAFT), room))
+    return MAX_DRAFT if wanted is None else min(wanted, MAX_DRAFT)
 
 
 def _guesses(sequences: Values[Sequence], most: Values[int]) -> Iterator[tuple[float, int, int]]:

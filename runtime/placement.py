@@ -143,9 +143,7 @@ class Placement:
             (
                 other
                 for other in self._running
-                if other.request.group == request.group
-                and other.request.prompt == request.prompt
-                and other.regime == sequence.regime
+                if other.request.group == request.group and other.request.prompt == request.prompt
             ),
             None,
         )

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from ortserve.gateway.access.grant import Grant, Scope, Unit, digest_of
 from ortserve.gateway.access.key_file import KeyFileError, read_key_file
 from ortserve.gateway.access.ring import KeyRing
+from ortserve.gateway.changes import Seen, look
 from ortserve.gateway.logs import log
 from ortserve.gateway.tenancy import tenant_of
 
 LOOK_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What tells one content of a file from another without reading it; all None: there is none."""
-
-    inode: int | None = None
-    size: int | None = None
-    changed_ns: int | None = None
 
 
 class Access:
@@ -45,7 +36,7 @@ class Access:
         self._fixed = tuple(_flag_grants(api_key, admin_key))
         self._default = tenant_of((api_key or "").encode())
         self._is_open = api_key is None and file is None
-        self._seen = _Seen() if file is None else _look(file)
+        self._seen = Seen() if file is None else look(file)
         self.ring = self._ring_of(() if file is None else read_key_file(file))
 
     def whose(self, key: str | None) -> bytes:
@@ -56,7 +47,7 @@ class Access:
         """Take over the file whenever it has changed; runs until it is cancelled."""
         while self._file is not None:
             await asyncio.sleep(every_s)
-            seen = await asyncio.to_thread(_look, self._file)
+            seen = await asyncio.to_thread(look, self._file)
             if seen == self._seen:
                 continue
             self._seen = seen
@@ -100,11 +91,3 @@ def _flag_grants(api_key: str | None, admin_key: str | None) -> Iterable[Grant]:
     for key, scopes in keys.items():
         name = "--api-key" if "inference" in scopes and key == api_key else "--admin-key"
         yield Grant(name, digest_of(key.encode()), tenant_of(key.encode()), frozenset(scopes))
-
-
-def _look(path: Path) -> _Seen:
-    try:
-        status = path.stat()
-    except OSError:
-        return _Seen()
-    return _Seen(status.st_ino, status.st_size, status.st_mtime_ns)

@@ -36,6 +36,7 @@ class Kind(Generic[T]):
     is_switch: bool = False
     read_flag: Callable[[str], T] | None = None  # where a flag may be repeated: one of its values
     add_up: Callable[[Sequence[T]], T] | None = None
+    written: Callable[[T], object] | None = None  # the value as TOML has it, where that is not the value itself
 
     def read_toml(self, value: object) -> T:
         """The value of a key in a file. Raises `TypeError`, which says what it is instead, or `ValueError`."""

@@ -37,7 +37,7 @@ HEADERS: dict[str, Any] = {
 }
 
 
-def openapi_document(endpoints: Iterable[tuple[str, str]], *, version: str) -> dict[str, Any]:
+def openapi_document(endpoints: Iterable[tuple[str, str]], *, version: str, base_path: str = "") -> dict[str, Any]:
     """OpenAPI 3.1 of (method, path) pairs; converters of paths, as in `{id:path}`, are dropped."""
     shapes = ReplyShapes()
     paths: dict[str, dict[str, Any]] = {}
@@ -52,6 +52,7 @@ def openapi_document(endpoints: Iterable[tuple[str, str]], *, version: str) -> d
             "version": version,
             "description": "OpenAI's and Anthropic's APIs. Unknown fields are accepted and named in a header.",
         },
+        "servers": [{"url": base_path or "/"}],
         "paths": paths,
         "components": {
             "schemas": {**shapes.components, "Error": ERROR},

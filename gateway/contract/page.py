@@ -24,9 +24,10 @@ def html_page(document: Mapping[str, Any]) -> str:
         f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1>",
         f"<p>{escape(document['info']['description'])} <a href=openapi.json>openapi.json</a></p>",
     ]
+    base = document["servers"][0]["url"].rstrip("/")
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            parts.append(f"<h2><span class=m>{method.upper()}</span> <code>{escape(path)}</code></h2>")
+            parts.append(f"<h2><span class=m>{method.upper()}</span> <code>{escape(base + path)}</code></h2>")
             parts.append(f"<p>{escape(operation['summary'])}</p>")
             body = operation.get("requestBody")
             if body is not None:

@@ -17,9 +17,9 @@ from ortserve.gateway.contract.page import html_page
 class DocumentationRoute:
     """Both forms of the description of `routes`, written when the application is built."""
 
-    def __init__(self, routes: Sequence[Route]) -> None:
+    def __init__(self, routes: Sequence[Route], *, base_path: str = "") -> None:
         own = (("GET", "/openapi.json"), ("GET", "/docs"))
-        document = openapi_document((*endpoints(routes), *own), version=version("ortserve"))
+        document = openapi_document((*endpoints(routes), *own), version=version("ortserve"), base_path=base_path)
         self._json = msgspec.json.encode(document)
         self._page = html_page(document).encode()
 

@@ -27,7 +27,8 @@ import httpx
 from ortserve.gateway.app import build_app
 from ortserve.gateway.catalog import Catalog
 from ortserve.gateway.logs import configure_logs
-from ortserve.gateway.server import Limits, listen, run_server
+from ortserve.gateway.server import Limits, run_server
+from ortserve.gateway.transport.listener import listen
 from tests.bench.measurement import HOST, Goal, finish, script_parser, spread
 from tests.gateway.scripted import make_driver, make_service, saying
 
@@ -44,12 +45,12 @@ BODY = {
 def serve(kind: str, recording: Path) -> None:
     """Run one server until the process ends; prints its port."""
     limits = Limits()
-    listener = listen(HOST, 0, limits)
-    print(listener.getsockname()[1], flush=True)
+    listener = listen(HOST, 0, stall_s=limits.stall_s)
+    print(listener.socket.getsockname()[1], flush=True)
     if kind == "uvicorn":
         uvicorn: Any = importlib.import_module("uvicorn")
         config = uvicorn.Config(_bare(recording), log_level="error", http="httptools", lifespan="off")
-        asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
+        asyncio.run(uvicorn.Server(config).serve(sockets=[listener.socket]))
         return
 
     async def main() -> None:

@@ -12,8 +12,10 @@ from typing import Any
 
 from ortserve.gateway.app import build_app
 from ortserve.gateway.catalog import Catalog
-from ortserve.gateway.server import Limits, listen, run_server
+from ortserve.gateway.server import Limits, run_server
 from ortserve.gateway.service import ModelService
+from ortserve.gateway.transport.listener import Listener, listen
+from ortserve.gateway.transport.tls import Tls
 from tests.gateway.scripted import CHATML, ScriptedDriver, make_service
 
 
@@ -36,21 +38,34 @@ class Running:
 
 @contextmanager
 def running(
-    driver: ScriptedDriver, *, limits: Limits | None = None, template: str = CHATML, **options: Any
+    driver: ScriptedDriver,
+    *,
+    limits: Limits | None = None,
+    template: str = CHATML,
+    tls: Tls | None = None,
+    listener: Listener | None = None,
+    **options: Any,
 ) -> Iterator[Running]:
     """Serve a scripted driver until the block ends."""
     bounds = limits or Limits(drain_s=1.0, stall_s=5.0)
-    with serving(lambda: make_service(driver, template), driver.close, bounds, **options) as (port, stop):
+    made = lambda: make_service(driver, template)  # noqa: E731
+    with serving(made, driver.close, bounds, tls=tls, listener=listener, **options) as (port, stop):
         yield Running(port, driver, stop)
 
 
 @contextmanager
 def serving(
-    make: Callable[[], ModelService | Catalog], close: Callable[..., None], limits: Limits, **options: Any
+    make: Callable[[], ModelService | Catalog],
+    close: Callable[..., None],
+    limits: Limits,
+    *,
+    tls: Tls | None = None,
+    listener: Listener | None = None,
+    **options: Any,
 ) -> Iterator[tuple[int, Callable[[], None]]]:
     """Serve one model or several until the block ends; fails if the server does not end. Yields port and stop."""
-    listener = listen("127.0.0.1", 0, limits)
-    port = listener.getsockname()[1]
+    listener = listener or listen("127.0.0.1", 0, stall_s=limits.stall_s)
+    port = 0 if listener.unix else listener.socket.getsockname()[1]
     started = threading.Event()
     handles: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
     failures: list[BaseException] = []
@@ -62,7 +77,7 @@ def serving(
         started.set()
         drain = partial(close, drain_s=limits.drain_s)
         catalog = service if isinstance(service, Catalog) else Catalog(service)
-        await run_server(build_app(catalog, **options), listener, limits=limits, stop=stop, drain=drain)
+        await run_server(build_app(catalog, **options), listener, limits=limits, stop=stop, drain=drain, tls=tls)
         catalog.close()
 
     def run() -> None:

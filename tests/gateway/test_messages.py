@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from ortserve.gateway.edge_options import EdgeOptions
 from ortserve.gateway.watch import Patience
 from ortserve.runtime.errors import EngineClosedError, EngineError, OverloadedError
 from ortserve.runtime.request import FinishReason
@@ -201,7 +202,7 @@ def test_fields_without_effect_are_accepted(http: httpx.Client) -> None:
 def test_failures_of_every_status() -> None:
     driver = make_driver(saying("x"))
     with (
-        running(driver, api_key="k", max_body_bytes=2000) as server,
+        running(driver, api_key="k", edge=EdgeOptions(max_body_bytes=2000)) as server,
         httpx.Client(base_url=server.url, headers={"x-api-key": "k"}) as http,
     ):
         assert "x-api-key" in refused(httpx.post(server.url + PATH, json=call()), 401, "authentication_error")

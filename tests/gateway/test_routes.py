@@ -15,6 +15,7 @@ import pytest
 from ortserve.gateway.app import build_app
 from ortserve.gateway.catalog import Catalog
 from ortserve.gateway.edge import canonical_path
+from ortserve.gateway.edge_options import EdgeOptions
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, make_service, saying
 
@@ -148,7 +149,7 @@ def test_without_a_key_every_key_is_accepted(http: httpx.Client) -> None:
 def test_bodies_have_a_bound() -> None:
     limit = 1_000_000
     with (
-        running(make_driver(saying("x")), max_body_bytes=limit) as server,
+        running(make_driver(saying("x")), edge=EdgeOptions(max_body_bytes=limit)) as server,
         httpx.Client(base_url=server.url) as http,
     ):
         response = http.post("/v1/chat/completions", content=b"x" * (4 * limit))

@@ -22,8 +22,8 @@ import pytest
 from ortserve.gateway import chat_client, serve
 from ortserve.gateway.configuration.kinds import num_bytes
 from ortserve.gateway.model_options import EngineSettings
-from ortserve.gateway.server import AddressError
 from ortserve.gateway.settings import Settings, resolve
+from ortserve.gateway.transport.listener import AddressError
 from ortserve.runtime.errors import OrtserveError
 from ortserve.runtime.testing import write_synthetic_model
 from tests.gateway.running import running

@@ -26,6 +26,7 @@ from ortserve.gateway.configuration.kinds import (
     Kind,
 )
 from ortserve.gateway.configuration.option import Option, options_of
+from ortserve.gateway.edge_options import BASE_PATH, MODE
 from ortserve.gateway.model_options import ModelEntry
 from ortserve.gateway.settings import OF_MODELS, Resolved, add_server_options, resolve, sections
 
@@ -42,6 +43,8 @@ SAMPLES: list[tuple[Kind[Any], str, str]] = [
     (SIZE, "3MiB", '"3MiB"'),
     (PAIRS, "a=1", "{a = 1}"),
     (WORDS, "a,b", '["a", "b"]'),
+    (MODE, "600", '"600"'),
+    (BASE_PATH, "/some/path", '"/some/path/"'),
     (NETWORKS, "10.0.0.0/8,::1", '["10.0.0.0/8", "::1"]'),
 ]
 

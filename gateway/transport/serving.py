@@ -1,0 +1,74 @@
+"""Connections of one listening socket until they shall end: Hypercorn's worker, with connections of our own.
+
+Hypercorn's own makes its connections itself and waits, from Python 3.12 on, for idle ones too before it ends them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from hypercorn.asyncio.lifespan import Lifespan
+from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.typing import LifespanState
+from hypercorn.utils import wrap_app
+
+from ortserve.gateway.transport.connection import Connection, ConnectionConfig
+from ortserve.gateway.transport.listener import Listener
+from ortserve.gateway.transport.tls import Tls
+
+HANDSHAKE_S = 10.0  # of TLS
+
+
+async def serve_connections(
+    app: Any, config: ConnectionConfig, listener: Listener, stop: asyncio.Event, *, tls: Tls | None = None
+) -> None:
+    """Serve until `stop`, then accept nothing more and give what runs `config.graceful_timeout` seconds."""
+    loop = asyncio.get_running_loop()
+    wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
+    state: LifespanState = {}
+    lifespan = Lifespan(wrapped, config, loop, state)
+    living = loop.create_task(lifespan.handle_lifespan())
+    await lifespan.wait_for_startup()
+    if living.done():
+        living.result()
+    context = WorkerContext(None)
+    connections: set[asyncio.Task[None]] = set()
+
+    def ended(task: asyncio.Task[None]) -> None:
+        connections.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            loop.call_exception_handler({"message": "a connection failed", "exception": error})
+
+    def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = loop.create_task(Connection(wrapped, loop, config, context, state, reader, writer).run())
+        connections.add(task)  # at once: also what has been accepted in the last moment is waited for
+        task.add_done_callback(ended)
+
+    listener.socket.setblocking(False)
+    server = await asyncio.start_server(
+        connect,
+        sock=listener.socket,
+        backlog=config.backlog,
+        ssl=None if tls is None else tls.context,
+        ssl_handshake_timeout=None if tls is None else HANDSHAKE_S,
+    )
+    try:
+        await stop.wait()
+    finally:
+        await context.terminated.set()  # ends idle connections, and busy ones after their reply
+        server.close()
+        listener.close()
+        for _ in range(3):  # turns of the loop from accepting to `connect`
+            await asyncio.sleep(0)
+        if connections:
+            _, late = await asyncio.wait(connections, timeout=config.graceful_timeout)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await lifespan.wait_for_shutdown()
+        living.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await living
