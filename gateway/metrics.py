@@ -6,7 +6,7 @@ Knows no prompt, no key and no tenant: no label can tell one caller from another
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -17,8 +17,8 @@ from ortserve.plugins.api import CacheStats, TierStats
 
 if TYPE_CHECKING:
     from ortserve.gateway.exchange import Exchange
-    from ortserve.runtime.driver import Driver
     from ortserve.runtime.encoder_driver import EncoderDriver, EncoderStats
+    from ortserve.runtime.engine_driver import EngineDriver, WorkerState
 
 OTHER = "other"
 UNKNOWN = "unknown"  # whatever strangers call it
@@ -59,7 +59,7 @@ Tallies: TypeAlias = dict[tuple[str, ...], Tally]
 class Metrics:
     """The counts of one server: two servers in one process do not mix."""
 
-    def __init__(self, driver: Driver | None, encoders: Mapping[str, EncoderDriver] | None = None) -> None:
+    def __init__(self, driver: EngineDriver | None, encoders: Mapping[str, EncoderDriver] | None = None) -> None:
         """`encoders` by served name."""
         self._driver = driver
         self._encoders = encoders or {}
@@ -117,6 +117,7 @@ class Metrics:
         yield _histogram("inter_token_seconds", "Between two tokens of a sequence", {(): self._intervals})
         if self._driver is not None:
             yield from _engine_metrics(self._driver)
+            yield from _worker_metrics(self._driver.workers())
             yield from _cache_metrics(self._driver.cache_stats())
             yield from draft_metrics(self._driver.draft_stats())
         if self._encoders:
@@ -139,7 +140,7 @@ def _matches(pattern: list[str], parts: list[str]) -> bool:
     )
 
 
-def _engine_metrics(driver: Driver) -> Iterator[Metric]:
+def _engine_metrics(driver: EngineDriver) -> Iterator[Metric]:
     stats = driver.stats()
     states: Labelled = {
         ("running",): stats.num_running, ("waiting",): stats.num_waiting, ("swapped",): stats.num_swapped,
@@ -159,6 +160,18 @@ def _engine_metrics(driver: Driver) -> Iterator[Metric]:
     yield _plain("step_rows", "Sequences in model calls; by steps: how full batches are", stats.num_fed_rows)
     yield _plain("failed_steps", "Model calls that failed, and their requests with them", stats.num_failed_steps)
     yield _plain("computed_tokens", "Tokens fed to the model, computed again or not", stats.num_fed_tokens)
+
+
+def _worker_metrics(workers: Sequence[WorkerState]) -> Iterator[Metric]:
+    """Nothing of an engine in this process."""
+    if not workers:
+        return
+    up: Labelled = {(one.name,): one.pid is not None for one in workers}
+    yield _gauge("worker_up", "1 while the engine process runs", up, ("worker",))
+    requests: Labelled = {(one.name,): one.num_requests for one in workers}
+    yield _gauge("worker_requests", "Requests of the engine process that have not ended", requests, ("worker",))
+    restarts: Labelled = {(one.name,): one.num_restarts for one in workers}
+    yield _counter("worker_restarts", "Times the engine process was started again", restarts, ("worker",))
 
 
 def _encoder_metrics(stats: Mapping[str, EncoderStats]) -> Iterator[Metric]:

@@ -47,7 +47,15 @@ class EngineSettings:
 
     SECTION: ClassVar[str] = "engine"
 
-    device: str = option("auto", TEXT, "auto, cpu, cuda or cuda:1 (auto: what the model is for)")
+    device: str = option(
+        "auto",
+        TEXT,
+        "auto, cpu, cuda or cuda:1, or several GPUs with an engine process for each: cuda:0,cuda:1 or cuda:all (auto:"
+        " what the model is for)",
+    )
+    engines: int | None = option(
+        None, POSITIVE, "engine processes that divide the cores and the memory of the CPU (1)", metavar="N"
+    )
     max_rows: int | None = option(None, POSITIVE, "sequences at once (16; CUDA: 64)", metavar="N")
     max_context: int | None = option(None, POSITIVE, "tokens per sequence", metavar="N")
     max_step_ms: float | None = option(None, SECONDS, "bound on one engine step", metavar="MS")

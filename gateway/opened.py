@@ -20,23 +20,23 @@ from ortserve.runtime.manifest import MANIFEST_NAME, Manifest
 if TYPE_CHECKING:
     from ortserve.gateway.catalog import Catalog
     from ortserve.gateway.directory import ServedModel
-    from ortserve.runtime.driver import Driver
     from ortserve.runtime.encoder_driver import EncoderDriver
+    from ortserve.runtime.engine_driver import EngineDriver
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedModels:
     """Running models and the folders they came from."""
 
-    decoder: tuple[Path, Driver] | None
+    decoder: tuple[Path, EngineDriver] | None
     encoders: tuple[tuple[Path, EncoderDriver], ...]
     settings: Mapping[Path, ModelSettings]
     unverified: frozenset[Path] = frozenset()  # run although nothing proves them
 
     @property
-    def drivers(self) -> list[Driver | EncoderDriver]:
+    def drivers(self) -> list[EngineDriver | EncoderDriver]:
         """All of them, the one that generates first."""
-        engines: list[Driver | EncoderDriver] = [self.decoder[1]] if self.decoder else []
+        engines: list[EngineDriver | EncoderDriver] = [self.decoder[1]] if self.decoder else []
         return engines + [driver for _, driver in self.encoders]
 
     def close(self, *, drain_s: float = 0.0) -> None:
@@ -50,17 +50,17 @@ class OpenedModels:
 
 def open_model(
     folder: Path, settings: ModelSettings, *, num_threads: int | None = None, draft_model: str | None = None
-) -> Driver:
-    """Start one engine; `draft_model` is the exported folder of its drafter's small model.
+) -> EngineDriver:
+    """Start the engines of one model; `draft_model` is the exported folder of its drafter's small model.
 
     Raises `ModelError`, `MemoryBudgetError`, `DeviceError` or `PluginUnusableError`.
     """
-    from ortserve.runtime.opening import open_driver
+    from ortserve.runtime.workers.opening import open_engines
 
     if draft_model is not None:
         report_draft(Path(draft_model))
     engine, cache, drafter = settings.engine, settings.cache, settings.drafter
-    driver = open_driver(
+    driver = open_engines(
         folder,
         EngineConfig(
             device=engine.device,
@@ -79,8 +79,12 @@ def open_model(
             drafter_options=drafter.drafter_option,
             draft_model=draft_model,
         ),
+        num_engines=engine.engines,
     )
-    log().info("memory_plan", plan=str(driver.plan))
+    for worker in driver.workers():
+        log().info("memory_plan", worker=worker.name, pid=worker.pid, plan=str(worker.plan))
+    if not driver.workers():
+        log().info("memory_plan", plan=str(driver.plan))
     return driver
 
 

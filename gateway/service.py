@@ -32,7 +32,7 @@ from ortserve.runtime.errors import OrtserveError, RequestError
 from ortserve.runtime.request import CacheHints, DraftHints, FinishReason, Grammar, Request, SamplingParams
 
 if TYPE_CHECKING:
-    from ortserve.runtime.driver import Driver
+    from ortserve.runtime.engine_driver import EngineDriver
     from ortserve.runtime.manifest import Manifest
 
 
@@ -59,7 +59,7 @@ class ModelService:
 
     def __init__(
         self,
-        driver: Driver,
+        driver: EngineDriver,
         engine: AsyncEngine,
         text: ModelText,
         pool: WorkPool,
@@ -317,7 +317,7 @@ def decoder_entry(manifest: Manifest, name: str | None) -> ServedModel:
 
 def open_service(
     folder: Path,
-    driver: Driver,
+    driver: EngineDriver,
     *,
     name: str | None = None,
     defaults: DefaultsSource = "model",

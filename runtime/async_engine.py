@@ -6,14 +6,15 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
-from ortserve.runtime.driver import Driver, id_in_use
+from ortserve.runtime.driver import id_in_use
+from ortserve.runtime.engine_driver import EngineDriver
 from ortserve.runtime.request import Delta, Request
 
 
 class AsyncEngine:
     """The driver as one event loop sees it: all deltas of a step arrive in one wake-up."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: EngineDriver) -> None:
         """Must be called in the loop that will read the streams."""
         self.driver = driver
         self._loop = asyncio.get_running_loop()
@@ -54,7 +55,7 @@ class DeltaStream:
 
     __slots__ = ("_deltas", "_driver", "_is_read", "_waiter", "is_finished", "request_id")
 
-    def __init__(self, request_id: str, driver: Driver) -> None:
+    def __init__(self, request_id: str, driver: EngineDriver) -> None:
         self.request_id = request_id
         self.is_finished = False  # the last delta has arrived, read or not
         self._driver = driver

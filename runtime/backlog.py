@@ -109,6 +109,11 @@ class Backlog:
         return QueueStats(num_requests, self.num_waiting_tokens, self.wait_s(now_s))
 
     @property
+    def progress(self) -> Progress:
+        """The engine as of its last step."""
+        return self._progress
+
+    @property
     def num_waiting_tokens(self) -> int:
         """Prompt tokens of requests without a row, those for which one is free left out."""
         running = self._running()

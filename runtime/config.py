@@ -11,7 +11,7 @@ from ortserve.runtime.errors import ConfigurationError
 class EngineConfig:
     """None means: chosen from the model and the machine, and printed by the start-up plan."""
 
-    device: str = "auto"  # auto, cpu, cuda, cuda:1
+    device: str = "auto"  # auto, cpu, cuda, cuda:1; for `workers.opening` also cuda:0,cuda:1 and cuda:all
     max_rows: int | None = None  # sequences that run at once
     max_context: int | None = None  # tokens per sequence, prompt and output
     memory: int | None = None  # bytes of host memory for everything beside the weights; None: what is free then

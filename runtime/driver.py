@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from time import monotonic
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import structlog
 
@@ -21,6 +21,7 @@ from ortserve.runtime.backlog import Backlog, Progress, QueueStats
 from ortserve.runtime.constraint import Constraint
 from ortserve.runtime.draft_stats import DraftStats
 from ortserve.runtime.engine import Engine, EngineStats
+from ortserve.runtime.engine_driver import Outlet, WorkerState
 from ortserve.runtime.errors import EngineClosedError, RequestError
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.plan import EnginePlan
@@ -29,13 +30,6 @@ from ortserve.runtime.request import Delta, FinishReason, Grammar, Request
 Answer = TypeVar("Answer")
 _STALL_S = 0.05
 _JOIN_S = 30.0  # one step of the largest model on a slow machine, with a margin
-
-
-class Outlet(Protocol):
-    """Where a request's deltas go."""
-
-    def deliver(self, deltas: Sequence[Delta]) -> None:
-        """Take all deltas of one step for this outlet. Called on the engine's thread: it must not block or raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +88,17 @@ class Driver:
         """The engine's thread has died: only a new one helps."""
         return self._has_failed
 
+    def workers(self) -> tuple[WorkerState, ...]:
+        """Part of `EngineDriver`: the engine is in this process."""
+        return ()
+
     def stats(self) -> EngineStats:
         """As of the last step."""
         return self._stats
+
+    def progress(self) -> Progress:
+        """What estimates of waiting rest on, as of the last step."""
+        return self._backlog.progress
 
     def cache_stats(self) -> CacheStats:
         """The prompt cache as of the last step."""

@@ -50,9 +50,18 @@ class FairOrder:
 
     def copy(self) -> FairOrder:
         """The clocks of now, to try an order with."""
-        other = FairOrder()
-        other._clocks, other._admitted_s, other._floor = self._clocks.copy(), self._admitted_s.copy(), self._floor
-        return other
+        return FairOrder.of(*self.values())
+
+    def values(self) -> tuple[dict[bytes, float], dict[bytes, float], float]:
+        """All it knows, as a copy that can be sent to another process of this host."""
+        return self._clocks.copy(), self._admitted_s.copy(), self._floor
+
+    @classmethod
+    def of(cls, clocks: dict[bytes, float], admitted_s: dict[bytes, float], floor: float) -> FairOrder:
+        """The one that had these values, which become its own."""
+        order = cls()
+        order._clocks, order._admitted_s, order._floor = clocks, admitted_s, floor
+        return order
 
     def arrange(self, queue: Iterable[Queued], running: Iterable[Waiting], now_s: float) -> list[Queued]:
         """The queue in the order in which it gets rows.

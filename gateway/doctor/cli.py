@@ -23,6 +23,7 @@ from ortserve.gateway.doctor.host import (
 from ortserve.gateway.doctor.wheels import (
     GPU_WHEEL,
     check_cuda,
+    check_gpus,
     check_int8,
     check_libraries,
     check_runtime,
@@ -113,6 +114,9 @@ def diagnose(*, quick: bool, host: str = "127.0.0.1", port: int | None = None) -
     ]
     if GPU_WHEEL in installed:
         findings.append(check_cuda())
+    gpus = check_gpus()
+    if gpus is not None:
+        findings.append(gpus)
     if port is not None:
         findings.append(check_port(host, port))
     timings: tuple[Measured, ...] = ()

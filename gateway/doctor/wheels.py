@@ -88,6 +88,17 @@ def check_cuda() -> Finding:
     return fine("CUDA", "driver and libraries can be loaded")
 
 
+def check_gpus() -> Finding | None:
+    """What `--device cuda:N` may name; nothing on a machine without a GPU."""
+    from ortserve.runtime.cuda_devices import cuda_devices
+
+    try:
+        devices = cuda_devices()
+    except OrtserveError as error:
+        return broken("GPUs", str(error), "reinstall the NVIDIA driver, 580 or newer")
+    return fine("GPUs", "; ".join(map(str, devices))) if devices else None
+
+
 def check_libraries() -> Finding:
     """The libraries of the base installation."""
     found = _installed(_NEEDED)

@@ -39,6 +39,17 @@ class HealthRoute:
         if catalog.decoder is not None:
             stats = catalog.decoder.driver.stats()
             state |= {"running": stats.num_running, "waiting": stats.num_waiting, "swapped": stats.num_swapped}
+            workers = catalog.decoder.driver.workers()
+            if workers:
+                state["workers"] = [
+                    {
+                        "worker": one.name,
+                        "status": "failed" if one.pid is None else "ok",
+                        "requests": one.num_requests,
+                        "restarts": one.num_restarts,
+                    }
+                    for one in workers
+                ]
         if catalog.encoders:
             state["encoders"] = [
                 {"model": service.name, "waiting": service.driver.stats().num_waiting} for service in catalog.encoders

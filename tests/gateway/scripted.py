@@ -22,8 +22,8 @@ from ortserve.plugins.api import CacheStats
 from ortserve.runtime.async_engine import AsyncEngine
 from ortserve.runtime.backlog import QueueStats
 from ortserve.runtime.draft_stats import DraftStats
-from ortserve.runtime.driver import Outlet
 from ortserve.runtime.engine import EngineStats
+from ortserve.runtime.engine_driver import Outlet, WorkerState
 from ortserve.runtime.errors import EngineClosedError, OrtserveError
 from ortserve.runtime.manifest import FORMAT_VERSION, KvLayout, Manifest
 from ortserve.runtime.request import Delta, FinishReason, Request, TokenLogprobs, Usage
@@ -138,6 +138,9 @@ class ScriptedDriver:
                 request = next(one for one in self.submitted if one.id == request_id)
                 delta = Delta(request_id, (), finish=FinishReason.CANCELLED, usage=_usage(request, 0))
                 running[0].deliver([delta])
+
+    def workers(self) -> tuple[WorkerState, ...]:
+        return ()
 
     def stats(self) -> EngineStats:
         return EngineStats(num_running=len(self._running))

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from ortserve.runtime import device_choice
+from ortserve.runtime.cuda_devices import CudaFacts
 from ortserve.runtime.cuda_library import LIBRARIES, pip_command
-from ortserve.runtime.device_choice import choose_device, export_target
-from ortserve.runtime.errors import DeviceError
+from ortserve.runtime.device_choice import choose_device, choose_devices, export_target
+from ortserve.runtime.errors import DeviceError, OrtserveError
 from ortserve.runtime.session import available_providers
 from ortserve.runtime.testing import write_paged_synthetic_model, write_synthetic_model
 
@@ -41,7 +42,14 @@ def test_without_the_gpu_wheel_nothing_falls_back_in_silence(tmp_path: Path, nam
 
 @pytest.mark.parametrize(
     ("name", "usable", "target"),
-    [("auto", False, "cpu"), ("auto", True, "cuda"), ("cpu", True, "cpu"), ("cuda:1", False, "cuda")],
+    [
+        ("auto", False, "cpu"),
+        ("auto", True, "cuda"),
+        ("cpu", True, "cpu"),
+        ("cuda:1", False, "cuda"),
+        ("cuda:0,cuda:1", False, "cuda"),
+        ("cuda:all", False, "cuda"),
+    ],
 )
 def test_a_checkpoint_is_exported_for_what_will_run_it(
     name: str, usable: bool, target: str, monkeypatch: pytest.MonkeyPatch
@@ -55,3 +63,39 @@ def test_a_checkpoint_is_exported_for_what_will_run_it(
 
 def test_the_remedy_names_each_package_once() -> None:
     assert pip_command(list(LIBRARIES)[2:5]) == "pip install 'nvidia-cublas~=13.0' 'nvidia-curand~=10.0'"
+
+
+def test_several_gpus_are_an_engine_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paged = write_paged_synthetic_model(tmp_path / "pages")
+    assert choose_devices("cuda:0,cuda:2", None, paged) == ("cuda:0", "cuda:2")
+    assert choose_devices("cuda:0, cuda:2", 2, paged) == ("cuda:0", "cuda:2")
+    facts = [CudaFacts(index, "A GPU", 2**30, (9, 0)) for index in range(3)]
+    monkeypatch.setattr(device_choice, "cuda_devices", lambda: tuple(facts))
+    assert choose_devices("cuda:all", None, paged) == ("cuda:0", "cuda:1", "cuda:2")
+    with pytest.raises(DeviceError, match="exported for the CPU"):
+        choose_devices("cuda:all", None, write_synthetic_model(tmp_path / "slots"))
+    facts.clear()
+    with pytest.raises(DeviceError, match="no GPU was found"):
+        choose_devices("cuda:all", None, paged)
+
+
+def test_engines_divide_the_cpu(tmp_path: Path) -> None:
+    slots = write_synthetic_model(tmp_path)
+    assert choose_devices("auto", None, slots) == ("auto",)
+    assert choose_devices("cpu", 1, slots) == ("cpu",)
+    assert choose_devices("auto", 3, slots) == ("auto",) * 3
+
+
+@pytest.mark.parametrize(
+    ("device", "engines", "line"),
+    [
+        ("cuda:0,cuda:0", None, "names cuda:0 twice: an engine has its GPU alone"),
+        ("cuda:0,cpu", None, "is not a list of GPUs, as cuda:0,cuda:1"),
+        ("cuda,cuda", None, "is not a list of GPUs"),
+        ("cuda:0,cuda:1", 3, "--engines 3 and --device cuda:0,cuda:1, which is 2 of them, contradict each other"),
+        ("auto", 2, "name the GPUs instead, as --device cuda:0,cuda:1"),
+    ],
+)
+def test_lists_that_make_no_sense(tmp_path: Path, device: str, engines: int | None, line: str) -> None:
+    with pytest.raises(OrtserveError, match=line):
+        choose_devices(device, engines, write_paged_synthetic_model(tmp_path))

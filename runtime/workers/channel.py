@@ -1,0 +1,123 @@
+"""Whole messages over a stream socket: sending never waits, one thread receives. Knows nothing of what they say."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections import deque
+from contextlib import suppress
+
+_LENGTH = struct.Struct("<I")
+_READ_BYTES = 1 << 18
+_BUFFER_BYTES = 1 << 20  # of the socket; the kernel may give less
+
+
+class Channel:
+    """One end. What the other end does not read yet is kept, and written by a thread that begins when it is needed."""
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(True)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+        self._socket = end
+        self._received = bytearray()
+        self._kept: deque[memoryview] = deque()
+        self._changed = threading.Condition()
+        self._writer: threading.Thread | None = None
+        self._is_closed = False
+
+    def send(self, message: bytes) -> None:
+        """Any thread; messages arrive in the order they are sent in. One that nobody will ever read is dropped."""
+        data = memoryview(_LENGTH.pack(len(message)) + message)
+        with self._changed:
+            if self._is_closed:
+                return
+            if not self._kept:
+                data = self._write_now(data)
+            if data:
+                self._kept.append(data)
+                if self._writer is None:
+                    self._writer = threading.Thread(target=self._write, name="ortserve-channel", daemon=True)
+                    self._writer.start()
+                self._changed.notify_all()
+
+    def receive(self) -> bytes | None:
+        """Wait for the next message; None: there will be no more.
+
+        Raises `BlockingIOError` when there is none within the time that `wait_at_most` has set.
+        """
+        while True:
+            received = self._received
+            if len(received) >= _LENGTH.size:
+                end = _LENGTH.size + _LENGTH.unpack_from(received)[0]
+                if len(received) >= end:
+                    message = bytes(received[_LENGTH.size : end])
+                    del received[:end]
+                    return message
+            try:
+                data = self._socket.recv(_READ_BYTES)
+            except BlockingIOError:
+                raise
+            except OSError:  # reset, or closed by this side
+                return None
+            if not data:
+                return None
+            received += data
+
+    def wait_at_most(self, seconds: float) -> None:
+        """Let `receive` look up from time to time. Sending is as before, which a timeout of Python's would change."""
+        whole = int(seconds)
+        timeout = struct.pack("@ll", whole, int((seconds - whole) * 1e6))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until everything has been taken over by the system, or nobody will ever read it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._kept or self._is_closed, timeout_s)
+
+    def hang_up(self) -> None:
+        """No message comes any more, from either side; whoever waits in `receive` is told."""
+        with self._changed:
+            self._drop()
+        with suppress(OSError):  # the other end has done it
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Give the socket back. Nobody may be in `receive`."""
+        self.hang_up()
+        if self._writer is not None:
+            self._writer.join()
+        self._socket.close()
+
+    def _drop(self) -> None:
+        self._is_closed = True
+        self._kept.clear()
+        self._changed.notify_all()
+
+    def _write_now(self, data: memoryview) -> memoryview:
+        """As much as there is room for; the rest."""
+        try:
+            return data[self._socket.send(data, socket.MSG_DONTWAIT) :]
+        except BlockingIOError:
+            return data
+        except OSError:
+            self._drop()
+            return data[:0]
+
+    def _write(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._kept or self._is_closed)
+                if self._is_closed:
+                    return
+                data = self._kept[0]
+            try:
+                self._socket.sendall(data)
+            except OSError:
+                with self._changed:
+                    self._drop()
+                return
+            with self._changed:
+                if self._kept:
+                    self._kept.popleft()
+                self._changed.notify_all()

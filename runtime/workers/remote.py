@@ -1,0 +1,391 @@
+"""One engine process with a driver's interface. When it dies its requests are lost, and it does not come back.
+
+Whether a request may run is decided here, from what the process has said of itself: nobody waits to submit one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import TypeVar
+
+import structlog
+
+from ortserve.plugins.api import CacheStats, Entry
+from ortserve.runtime.admission import check_request
+from ortserve.runtime.backlog import Backlog, Progress, QueueStats
+from ortserve.runtime.draft_stats import DraftStats
+from ortserve.runtime.driver import id_in_use
+from ortserve.runtime.engine import EngineStats
+from ortserve.runtime.engine_driver import Outlet, WorkerState
+from ortserve.runtime.errors import EngineClosedError
+from ortserve.runtime.plan import EnginePlan
+from ortserve.runtime.request import Delta, FinishReason, Grammar, Request
+from ortserve.runtime.workers.crossing import arrived
+from ortserve.runtime.workers.launch import WorkerProcess, WorkerSpec
+from ortserve.runtime.workers.log import show
+from ortserve.runtime.workers.messages import (
+    Answered,
+    Cancel,
+    Clear,
+    Close,
+    Command,
+    Ended,
+    ListEntries,
+    Logged,
+    Pin,
+    Prepare,
+    Refused,
+    Stepped,
+    Submit,
+    decode_report,
+    encode,
+)
+
+Value = TypeVar("Value")
+
+NO_LIMIT = 2**62  # of the process's own queue: the one here is the one that refuses
+_CLOSE_S = 30.0  # one step of the largest model on a slow machine, with a margin
+_MAX_GRAMMARS = 256
+
+
+class KnownGrammars:
+    """Grammars that some process of a model has compiled: any other one can compile them as well."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[Grammar, None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __contains__(self, grammar: Grammar) -> bool:
+        with self._lock:
+            return grammar in self._known
+
+    def add(self, grammar: Grammar) -> None:
+        """The latest are remembered."""
+        with self._lock:
+            self._known[grammar] = None
+            self._known.move_to_end(grammar)
+            if len(self._known) > _MAX_GRAMMARS:
+                self._known.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a process has to do: requests that have not ended, and prompt tokens of those that have said nothing yet."""
+
+    num_requests: int
+    num_tokens: int
+
+
+class RemoteDriver:
+    """An `EngineDriver`. Its thread starts the process and reads what it says; the process dies with it."""
+
+    def __init__(self, spec: WorkerSpec, grammars: KnownGrammars | None = None) -> None:
+        """Returns at once: wait for `started`."""
+        self.name = spec.name
+        self.manifest = spec.manifest
+        self.started: Future[EnginePlan] = Future()  # raises what opening the model has raised
+        self.ended: Future[None] = Future()
+        self._spec = spec
+        self._grammars = grammars or KnownGrammars()
+        self._lock = threading.Lock()  # of all that follows
+        self._process: WorkerProcess | None = None
+        self._outlets: dict[str, Outlet] = {}
+        self._silent: dict[str, int] = {}  # prompt tokens of requests that have said nothing yet
+        self._num_silent_tokens = 0
+        self._backlog: Backlog | None = None  # once started
+        self._tickets: dict[int, Future[Answered]] = {}
+        self._numbers = itertools.count()
+        self._stats = EngineStats()
+        self._cache_stats = CacheStats()
+        self._draft_stats: DraftStats | None = None
+        self._closed_reason: str | None = None
+        self._has_failed = False
+        self._thread = threading.Thread(target=self._run, name=f"ortserve-worker-{spec.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def plan(self) -> EnginePlan:
+        """The process's, with the bounds of the queue here."""
+        return self.started.result(0)
+
+    @property
+    def max_context(self) -> int:
+        """Part of `EngineDriver`."""
+        return self.plan.max_context
+
+    @property
+    def healthy(self) -> bool:
+        """Part of `EngineDriver`."""
+        return self._closed_reason is None
+
+    @property
+    def has_failed(self) -> bool:
+        """Part of `EngineDriver`: the process has died, or the engine's thread in it."""
+        return self._has_failed
+
+    @property
+    def load(self) -> Load:
+        """What has been submitted and not been answered, as of now."""
+        with self._lock:
+            return Load(len(self._outlets), self._num_silent_tokens)
+
+    def workers(self) -> tuple[WorkerState, ...]:
+        """Part of `EngineDriver`."""
+        with self._lock:
+            pid = None if self._process is None or self._closed_reason is not None else self._process.pid
+            return (WorkerState(self.name, self.plan, pid, len(self._outlets), 0),)
+
+    def stats(self) -> EngineStats:
+        """Part of `EngineDriver`."""
+        return self._stats
+
+    def queue_stats(self) -> QueueStats:
+        """Part of `EngineDriver`."""
+        with self._lock:
+            return self._queue.stats(monotonic())
+
+    def cache_stats(self) -> CacheStats:
+        """Part of `EngineDriver`."""
+        return self._cache_stats
+
+    def draft_stats(self) -> DraftStats | None:
+        """Part of `EngineDriver`, as of a quarter of a second ago or the last request that has ended."""
+        return self._draft_stats
+
+    def cache_entries(self) -> Future[list[Entry]]:
+        """Part of `EngineDriver`."""
+        return self._ask(ListEntries, lambda answered: list(answered.entries))
+
+    def cache_pin(self, tokens: Sequence[int], salt: bytes, ttl_s: float) -> Future[int]:
+        """Part of `EngineDriver`."""
+        return self._ask(lambda ticket: Pin(ticket, tuple(tokens), salt, ttl_s), lambda answered: answered.number)
+
+    def cache_clear(self, salt: bytes | None) -> Future[int]:
+        """Part of `EngineDriver`."""
+        return self._ask(lambda ticket: Clear(ticket, salt), lambda answered: answered.number)
+
+    def submit(self, request: Request, outlet: Outlet) -> None:
+        """Part of `EngineDriver`. The process is waited for only by a grammar that nobody has prepared."""
+        check_request(request, self.manifest, self.plan)
+        if request.grammar is not None and request.grammar not in self._grammars:
+            self.prepare(request.grammar)
+        sent = request if request.max_wait_s is None else replace(request, max_wait_s=None)  # it is judged here
+        message = encode(Submit(sent))
+        with self._lock:
+            process = self._running()
+            if request.id in self._outlets:
+                raise id_in_use(request)
+            self._queue.add(request, monotonic())
+            self._outlets[request.id] = outlet
+            self._silent[request.id] = len(request.prompt)
+            self._num_silent_tokens += len(request.prompt)
+            process.channel.send(message)
+
+    def has(self, request_id: str) -> bool:
+        """A request of that id has not ended."""
+        return request_id in self._outlets
+
+    def check_room(self) -> None:
+        """Part of `EngineDriver`."""
+        with self._lock:
+            self._queue.check_room(monotonic())
+
+    def prepare(self, grammar: Grammar) -> None:
+        """Part of `EngineDriver`."""
+        self.begin_to_prepare(grammar).result()
+
+    def begin_to_prepare(self, grammar: Grammar) -> Future[None]:
+        """As `prepare`, whose errors the future raises."""
+
+        def remember(_: Answered) -> None:
+            self._grammars.add(grammar)
+
+        return self._ask(lambda ticket: Prepare(ticket, grammar), remember)
+
+    def cancel(self, request_id: str) -> None:
+        """Part of `EngineDriver`."""
+        with self._lock:
+            if request_id in self._outlets and self._process is not None:
+                self._process.channel.send(encode(Cancel(request_id)))
+
+    def close(self, *, drain_s: float = 0.0) -> None:
+        """Part of `EngineDriver`. A process that does not end in time is killed."""
+        with self._lock:
+            if self._closed_reason is None:
+                self._closed_reason = "the engine is shutting down"
+            process = self._process
+            if process is not None:
+                if self.started.done():
+                    process.channel.send(encode(Close(drain_s)))
+                else:
+                    process.kill()
+        if threading.current_thread() is self._thread:
+            return
+        self._thread.join(drain_s + _CLOSE_S)
+        if self._thread.is_alive() and process is not None:
+            process.kill()
+            self._thread.join(_CLOSE_S)
+
+    @property
+    def _queue(self) -> Backlog:
+        assert self._backlog is not None, "the process has not started"
+        return self._backlog
+
+    def _running(self) -> WorkerProcess:
+        """Call it with the lock held."""
+        if self._closed_reason is not None or self._process is None:
+            raise EngineClosedError(self._closed_reason or "the engine process has not started")
+        return self._process
+
+    def _ask(self, message: Callable[[int], Command], read: Callable[[Answered], Value]) -> Future[Value]:
+        """The future raises what the process answers, and `EngineClosedError` when it ends before."""
+        answer: Future[Value] = Future()
+        answer.set_running_or_notify_cancel()  # nobody can take it back
+        asked: Future[Answered] = Future()
+
+        def settle(done: Future[Answered]) -> None:
+            error = done.exception()
+            if error is None:
+                answer.set_result(read(done.result()))
+            else:
+                answer.set_exception(error)
+
+        asked.add_done_callback(settle)
+        with self._lock:
+            try:
+                process = self._running()
+            except EngineClosedError as error:
+                refusal: EngineClosedError | None = error
+            else:
+                refusal = None
+                ticket = next(self._numbers)
+                self._tickets[ticket] = asked
+                process.channel.send(encode(message(ticket)))
+        if refusal is not None:
+            asked.set_exception(refusal)
+        return answer
+
+    def _run(self) -> None:
+        try:
+            process = WorkerProcess(self._spec)
+            with self._lock:
+                self._process = process
+                is_closed = self._closed_reason is not None
+            if is_closed:
+                process.kill()
+            plan = self._open(process)
+        except BaseException as error:
+            with self._lock:
+                self._closed_reason = str(error)
+                self._has_failed = True
+            self.started.set_exception(error)
+            self.ended.set_exception(EngineClosedError(str(error)))
+            return
+        self.started.set_result(plan)
+        reason = "the engine process has ended"
+        try:
+            is_closed, reason = self._listen(process)
+        except Exception as error:  # a defect of this side, or a message that is none
+            structlog.get_logger("ortserve.worker").exception("an engine process is not understood", worker=self.name)
+            is_closed, reason = False, f"it is not understood ({type(error).__name__})"
+            process.kill()
+        how = process.end()
+        self._settle(None if is_closed else f"the engine process {self.name} {reason or how}")
+
+    def _open(self, process: WorkerProcess) -> EnginePlan:
+        config = self._spec.config
+        unbounded = replace(config, max_waiting=NO_LIMIT, max_waiting_tokens=NO_LIMIT)
+        try:
+            plan = process.open(replace(self._spec, config=unbounded))
+        except BaseException:
+            process.kill()
+            process.end()
+            raise
+        plan = replace(plan, max_waiting=config.max_waiting, max_waiting_tokens=config.max_waiting_tokens)
+        self._backlog = Backlog(plan)
+        return plan
+
+    def _listen(self, process: WorkerProcess) -> tuple[bool, str]:
+        """Until the process says no more: whether its engine has been closed, and what it died of if it has said it."""
+        is_closed, reason = False, ""
+        while (message := process.channel.receive()) is not None:
+            match decode_report(message):
+                case Stepped() as stepped:
+                    self._take(stepped)
+                case Refused(request_id, error):
+                    self._hand_out((_failed(request_id, str(arrived(error))),))
+                case Answered() as answered:
+                    self._answer(answered)
+                case Logged() as line:
+                    show(self.name, line)
+                case Ended(error):
+                    is_closed = error is None
+                    reason = "" if error is None else f"has died: {arrived(error)}"
+                case unexpected:
+                    raise AssertionError(unexpected)
+        return is_closed, reason
+
+    def _take(self, stepped: Stepped) -> None:
+        self._stats = stepped.stats
+        if stepped.cache is not None:
+            self._cache_stats = stepped.cache
+        if stepped.drafts is not None:
+            self._draft_stats = stepped.drafts
+        self._hand_out(stepped.deltas, stepped.progress)
+
+    def _hand_out(self, deltas: Sequence[Delta], progress: Progress | None = None) -> None:
+        by_outlet: dict[int, tuple[Outlet, list[Delta]]] = {}
+        with self._lock:
+            if progress is not None:
+                self._queue.advance(progress)
+            for delta in deltas:
+                outlet = self._outlets[delta.request_id]
+                by_outlet.setdefault(id(outlet), (outlet, []))[1].append(delta)
+                self._num_silent_tokens -= self._silent.pop(delta.request_id, 0)
+                if delta.finish is not None:
+                    del self._outlets[delta.request_id]
+                    self._queue.remove(delta.request_id, delta.usage)
+        for outlet, own in by_outlet.values():
+            try:
+                outlet.deliver(own)
+            except Exception:  # a defect of one reader must not take the others' engine away
+                structlog.get_logger("ortserve.worker").exception("an outlet failed; its requests are cancelled")
+                for delta in own:
+                    self.cancel(delta.request_id)
+
+    def _answer(self, answered: Answered) -> None:
+        with self._lock:
+            asked = self._tickets.pop(answered.ticket)
+        if answered.error is None:
+            asked.set_result(answered)
+        else:
+            asked.set_exception(arrived(answered.error))
+
+    def _settle(self, failure: str | None) -> None:
+        """Nobody may wait any longer."""
+        with self._lock:
+            if failure is not None:
+                self._has_failed = True
+                self._closed_reason = failure
+            tickets, self._tickets = list(self._tickets.values()), {}
+            names = list(self._outlets)
+            reason = self._closed_reason or "the engine has been closed"
+            self._closed_reason = reason
+            self._process = None
+        for asked in tickets:
+            asked.set_exception(EngineClosedError(reason))
+        self._hand_out([_failed(name, reason, is_lost=True) for name in names], Progress())
+        if failure is None:
+            self.ended.set_result(None)
+        else:
+            self.ended.set_exception(EngineClosedError(failure))
+
+
+def _failed(request_id: str, reason: str, *, is_lost: bool = False) -> Delta:
+    return Delta(request_id, (), finish=FinishReason.ERROR, error=reason, is_lost=is_lost)

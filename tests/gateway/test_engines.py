@@ -1,0 +1,102 @@
+"""One model in several engine processes behind one server: what clients get, what operators see, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ortserve.gateway.doctor import wheels
+from ortserve.gateway.doctor.findings import Verdict
+from ortserve.gateway.opened import open_models
+from ortserve.runtime import cuda_devices
+from ortserve.runtime.cuda_devices import CudaFacts
+from ortserve.runtime.errors import ConfigurationError, DeviceError
+from tests.gateway.synthetic import expected, write_synthetic_text_model
+from tests.gateway.test_serve import process, read_greeting, settings_of
+
+NUM_CORES = len(os.sched_getaffinity(0))
+
+
+def ask(url: str, text: str, length: int = 12) -> Any:
+    body = {"model": "synthetic", "messages": [{"role": "user", "content": text}], "temperature": 0}
+    return httpx.post(f"{url}/v1/chat/completions", json={**body, "max_tokens": length, "n": 2}, timeout=20).json()
+
+
+def workers_of(url: str) -> list[dict[str, Any]]:
+    workers: list[dict[str, Any]] = httpx.get(f"{url}/health", timeout=20).json()["workers"]
+    return workers
+
+
+@pytest.mark.skipif(NUM_CORES < 2, reason="two engines need two cores")
+def test_a_server_of_two_engines(tmp_path: Path) -> None:
+    folder = write_synthetic_text_model(tmp_path)
+    with process("serve", str(folder), "--port", "0", "--engines", "2", "--threads", "2") as child:
+        match = re.search(r"served on (http://127\.0\.0\.1:\d+)/v1", read_greeting(child))
+        assert match is not None
+        url = match[1]
+        for text in ("abc", "ABC", "abc"):
+            reply = ask(url, text)
+            told = [choice["message"]["content"] for choice in reply["choices"]]
+            assert told == [expected(text.encode(), 12)] * 2
+        assert [(one["worker"], one["status"], one["restarts"]) for one in workers_of(url)] == [
+            ("cpu-0", "ok", 0), ("cpu-1", "ok", 0),
+        ]  # fmt: skip
+        threads = Path(f"/proc/{child.pid}/task").iterdir()  # each process has a parent among them
+        pids = [int(word) for thread in threads for word in (thread / "children").read_text().split()]
+        assert len(pids) == 2
+        os.kill(pids[0], signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while sum(one["restarts"] for one in workers_of(url)) == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert httpx.get(f"{url}/health/ready", timeout=20).status_code == 200
+        assert ask(url, "abc")["choices"][0]["message"]["content"] == expected(b"abc", 12)
+        metrics = httpx.get(f"{url}/metrics", timeout=20).text
+        assert len(re.findall(r'^ortserve_worker_up\{worker="cpu-[01]"\} [01]\.0$', metrics, re.M)) == 2
+        assert 'ortserve_worker_requests{worker="cpu-1"} 0.0' in metrics
+        assert sum(map(float, re.findall(r"^ortserve_worker_restarts_total\{.*\} (.*)$", metrics, re.M))) == 1
+        child.send_signal(signal.SIGTERM)
+        _, stderr = child.communicate(timeout=30)
+    assert child.returncode == 0, stderr
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    lines = [json.loads(line) for line in stderr.splitlines()]
+    plans = [line for line in lines if line["event"] == "memory_plan"]
+    assert [line["worker"] for line in plans] == ["cpu-0", "cpu-1"]
+    assert all("16 rows of 256 tokens" in line["plan"] for line in plans)
+    (restart,) = (line for line in lines if line["event"] == "worker_restarting")
+    assert "was killed by SIGKILL" in restart["reason"]
+
+
+def test_more_engines_than_cores_are_refused(tmp_path: Path) -> None:
+    folder = write_synthetic_text_model(tmp_path)
+    settings = settings_of(str(folder), "--engines", str(NUM_CORES + 1))
+    with pytest.raises(ConfigurationError, match=f"{NUM_CORES + 1} engines need a thread each, and there are"):
+        open_models([(folder, settings.models[0])], settings.encoders)
+
+
+def test_the_doctor_lists_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = [CudaFacts(index, "A GPU", 80 * 2**30, (9, 0)) for index in range(2)]
+    monkeypatch.setattr(cuda_devices, "cuda_devices", lambda: tuple(facts))
+    found = wheels.check_gpus()
+    assert found is not None
+    assert found.detail == (
+        "cuda:0 A GPU, 80 GiB, compute capability 9.0; cuda:1 A GPU, 80 GiB, compute capability 9.0"
+    )
+    facts.clear()
+    assert wheels.check_gpus() is None
+
+    def fail() -> None:
+        raise DeviceError("the NVIDIA driver cannot start (CUDA error 999): see nvidia-smi")
+
+    monkeypatch.setattr(cuda_devices, "cuda_devices", fail)
+    found = wheels.check_gpus()
+    assert found is not None
+    assert found.verdict is Verdict.BROKEN
