@@ -18,6 +18,7 @@ from ortserve.runtime.constraint import Bits
 from ortserve.runtime.exponential import Exponential, Floats
 from ortserve.runtime.history import TokenHistory
 from ortserve.runtime.request import SamplingParams, TokenLogprobs
+from ortserve.runtime.row_rules import apply_grammar, apply_rules
 from ortserve.runtime.truncation import Ids, top_k, top_p
 from ortserve.runtime.uniform import uniform
 
@@ -27,7 +28,6 @@ _NOT_DRAWN = -1  # the row's logits are not finite numbers
 _GREEDY_BELOW = 1e-5  # a temperature this small is the limit; its inverse would overflow float32
 _WHOLE_ROWS = 16_384  # ids: up to here the running sum of every id is cheaper than the calls that would avoid it
 _SUM_BLOCK = 512  # weights per partial sum of the inverse CDF
-_FEW = 4096  # ids that a grammar allows: up to here only they are looked at, and the rest of the row is left alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +114,8 @@ class Sampler:
         tokens = np.full(len(draws), _NOT_DRAWN, np.int64)
         among_all: list[int] = []
         for place, draw in enumerate(draws):
-            _apply_rules(rows[place], draw)
-            few = _apply_grammar(rows[place], draw)
+            apply_rules(rows[place], draw)
+            few = apply_grammar(rows[place], draw)
             if few is None:
                 among_all.append(place)
             else:
@@ -309,39 +309,3 @@ def _keep(ids: Ids | None, weights: Floats, kept: npt.NDArray[np.bool_]) -> tupl
 
 def _has_rules(draw: Draw) -> bool:
     return draw.history is not None or bool(draw.sampling.logit_bias) or bool(draw.banned) or draw.allowed is not None
-
-
-def _apply_rules(row: Floats, draw: Draw) -> None:
-    """Penalties, then bias, then bans, in place."""
-    sampling = draw.sampling
-    if draw.history is not None:
-        ids, counts = draw.history.ids, draw.history.counts
-        values = row[ids]
-        penalty = np.float32(sampling.repetition_penalty)
-        if penalty != 1.0:
-            values = np.where(values > 0, values / penalty, values * penalty)
-        values -= counts * np.float32(sampling.frequency_penalty)
-        values -= (counts > 0) * np.float32(sampling.presence_penalty)
-        row[ids] = values
-    for token, bias in sampling.logit_bias:
-        row[token] += np.float32(bias)
-    if draw.banned:
-        row[list(draw.banned)] = -np.inf
-
-
-def _apply_grammar(row: Floats, draw: Draw) -> Ids | None:
-    """The allowed ids where they are few; None otherwise, after those that are not allowed are ruled out in place."""
-    if draw.allowed is None:
-        return None
-    if int(np.bitwise_count(draw.allowed).sum()) <= _FEW:
-        return _ids_in(draw.allowed)
-    row[np.unpackbits(~draw.allowed, count=len(row), bitorder="little").view(np.bool_)] = -np.inf
-    return None
-
-
-def _ids_in(bits: Bits) -> Ids:
-    """The ids of a packed mask, ascending. Bytes without any are never unpacked: few ids cost little."""
-    places = np.flatnonzero(bits)
-    offsets = np.flatnonzero(np.unpackbits(bits[places], bitorder="little"))
-    ids: Ids = places[offsets >> 3] * 8 + (offsets & 7)
-    return ids
