@@ -19,6 +19,7 @@ from ortserve.runtime.constraint import Constraint, Grammars, Mask, NoGrammars
 from ortserve.runtime.errors import RequestError
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.request import Grammar, GrammarKind
+from ortserve.runtime.schema_references import endless_reference
 
 TOKENIZER_NAME = "tokenizer.json"
 MAX_TEXT_BYTES = 64 * 1024
@@ -183,12 +184,17 @@ def _checked_matcher(tokenizer: llguidance.LLTokenizer, grammar: Grammar) -> llg
         bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
         bits[tokenizer.eos_tokens] = 0
         if not matcher.is_error() and not bits.any():
-            raise _refusal("it allows no text at all")
+            raise _refusal(_endless(grammar) or "it allows no text at all")
         if len(matcher.compute_ff_tokens()) > MAX_FORCED:
             raise _refusal(f"it demands one text of more than {MAX_FORCED} tokens: there is no end to it")
     if matcher.is_error():
-        raise _refusal(_one_line(matcher.get_error()))
+        raise _refusal(_endless(grammar) or _one_line(matcher.get_error()))
     return matcher
+
+
+def _endless(grammar: Grammar) -> str | None:
+    """A better reason than the library's, which names no keyword."""
+    return endless_reference(json.loads(grammar.text)) if grammar.kind is GrammarKind.JSON_SCHEMA else None
 
 
 def _source(tokenizer: llguidance.LLTokenizer, grammar: Grammar) -> str:

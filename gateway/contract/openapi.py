@@ -13,6 +13,7 @@ from typing import Any
 from ortserve.gateway.contract.bodies import body_shape
 from ortserve.gateway.contract.endpoints import BODIES
 from ortserve.gateway.contract.operations import Operation, operation_of
+from ortserve.gateway.contract.queries import QUERIES, QueryParameter
 from ortserve.gateway.contract.replies import ReplyShapes
 
 ERROR: dict[str, Any] = {
@@ -75,15 +76,22 @@ def _operation(operation: Operation, shapes: ReplyShapes) -> dict[str, Any]:
             },
         },
     }
-    names = re.findall(r"{(\w+)}", operation.path)
-    if names:
-        found["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
-        ]
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", operation.path)
+    ]
+    parameters += map(_parameter, QUERIES.get((operation.method, operation.path), ()))
+    if parameters:
+        found["parameters"] = parameters
     table = next((body.table for body in BODIES if body.path == operation.path), None)
     if operation.method == "POST" and table is not None:
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": body_shape(table)}}}
     return found
+
+
+def _parameter(query: QueryParameter) -> dict[str, Any]:
+    style = {"style": "deepObject", "explode": True} if query.is_deep else {}
+    return {"name": query.name, "in": "query", "schema": query.shape, "description": query.note, **style}
 
 
 def _content(operation: Operation, shapes: ReplyShapes) -> dict[str, Any]:

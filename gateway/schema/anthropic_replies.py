@@ -8,6 +8,7 @@ import msgspec
 
 from ortserve.gateway.choice import FinishWord
 from ortserve.gateway.generation import TokenUsage, WholeChoice
+from ortserve.gateway.tools.cut_json import whole_members
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
@@ -76,7 +77,7 @@ def message_usage(usage: TokenUsage) -> MessageUsage:
 def content_blocks(choice: WholeChoice, *, includes_reasoning: bool) -> list[Block]:
     """What a reply consists of, in the order of its parts; an empty text when there is nothing else.
 
-    A call that was cut before its input was whole has an empty one: the reason tells.
+    A call that was cut has the members of its input that are whole, as clients make it of a stream: the reason tells.
     """
     blocks: list[Block] = []
     if choice.reasoning and includes_reasoning:
@@ -85,7 +86,9 @@ def content_blocks(choice: WholeChoice, *, includes_reasoning: bool) -> list[Blo
         blocks.append(TextBlock(choice.text))
     for call in choice.calls:
         value = call.parsed()
-        blocks.append(ToolUseBlock(call.id, call.name, value if isinstance(value, dict) else {}))
+        blocks.append(
+            ToolUseBlock(call.id, call.name, value if isinstance(value, dict) else whole_members(call.arguments))
+        )
     return blocks or [TextBlock("")]
 
 

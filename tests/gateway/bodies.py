@@ -120,10 +120,10 @@ HONOURED: Mapping[str, tuple[Body, ...]] = {
             "output_expires_after": {"anchor": "created_at", "seconds": 3600},
         },
     ),
-    "/v1/conversations": ({"items": [USER], "metadata": {"a": "b"}},),
+    "/v1/conversations": ({"items": ITEMS, "metadata": {"a": "b"}},),
     "/v1/chat/completions/{id}": ({"metadata": {"a": "b"}},),
     "/v1/conversations/{id}": ({"metadata": {"a": "b"}},),
-    "/v1/conversations/{id}/items": ({"items": [USER]},),
+    "/v1/conversations/{id}/items": ({"items": ITEMS},),
     "/v1/embeddings": (
         {
             "model": "m", "input": ["a"], "encoding_format": "base64", "dimensions": 2, "truncate_prompt_tokens": 9,
@@ -230,12 +230,29 @@ CONSTRAINTS = {
     **{name: {name: "x"} for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar")},
     **FOREIGN,
 }
+
+
+def _media_of(key: str) -> dict[str, Body]:
+    """Parts of items that are no text, in both places that have parts."""
+    file = "input_file"
+    contents: dict[str, Body] = {
+        f"{key}[].content[].{name}": {key: [{"role": "user", "content": [{"type": file, name: "x"}]}]} for name in MEDIA
+    }
+    outputs: dict[str, Body] = {
+        f"{key}[].output[].{name}": {
+            key: [{"type": "function_call_output", "call_id": "1", "output": [{"type": file, name: "x"}]}]
+        }
+        for name in MEDIA
+    }
+    return contents | outputs
+
+
 REFUSED: Mapping[str, Mapping[str, Body]] = {
     "/v1/batches": {},
-    "/v1/conversations": {},
+    "/v1/conversations": _media_of("items"),
     "/v1/chat/completions/{id}": {},
     "/v1/conversations/{id}": {},
-    "/v1/conversations/{id}/items": {},
+    "/v1/conversations/{id}/items": _media_of("items"),
     "/v1/embeddings": {},
     "/v1/rerank": {
         "rank_fields": {**RERANK, "rank_fields": ["title"]},
@@ -292,18 +309,7 @@ REFUSED: Mapping[str, Mapping[str, Body]] = {
     "/v1/responses": {
         "prompt": {"input": "hi", "prompt": {"id": "x"}},
         "moderation": {"input": "hi", "moderation": {"model": "x"}},
-        **{
-            f"input[].content[].{name}": {"input": [{"role": "user", "content": [{"type": "input_file", name: "x"}]}]}
-            for name in MEDIA
-        },
-        **{
-            f"input[].output[].{name}": {
-                "input": [
-                    {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_file", name: "x"}]}
-                ]
-            }
-            for name in MEDIA
-        },
+        **_media_of("input"),
         "prompt_cache_options.prewarm": {"input": "hi", **PREWARM},
         **{name: {"input": "hi", **body} for name, body in CONSTRAINTS.items()},
     },

@@ -7,6 +7,7 @@ from typing import Any
 import anthropic
 import httpx
 import pytest
+from jiter import from_json
 
 from tests.gateway.running import running
 from tests.gateway.scripted import make_driver, saying
@@ -14,6 +15,7 @@ from tests.gateway.test_messages import PATH, call, events_of
 from tests.gateway.test_reasoning import TEMPLATE as THINKING
 from tests.gateway.test_tools import CALL, HERMES, SAID, TIME, prompt_of, talking
 
+CUT = CALL.replace('"Paris"', '"Paris", "street": "Rue de Rivoli"')
 REPLY = f"{SAID}\n{CALL}\n{TIME}"
 TOOLS: list[dict[str, Any]] = [
     {"name": "get_weather", "description": "d", "input_schema": {"type": "object", "properties": {}}},
@@ -91,12 +93,18 @@ def test_one_call_when_parallel_use_is_disabled() -> None:
         assert [block["type"] for block in reply["content"]] == ["text", "tool_use"]
 
 
-def test_a_call_that_is_cut_says_why() -> None:
-    with talking(CALL) as (http, _):
-        reply = http.post(PATH, json=call(tools=TOOLS, max_tokens=50)).json()
+@pytest.mark.parametrize(("max_tokens", "members"), [(60, {}), (72, {"city": "Paris"})])
+def test_a_call_that_is_cut_has_what_is_whole_and_says_why(max_tokens: int, members: dict[str, str]) -> None:
+    with talking(CUT) as (http, _):
+        reply = http.post(PATH, json=call(tools=TOOLS, max_tokens=max_tokens)).json()
         (block,) = reply["content"]
-        assert block["input"] == {}
+        assert block["input"] == members
         assert reply["stop_reason"] == "max_tokens"
+        events = events_of(http.post(PATH, json=call(tools=TOOLS, max_tokens=max_tokens, stream=True)))
+        deltas: list[Any] = [event["delta"] for name, event in events if name == "content_block_delta"]
+        pieces = [delta["partial_json"] for delta in deltas if delta["type"] == "input_json_delta"]
+        assert "".join(pieces), "the cut input is streamed as far as it goes"
+        assert block["input"] == from_json("".join(pieces).encode(), partial_mode=True)
 
 
 def test_none_hides_the_tools() -> None:

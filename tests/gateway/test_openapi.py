@@ -88,3 +88,30 @@ def test_it_is_closed_like_everything_else() -> None:
     with running(make_driver(saying("hi")), api_key="k") as server, httpx.Client(base_url=server.url) as client:
         assert client.get("/openapi.json").status_code == 401
         assert client.get("/docs", headers={"authorization": "Bearer k"}).status_code == 200
+
+
+def test_parameters_of_queries_are_those_that_are_read(document: dict[str, Any], http: httpx.Client) -> None:
+    """Each has a wrong value that is refused by its name, and lists take all that is said of them."""
+    described = 0
+    for path, methods in document["paths"].items():
+        for parameter in methods.get("get", {}).get("parameters", ()):
+            if parameter["in"] != "query" or path.startswith("/admin"):
+                continue
+            name, shape = parameter["name"], parameter["schema"]
+            described += 1
+            if "default" in shape:
+                url = path.replace("{id}", "x").replace("{item_id}", "y")
+                error = http.get(url, params={name: "wrong"}).json()["error"]
+                assert error["param"] == name or error["code"] == "not_found", f"{path}: {name}"
+    assert described > 25
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/files", "/v1/batches"])
+def test_limits_of_lists_are_those_described(document: dict[str, Any], http: httpx.Client, path: str) -> None:
+    parameters = document["paths"][path]["get"]["parameters"]
+    assert {"limit", "order", "after", "before"} <= {parameter["name"] for parameter in parameters}
+    (limit,) = [parameter["schema"] for parameter in parameters if parameter["name"] == "limit"]
+    for value, status in ((limit["maximum"], 200), (limit["maximum"] + 1, 400), (limit["minimum"] - 1, 400)):
+        assert http.get(path, params={"limit": value}).status_code == status
+    assert http.get(path, params={"order": "upwards"}).json()["error"]["param"] == "order"
+    assert http.get(path, params={"after": "nothing"}).json()["error"]["param"] == "after"

@@ -138,7 +138,7 @@ def nested(depth: int) -> dict[str, Any]:
         ({"response_format": schema_format({"not": {"type": "string"}, "x-guidance": {"lenient": True}})},
          "response_format.json_schema.schema", '"not"'),
         ({"response_format": schema_format({"$ref": "#/$defs/gone"})}, "response_format.json_schema.schema", "gone"),
-        ({"response_format": schema_format({"$ref": "#"})}, "response_format.json_schema.schema", "grammar"),
+        ({"response_format": schema_format({"$ref": "#"})}, "response_format.json_schema.schema", "'$ref'"),
         ({"response_format": schema_format({"$ref": "https://example.com/a.json"})},
          "response_format.json_schema.schema", "example.com"),
         ({"response_format": schema_format({"type": "banana"})}, "response_format.json_schema.schema", "banana"),
