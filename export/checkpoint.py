@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,8 +29,9 @@ GENERATION = "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 ENCODER_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", CARD]
 MORE_TEMPLATES = "additional_chat_templates"  # as transformers names the folder: one file per template
+WEIGHT_PATTERNS = ["*.safetensors", "*.safetensors.index.json"]
 HUB_PATTERNS = [
-    "*.safetensors", "*.safetensors.index.json", "config.json", GENERATION, *TOKENIZER_FILES, *OLD_FILES, CARD,
+    *WEIGHT_PATTERNS, "config.json", GENERATION, *TOKENIZER_FILES, *OLD_FILES, CARD,
     f"{MORE_TEMPLATES}/*.jinja",
 ]  # fmt: skip
 
@@ -133,9 +135,14 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     folder = Path(source)
     if folder.is_dir():
         return _read_folder(folder, source=folder.resolve().name)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not folder.exists():
+    if is_hub_id(source):
         return _read_folder(_download(str(source)), source=str(source))
     raise ExportError(f"{source} is neither a checkpoint folder nor a hub id such as org/model: check the path")
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Such as `org/model`, where there is nothing of that name here."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) is not None and not Path(source).exists()
 
 
 def encoder_folder(source: str | Path) -> tuple[Path, str]:
@@ -146,17 +153,38 @@ def encoder_folder(source: str | Path) -> tuple[Path, str]:
     folder = Path(source)
     if folder.is_dir():
         return folder, folder.resolve().name
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not folder.exists():
+    if is_hub_id(source):
         return _download(str(source), ENCODER_PATTERNS), str(source).rsplit("/", 1)[-1]
     raise ExportError(f"{source} is neither a checkpoint folder nor a hub id such as org/model: check the path")
 
 
-def _download(hub_id: str, patterns: list[str] = HUB_PATTERNS) -> Path:
+def cached_checkpoint(hub_id: str) -> Checkpoint | None:
+    """What an earlier download of all its files has left in the hub's cache; None: there is none."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=HUB_PATTERNS, local_files_only=True))
+        return _read_folder(folder, source=hub_id)
+    except (LocalEntryNotFoundError, ExportError):  # nothing, or a download that was interrupted
+        return None
+
+
+def _download(hub_id: str, patterns: list[str] = HUB_PATTERNS) -> Path:
+    """Files that are here already are not fetched again, and one that was interrupted is continued."""
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(hub_id):
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+
+
+@contextmanager
+def hub_errors(hub_id: str) -> Iterator[None]:
+    """Whatever the hub's client raises, as an `ExportError` of one line."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+        yield
     except RepositoryNotFoundError:
         raise ExportError(f"no folder and no accessible hub repository is called {hub_id}: check the name") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
@@ -168,6 +196,11 @@ def _download(hub_id: str, patterns: list[str] = HUB_PATTERNS) -> Path:
 
 
 def _read_folder(folder: Path, *, source: str) -> Checkpoint:
+    return describe_checkpoint(folder, source=source, tensors=None)
+
+
+def describe_checkpoint(folder: Path, *, source: str, tensors: Mapping[str, StoredTensor] | None) -> Checkpoint:
+    """What a folder's files say; `tensors` stand for those not in it. Raises `ExportError` as `open_checkpoint`."""
     if not (folder / "config.json").exists():
         if (folder / "adapter_config.json").exists():
             raise ExportError(
@@ -177,6 +210,8 @@ def _read_folder(folder: Path, *, source: str) -> Checkpoint:
         raise ExportError(f"{folder} has no config.json: name the folder of a Hugging Face checkpoint")
     config = read_json(folder / "config.json")
     packing = read_packing(folder, config)
+    if packing is not None and tensors is not None:
+        raise ExportError(f"{source} is quantized, and its plan depends on its integers: download it first")
     return Checkpoint(
         folder=folder,
         name=source.rsplit("/", 1)[-1],
@@ -184,7 +219,7 @@ def _read_folder(folder: Path, *, source: str) -> Checkpoint:
         config=config,
         generation_config=read_optional_json(folder / GENERATION),
         tokenizer_config=read_optional_json(folder / "tokenizer_config.json"),
-        tensors=_read_tensors(folder, packing),
+        tensors=_read_tensors(folder, packing) if tensors is None else tensors,
         packing=packing,
     )
 

@@ -101,6 +101,9 @@ def configure_export(parser: ArgumentParser) -> None:
     add_encoder_arguments(parser)
     _add_force(parser)
     _add_reference(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print plan, sizes, and about how much memory and time; write nothing"
+    )
     parser.add_argument("--no-verify", action="store_true", help="skip the proof; the folder is marked unverified")
     parser.add_argument(
         "--allow-unproven",
@@ -118,6 +121,8 @@ def run_export(arguments: Namespace) -> int:
         return run_encoder_export(arguments)
     if arguments.name is not None or arguments.dimensions:
         raise ExportError("--name and --dimensions are for encoders: leave them out, or add --task embeddings")
+    if arguments.dry_run:
+        return _run_dry(arguments)
     from ortserve.export.open_source import open_source
     from ortserve.export.publish import export_checkpoint
 
@@ -145,6 +150,26 @@ def run_export(arguments: Namespace) -> int:
     except CheckFailedError as error:
         return print_failure(error)
     return print_export(arguments.destination, as_json=arguments.json)
+
+
+def _run_dry(arguments: Namespace) -> int:
+    """Prints the forecast."""
+    from ortserve.export.forecast import describe_forecast, forecast
+    from ortserve.export.open_source import preview_source
+    from ortserve.export.planned import ExportOptions
+
+    options = ExportOptions(
+        arguments.precision,
+        arguments.device,
+        arguments.block_size,
+        arguments.max_context,
+        arguments.activations,
+        arguments.calibration,
+        arguments.requantize,
+    )
+    with preview_source(resolve_source(arguments.source), arguments.adapter) as (checkpoint, download_bytes):
+        found = forecast(checkpoint, options, verify=not arguments.no_verify, download_bytes=download_bytes)
+    return print_json(found) if arguments.json else print_text(describe_forecast(found))
 
 
 def configure_verify(parser: ArgumentParser) -> None:

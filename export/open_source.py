@@ -9,10 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ortserve.export.adapter import merge_adapter
-from ortserve.export.checkpoint import Checkpoint, open_checkpoint
+from ortserve.export.checkpoint import Checkpoint, cached_checkpoint, is_hub_id, open_checkpoint
+from ortserve.export.errors import ExportError
 from ortserve.export.gguf_file import read_gguf
 from ortserve.export.gguf_model import gguf_config, gguf_tensors
 from ortserve.export.gguf_tokenizer import gguf_eos_ids, write_gguf_tokenizer
+from ortserve.export.hub_preview import preview_checkpoint
 from ortserve.export.json_fields import read_optional_json
 
 
@@ -29,6 +31,19 @@ def open_source(source: str | Path, adapter: Path | None = None) -> Iterator[Che
         else:
             checkpoint = open_checkpoint(source)
         yield checkpoint if adapter is None else merge_adapter(checkpoint, adapter)
+
+
+@contextmanager
+def preview_source(source: str | Path, adapter: Path | None = None) -> Iterator[tuple[Checkpoint, int]]:
+    """The same for a plan, and the bytes that would be downloaded: of a hub id that is not here, headers alone."""
+    if is_hub_id(source) and cached_checkpoint(str(source)) is None:
+        if adapter is not None:
+            raise ExportError(f"{source} is not here, and an adapter is planned beside its base: download it first")
+        with preview_checkpoint(str(source)) as found:
+            yield found
+        return
+    with open_source(source, adapter) as checkpoint:
+        yield checkpoint, 0
 
 
 def _open_gguf(path: Path, folder: Path) -> Checkpoint:

@@ -16,19 +16,17 @@ from ortserve.export.data_file import DataFile
 from ortserve.export.decoder import build_decoder
 from ortserve.export.describe import describe_generation, describe_tokens
 from ortserve.export.digest import digest_of
-from ortserve.export.errors import ExportError
-from ortserve.export.families import read_architecture
 from ortserve.export.graph_builder import GraphBuilder
 from ortserve.export.integrity import DATA_NAME, GRAPH_NAME, file_digest, join_digests
 from ortserve.export.journal import Journal
-from ortserve.export.plan import MAX_CAUTION, ExportPlan, default_block_size, plan_export
-from ortserve.export.precisions import DEVICE_PRECISIONS, Device, ReferenceName
+from ortserve.export.plan import MAX_CAUTION, ExportPlan
+from ortserve.export.planned import ExportOptions, first_plan
+from ortserve.export.precisions import Device, ReferenceName
 from ortserve.export.progress import show_progress
 from ortserve.export.recipe import Calibration
 from ortserve.export.report import check_proved, check_replacement, make_report, write_report
 from ortserve.export.sensitivity import measure_options
 from ortserve.export.source_facts import SourceFacts, describe_source
-from ortserve.export.takeover import REQUANTIZE, choose_precision, find_block_formats
 from ortserve.export.unfinished import Unfinished, unfinished_folder
 from ortserve.export.verify import check_parity
 from ortserve.export.versions import library_versions, version_of
@@ -76,31 +74,17 @@ def export_checkpoint(
     `ExportError` for an unusable checkpoint, an existing destination without `force`, or a full disk.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    architecture = read_architecture(checkpoint)
-    precision = choose_precision(checkpoint, precision, DEVICE_PRECISIONS[device][0], requantize=requantize)
-    takes_over = checkpoint.packing is not None and not requantize
-    if takes_over and checkpoint.adapter is not None:
-        raise ExportError(f"--adapter changes matrices that are quantized already: {REQUANTIZE}")
-    if takes_over and calibration_text is not None:
-        raise ExportError("--calibration: quantized matrices are taken over as they are; leave it out, or requantize")
-    plan_with = partial(
-        plan_export,
-        architecture,
-        precision=precision,
-        device=device,
-        block_size=block_size,
-        max_context=max_context,
-        taken=find_block_formats(checkpoint, architecture) if takes_over else None,
-    )
-    plan = plan_with()  # checks the options before minutes are spent on measuring
+    options = ExportOptions(precision, device, block_size, max_context, activations, calibration_text, requantize)
+    planned = first_plan(checkpoint, options)  # checks the options before minutes are spent on measuring
+    architecture, plan = planned.architecture, planned.plan
     measure: Callable[[], Calibration] | None = None
-    if activations == "calibrated" and device == "cpu" and plan.precision != "fp32" and not takes_over:
+    if planned.calibrates:
         measure = partial(
             measure_options,
             checkpoint,
             architecture,
             precision=plan.precision,
-            block_size=block_size or default_block_size(device),
+            block_size=planned.block_size,
             text=calibration_text,
             progress=progress,
         )
@@ -111,7 +95,7 @@ def export_checkpoint(
     key = digest_of((_identity(checkpoint, facts), plan, activations, _content(calibration_text), library_versions()))
     with unfinished_folder(destination, key=key, force=force, marker=MANIFEST_NAME) as work:
         calibration = _calibrate(work.kept / CALIBRATION, architecture, measure)
-        written, proof = _write_until_proved(work, checkpoint, plan_with, calibration, prove, progress=progress)
+        written, proof = _write_until_proved(work, checkpoint, planned.plan_with, calibration, prove, progress=progress)
         (work.model / MANIFEST_NAME).write_bytes(manifest_json(written.manifest))
         report = make_report(work.model, written.manifest, proof, source=facts, known=written.sha256)
         write_report(work.model, written.manifest, report)

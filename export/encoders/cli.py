@@ -52,6 +52,8 @@ def run_encoder_export(arguments: Namespace) -> int:
     for name in ("block_size", "max_context"):
         if getattr(arguments, name) is not None:
             raise ExportError(f"--{name.replace('_', '-')} is for models that generate: leave it out")
+    if arguments.dry_run:
+        raise ExportError("--dry-run plans models that generate; optimum has no plan to show: leave it out")
     if arguments.no_verify:
         raise ExportError("--no-verify saves nothing here, since the reference comes with the graph: leave it out")
     try:

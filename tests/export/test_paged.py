@@ -18,6 +18,7 @@ from ortserve.export.plan import plan_export
 from ortserve.export.publish import export_checkpoint
 from ortserve.export.verify import check_parity
 from ortserve.runtime.manifest import Manifest
+from ortserve.runtime.report import is_verified
 from tests.export.checkpoints import Tiny, random_sequences, write_checkpoint
 from tests.export.family_checkpoints import MAX_CONTEXT, NAMES, copy_family
 from tests.export.oracle import oracle_logits
@@ -78,11 +79,11 @@ def test_the_proof_catches_an_operator_with_a_wrong_option(tmp_path: Path, optio
     assert not check_parity(tmp_path / "out", manifest, read_architecture(checkpoint), checkpoint).passed
 
 
-def test_an_export_that_differs_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_differs_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ortserve.export.attention.rotary_tables", lambda rope, count: [np.ones((count, 8))] * 2)
     with pytest.raises(UnprovenError, match="fp16 differs from the reference"):
         export(tmp_path, Tiny(), "fp16")
-    assert not (tmp_path / "out").exists()
+    assert not is_verified(tmp_path / "out")
 
 
 @pytest.mark.parametrize(("head_dim", "page"), [(16, 256), (64, 256), (128, 128)])

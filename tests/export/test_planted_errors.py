@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ortserve.export import attention as attention_module
-from ortserve.export import publish
+from ortserve.export import planned, publish
 from ortserve.export.architecture import (
     Architecture,
     Attention,
@@ -44,7 +44,7 @@ def _prove(folder: Path, family: str, monkeypatch: pytest.MonkeyPatch, plant: Pl
     source = copy_family(family, folder / "source")
     right = read_architecture(open_checkpoint(source))
     wrong = plant(right)
-    monkeypatch.setattr(publish, "read_architecture", lambda checkpoint: wrong)
+    monkeypatch.setattr(planned, "read_architecture", lambda checkpoint: wrong)
     manifest = publish.export_checkpoint(
         source,
         folder / "out",

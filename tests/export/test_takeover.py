@@ -161,7 +161,7 @@ def test_a_wrong_zero_point_fails_the_proof(tmp_path: Path, monkeypatch: pytest.
             for linear, form in find_block_formats(*arguments).items()
         }
 
-    monkeypatch.setattr("ortserve.export.publish.find_block_formats", without_zeros)
+    monkeypatch.setattr("ortserve.export.planned.find_block_formats", without_zeros)
     with pytest.raises(UnprovenError, match="differs from the reference"):
         export_checkpoint(tmp_path / "source", tmp_path / "out")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ortserve.export import publish
+from ortserve.export import planned, publish
 from ortserve.export.architecture import Architecture
 from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.errors import UnprovenError
@@ -53,7 +53,7 @@ def test_a_planted_error_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         )
         return replace(right, layers=tuple(layers))
 
-    monkeypatch.setattr(publish, "read_architecture", lambda checkpoint: plant(read_architecture(checkpoint)))
+    monkeypatch.setattr(planned, "read_architecture", lambda checkpoint: plant(read_architecture(checkpoint)))
     with pytest.raises(UnprovenError, match="mean KL at prefill"):
         publish.export_checkpoint(
             FOLDER / "llama",
