@@ -14,6 +14,7 @@ from ortserve.export.families import read_architecture
 from ortserve.export.plan import ExportPlan, default_block_size, plan_export
 from ortserve.export.precisions import DEVICE_PRECISIONS, Device
 from ortserve.export.takeover import REQUANTIZE, choose_precision, find_block_formats
+from ortserve.export.templates import check_templates
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Planned:
 def first_plan(checkpoint: Checkpoint, options: ExportOptions) -> Planned:
     """Raises `ExportError` for an unusable checkpoint, and for options that do not fit it or each other."""
     architecture = read_architecture(checkpoint)
+    check_templates(checkpoint)
     device = options.device
     default = DEVICE_PRECISIONS[device][0]
     precision = choose_precision(checkpoint, options.precision, default, requantize=options.requantize)

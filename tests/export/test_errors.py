@@ -68,6 +68,16 @@ def _text(name: str, text: str) -> Callable[[Path], None]:
         (_text("config.json", "[]"), "config.json holds a list, expected a JSON object"),
         (_text("tokenizer.json", "{}"), "tokenizer.json is no readable tokenizer"),
         (
+            _text("chat_template.jinja", "{% if x %}"),
+            r"template in chat_template.jinja does not compile \(line 1: Unexp",
+        ),
+        (_text("chat_template.jinja", "a\n{{ x | unheard }}"), "does not compile .line 2: No filter named 'unheard'"),
+        (_text("tokenizer_config.json", '{"chat_template": "{{"}'), "template in tokenizer_config.json does not comp"),
+        (
+            _text("tokenizer_config.json", '{"chat_template": [{"name": "tool_use", "template": "{% for %}"}]}'),
+            r"template in tokenizer_config.json \(tool_use\) does not compile",
+        ),
+        (
             _config(architectures=["GPT2LMHeadModel"]),
             "GPT2LMHeadModel is not supported: export knows .*LlamaForCausalLM, MistralForCausalLM",
         ),
@@ -89,6 +99,13 @@ def test_a_damaged_checkpoint(tmp_path: Path, damage: Callable[[Path], None], me
     source = write_checkpoint(tmp_path / "source")
     damage(source)
     _refused(source, tmp_path, message)
+
+
+def test_templates_as_transformers_writes_them_compile(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source")
+    text = "{% for m in messages %}{% generation %}{{ m | tojson }}{% endgeneration %}{% break %}{% endfor %}"
+    (source / "chat_template.jinja").write_text(text)
+    export_checkpoint(source, tmp_path / "out", precision="fp32", verify=False)
 
 
 def test_a_missing_shard(tmp_path: Path) -> None:

@@ -30,8 +30,14 @@ from ortserve.export.architecture import (
 from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.errors import CheckFailedError
 from ortserve.export.families import read_architecture
+from ortserve.export.matrix import multiply
+from ortserve.export.quantize import quantize_int8_rows
 from ortserve.export.rope import rotary_tables
 from ortserve.export.verify import check_parity
+from ortserve.gateway.verified import check_verified
+from ortserve.runtime.errors import UnverifiedError
+from ortserve.runtime.report import read_report
+from tests.export.command_line import run_verb
 from tests.export.family_checkpoints import BLOCK_SIZE, MAX_CONTEXT, NAMES, copy_family, every_family
 
 Plant = Callable[[Architecture], Architecture]
@@ -229,3 +235,59 @@ def test_the_proof_catches_wrong_positions(
 
 def test_errors_are_planted_in_every_family() -> None:
     assert {family for family, _ in PLANTED.values()} == set(NAMES)
+
+
+def _without_bias(graph: Any, plan: Any, value: str, **options: Any) -> str:
+    return multiply(graph, replace(plan, linear=replace(plan.linear, biases=())), value, **options)
+
+
+def _one_percent_larger(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    codes, scale = quantize_int8_rows(values)
+    return codes, scale * np.float32(1.01)
+
+
+@pytest.mark.parametrize(
+    ("error", "precision", "place", "wrong"),
+    [
+        ("swapped rope halves", "fp32", "attention.rotary_tables", _swapped_halves),
+        ("off-by-one position", "fp32", "attention.rotary_tables", _first_position_twice),
+        ("wrong scale", "int8", "matrix.quantize_int8_rows", _one_percent_larger),
+        ("missing bias", "fp32", "decoder.multiply", _without_bias),
+        ("missing bias", "int8", "decoder.multiply", _without_bias),
+        ("off-by-one position", "int4", "attention.rotary_tables", _first_position_twice),
+    ],
+)
+def test_an_error_in_the_exporter_ends_in_a_marked_folder(
+    tmp_path: Path,
+    error: str,
+    precision: str,
+    place: str,
+    wrong: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From the command line to the server: status 1, a report that says why, and a refusal."""
+    source, out = copy_family("qwen2", tmp_path / "source"), tmp_path / "out"
+    block = ("--block-size", str(BLOCK_SIZE)) if precision == "int4" else ()
+    words = ("export", source, out, "--precision", precision, "--max-context", str(MAX_CONTEXT), *block)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"ortserve.export.{place}", wrong)
+        assert run_verb(*words) == 1
+    printed = capsys.readouterr()
+    assert "FAILED" in printed.out
+    assert "is marked unverified" in printed.err
+    report = read_report(out)
+    assert not report.verified
+    assert {check.name for check in report.checks if not check.passed}
+    assert "**Unverified**" in (out / "README.md").read_text()
+    with pytest.raises(UnverifiedError, match="--allow-unverified"):
+        check_verified(out, allow=False)
+    assert run_verb("verify", out) == 1
+    assert run_verb("verify", out, "--against", source) == 1  # measured again, it is as wrong as before
+    assert run_verb(*words, "--force") == 0  # without the error
+    assert check_verified(out, allow=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"ortserve.export.{place}", wrong)
+        assert run_verb(*words, "--force") == 1
+    assert "keeps the verified export" in capsys.readouterr().err
+    assert check_verified(out, allow=False)
