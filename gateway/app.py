@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -44,6 +44,7 @@ from ortserve.gateway.schema.batches import ENDPOINTS
 from ortserve.gateway.service import ModelService
 from ortserve.gateway.state_routes import kept_routes, response_routes
 from ortserve.gateway.store.state import State
+from ortserve.gateway.tracing import Tracing
 from ortserve.gateway.transport.forwarded import Forwarded
 from ortserve.gateway.usage.ledger import Ledger
 from ortserve.gateway.warming import Whose
@@ -74,13 +75,15 @@ def build_app(
     ledger: Ledger | None = None,
     admin_metrics: bool = False,
     log_prompts: bool = False,
+    tracing: Tracing | None = None,
 ) -> Starlette:
     """Routes and layers. `patience` bounds silent and stalled streams.
 
     `access` holds the keys; None: those of `api_key` and `admin_key` alone. Without an administrator's key nobody may
     administrate. With `strict_parameters`, fields that no table knows are refused instead of reported. `state` (None:
     one in memory) is closed when the application ends. What is used goes to the `ledger`, which keeps the budgets. With
-    `admin_metrics` only administrators read metrics, with `log_prompts` the bodies of requests are logged.
+    `admin_metrics` only administrators read metrics, with `log_prompts` the bodies of requests are logged. `tracing`
+    takes the spans of requests.
     """
     patience = patience or Patience()
     edge = edge or EdgeOptions()
@@ -92,7 +95,7 @@ def build_app(
     state = state or State()
     runs = Runs(lambda exchange, seconds: metrics.count_generated(exchange, "/v1/responses", seconds))
     access = access or Access(api_key=api_key, admin_key=admin_key)
-    settle = _unrecorded if ledger is None else ledger.record
+    settle = partial(_settle, [one.record for one in (ledger, tracing) if one is not None])
     check_budget = _unbounded if ledger is None else ledger.spending.check
     answering = [
         *(_decoder_routes(decoder, state, patience, access.whose) if decoder else ()),
@@ -172,8 +175,10 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
     ]
 
 
-def _unrecorded(_: Exchange) -> None:
-    """Nobody keeps accounts."""
+def _settle(records: Sequence[Callable[[Exchange], None]], exchange: Exchange) -> None:
+    """Hand an exchange that has ended to whoever keeps accounts of it."""
+    for record in records:
+        record(exchange)
 
 
 def _unbounded(_: Grant) -> None:

@@ -53,7 +53,7 @@ class Dispatcher:
     async def call(self, path: str, body: bytes, *, tenant: bytes, priority: int) -> Answer:
         """Run one request to its end, where the tenant's keys of now allow it. Cancelling cancels what it generates."""
         grant = self.access.ring.of_tenant(tenant)
-        exchange = Exchange(grant=grant or Grant("", b"", tenant), priority=priority, body=body)
+        exchange = Exchange(grant=grant or Grant("", b"", tenant), priority=priority, body=body, path=path)
         exchange.directory = self.directory
         if grant is None:
             problem = unauthorized(given=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 from starlette.datastructures import Headers
@@ -38,9 +38,11 @@ from ortserve.gateway.exchange import SCOPE_KEY, Exchange, exchange_of
 from ortserve.gateway.logs import log
 from ortserve.gateway.metrics import Metrics
 from ortserve.gateway.tenancy import given_key
+from ortserve.gateway.tracing import trace_of
 from ortserve.runtime.errors import OrtserveError
 
 MAX_LOGGED_BYTES = 64 * 1024  # of a body, where bodies are logged at all
+TRACE_HEADERS = ("traceparent", "tracestate")
 UNNAMED = "none"  # an error without a code
 IGNORED_HEADER = b"x-ortserve-ignored"
 OPEN_PATHS = ("/", "/health", "/health/live", "/health/ready")  # load balancers have no key
@@ -89,37 +91,20 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(is_strict=self._is_strict)
-        given = Headers(scope=scope).get("x-request-id", "")
-        if 0 < len(given) <= 128 and given.isascii() and given.isprintable():
-            exchange.request_id = given
+        exchange = self._exchange(scope)
         exchange.send_piece = send
-        scope[SCOPE_KEY] = exchange
-        request_id = exchange.request_id.encode()
-        headers = [(b"x-request-id", request_id)]
-        is_anthropic = speaks_anthropic(canonical_path(scope["path"]))
-        if is_anthropic:
-            headers.append((b"request-id", request_id))
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                message["headers"] = [*message["headers"], *headers]
-                if exchange.quota is not None:
-                    told = rate_headers(exchange.quota.limits(time.monotonic()), is_anthropic=is_anthropic)
-                    own = [(name.encode(), value.encode()) for name, value in told.items()]
-                    names = {name for name, _ in own}  # the key's own limits, not the queue's
-                    message["headers"] = [pair for pair in message["headers"] if pair[0] not in names] + own
-                ignored = exchange.unheeded.header()
-                if ignored:
-                    message["headers"].append((IGNORED_HEADER, ignored.encode()))
+                message["headers"] = _told(exchange, message["headers"])
             await send(message)
 
         method, path, client = scope["method"], scope["path"], scope.get("client")
         receive = in_time(receive, self._body_s)
         with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
             try:
-                if method == "POST" and canonical_path(path) == UPLOAD_PATH:
+                if method == "POST" and exchange.path == UPLOAD_PATH:
                     await self._pass_through(scope, receive, send_with_id)
                     return
                 limit = self._max_body_bytes if method in METHODS_WITH_BODY else 0
@@ -128,16 +113,28 @@ class Edge:
                     exchange.outcome = "disconnected"
                     return
                 exchange.body = body
-                if self._logs_prompts and canonical_path(path) in METERED_PATHS:
+                if self._logs_prompts and exchange.path in METERED_PATHS:
                     log().info("prompt", path=path, body=body[:MAX_LOGGED_BYTES].decode("utf-8", "replace"))
                 await self._app(scope, receive, send_with_id)
             except SlowBodyError as error:
                 exchange.outcome = "stalled"
                 await problem_response(error.problem, scope)(scope, receive, send_with_id)
             finally:
-                self._metrics.count(exchange, canonical_path(path), time.monotonic() - exchange.started)
+                self._metrics.count(exchange, exchange.path, time.monotonic() - exchange.started)
                 address = None if client is None else client[0]
                 log().info("request", method=method, path=path, client=address, **exchange.log_fields())
+
+    def _exchange(self, scope: Scope) -> Exchange:
+        """The record of a request, with what its headers say beside its body; in the scope for all layers."""
+        exchange = Exchange(is_strict=self._is_strict, path=canonical_path(scope["path"]))
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        if 0 < len(given) <= 128 and given.isascii() and given.isprintable():
+            exchange.request_id = given
+        exchange.trace_headers = {name: headers[name] for name in TRACE_HEADERS if name in headers}
+        exchange.trace_id = trace_of(headers.get("traceparent", ""))
+        scope[SCOPE_KEY] = exchange
+        return exchange
 
     async def _pass_through(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the route read the body. The rest is dropped before the reply: else the server would break off both."""
@@ -228,8 +225,8 @@ class Gate:
         """Charge the key for what it asks. Raises `ApiError` (429)."""
         if scope["method"] != "POST" or scope["path"] not in METERED_PATHS:
             return
-        self._check_budget(exchange.grant)
         exchange.endings.append(lambda: self._settle(exchange))
+        self._check_budget(exchange.grant)
         now_s = time.monotonic()
         exchange.quota = quota = self._quotas.of(exchange.grant, now_s)
         if quota is not None:
@@ -286,3 +283,19 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
     body = anthropic_body(problem, exchange.request_id) if is_anthropic else problem.body()
     headers = {**problem.headers, **rate_headers(problem.limits, is_anthropic=is_anthropic)}
     return Response(body, problem.status, headers, "application/json")
+
+
+def _told(exchange: Exchange, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """A reply's headers with what every reply has: its id, the limits of its key, fields without effect."""
+    request_id = exchange.request_id.encode()
+    own = {b"x-request-id": request_id}
+    is_anthropic = speaks_anthropic(exchange.path)
+    if is_anthropic:
+        own[b"request-id"] = request_id
+    if exchange.quota is not None:  # which goes before the queue's limits
+        told = rate_headers(exchange.quota.limits(time.monotonic()), is_anthropic=is_anthropic)
+        own |= {name.encode(): value.encode() for name, value in told.items()}
+    ignored = exchange.unheeded.header()
+    if ignored:
+        own[IGNORED_HEADER] = ignored.encode()
+    return [*(pair for pair in headers if pair[0] not in own), *own.items()]

@@ -47,7 +47,10 @@ class Exchange:
     num_cached_tokens: int | None = None
     num_output_tokens: int | None = None
     num_accepted_tokens: int = 0  # of the output, guessed by a drafter
+    path: str = ""  # canonical
     model: str = ""  # the served name of what was asked
+    trace_headers: Mapping[str, str] = field(default_factory=dict)  # W3C, of the span that has asked
+    trace_id: str | None = None  # that all spans of the request share
     first_token_s: float | None = None  # from the request to the first token
     timings: Timings | None = None
     body: bytes = b""
@@ -112,6 +115,8 @@ class Exchange:
             "duration_ms": round((time.monotonic() - self.started) * 1000, 1),
             "outcome": self.outcome,
         }
+        if self.trace_id is not None:
+            fields["trace_id"] = self.trace_id
         if self.num_prompt_tokens is not None:
             fields["prompt_tokens"] = self.num_prompt_tokens
             fields["cached_tokens"] = self.num_cached_tokens

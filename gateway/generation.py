@@ -13,6 +13,7 @@ from ortserve.gateway.errors import ApiError, internal_error
 from ortserve.gateway.pieces import ShownToken
 from ortserve.gateway.reply import WholeCall, join_calls
 from ortserve.gateway.tally import TOKEN_SECONDS, Tally
+from ortserve.runtime.request import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,21 @@ class TokenUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceTimes:
+    """When one sequence was submitted, in monotonic seconds, and what the engine tells of it since."""
+
+    index: int
+    submitted: float
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """Seconds, for metrics: each sequence's time in the queue, and between two tokens of a sequence."""
 
     queue_s: tuple[float, ...]
     intervals: Tally
+    sequences: tuple[SequenceTimes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +68,7 @@ class Generation:
         self._choices = tuple(choices)
         self._prompt_lengths = tuple(prompt_lengths)
         self._intervals = Tally(TOKEN_SECONDS)
+        self._submitted = time.monotonic()
         self.first_token_at: float | None = None  # monotonic clock, seconds
 
     @property
@@ -100,8 +112,12 @@ class Generation:
 
     def timings(self) -> Timings:
         """What metrics want to know, so far."""
-        queue_s = tuple(choice.usage.queue_s for choice in self._choices if choice.usage is not None)
-        return Timings(queue_s, self._intervals)
+        sequences = tuple(
+            SequenceTimes(choice.index, self._submitted, choice.usage)
+            for choice in self._choices
+            if choice.usage is not None
+        )
+        return Timings(tuple(one.usage.queue_s for one in sequences), self._intervals, sequences)
 
     def close(self) -> None:
         """Cancel what has not finished. Safe to call again."""

@@ -9,6 +9,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -26,6 +27,7 @@ from ortserve.gateway.server import Limits, raise_file_limit, run_server, stop_o
 from ortserve.gateway.settings import Settings, add_server_options, resolve
 from ortserve.gateway.state_options import state_options
 from ortserve.gateway.store.state import State
+from ortserve.gateway.tracing import Tracing, open_tracing
 from ortserve.gateway.usage.ledger import Ledger
 from ortserve.runtime.errors import ConfigurationError
 from ortserve.runtime.manifest import MANIFEST_NAME
@@ -47,6 +49,16 @@ EXAMPLE = """example:
 Every option is also a key of the file, as max_rows, and a variable of the environment, as ORTSERVE_MAX_ROWS=8.
 Flags go before the environment, and the environment before the file.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a server keeps besides its models: keys, replies, accounts, traces."""
+
+    access: Access
+    state: State
+    ledger: Ledger | None
+    tracing: Tracing | None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -74,12 +86,16 @@ def run(arguments: argparse.Namespace, resolve_model: ResolveModel) -> int:
         ledger = open_ledger(settings.usage)
         if ledger is not None:
             opened.callback(ledger.close)
+        tracing = open_tracing(settings.tracing)
+        if tracing is not None:
+            opened.callback(tracing.close)
         state = State(state_options(settings.state))
         opened.callback(state.database.close)
         models = _open_models(settings, resolve_model)
         opened.callback(models.close)
         front = Front(socket_, tls, edge, limits)
-        asyncio.run(_serve(settings, models, front, state, access=access, ledger=ledger, began=began))
+        kept = Kept(access, state, ledger, tracing)
+        asyncio.run(_serve(settings, models, front, kept, began=began))
     return 0
 
 
@@ -102,10 +118,8 @@ async def _serve(
     settings: Settings,
     models: OpenedModels,
     front: Front,
-    state: State,
+    kept: Kept,
     *,
-    access: Access,
-    ledger: Ledger | None,
     began: float,
 ) -> None:
     from ortserve.gateway.app import build_app
@@ -117,16 +131,19 @@ async def _serve(
     if server.warm is not None:
         if catalog.decoder is None:
             raise ConfigurationError("--warm computes prompts, and no model here generates: leave it out")
-        await warm_all(catalog.decoder, read_warm_file(server.warm, catalog.decoder.vocabulary, whose=access.whose))
+        await warm_all(
+            catalog.decoder, read_warm_file(server.warm, catalog.decoder.vocabulary, whose=kept.access.whose)
+        )
     app = build_app(
         catalog,
-        access=access,
-        ledger=ledger,
+        access=kept.access,
+        ledger=kept.ledger,
+        tracing=kept.tracing,
         strict_parameters=server.strict_parameters,
         admin_metrics=settings.access.admin_metrics,
         log_prompts=settings.logging.log_prompts,
         patience=Patience(stall_s=front.limits.stall_s),
-        state=state,
+        state=kept.state,
         edge=front.edge,
     )
     stop = asyncio.Event()
@@ -138,7 +155,7 @@ async def _serve(
     names = [service.name for service in catalog.services]
     log().info("ready", models=names, **front.address(), seconds=round(time.monotonic() - began, 2))
     if not server.quiet:
-        sys.stdout.write(greeting(catalog, front.url, needs_key=not access.ring.is_open, unix=front.unix))
+        sys.stdout.write(greeting(catalog, front.url, needs_key=not kept.access.ring.is_open, unix=front.unix))
         sys.stdout.flush()
     drain = partial(models.close, drain_s=front.limits.drain_s)
     async with front.living(can_hand_over=settings.state.state_dir is None):

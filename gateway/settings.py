@@ -22,6 +22,7 @@ from ortserve.gateway.environment import default_of
 from ortserve.gateway.model_options import MODEL_HELP, EncoderSettings, EngineSettings, ModelEntry, ModelSettings
 from ortserve.gateway.server_options import LoggingSettings, ServerSettings
 from ortserve.gateway.state_options import StateSettings
+from ortserve.gateway.tracing import TracingSettings
 from ortserve.runtime.errors import ConfigurationError
 
 MODELS = ModelEntry.SECTION
@@ -37,6 +38,7 @@ class Settings:
     tls: TlsSettings = field(default_factory=TlsSettings)
     limits: InputSettings = field(default_factory=InputSettings)
     logging: LoggingSettings = field(default_factory=LoggingSettings)
+    tracing: TracingSettings = field(default_factory=TracingSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
     usage: UsageSettings = field(default_factory=UsageSettings)
     state: StateSettings = field(default_factory=StateSettings)
