@@ -117,7 +117,7 @@ class Stepped(_Message, frozen=True):
 
     deltas: tuple[Delta, ...]
     stats: EngineStats
-    progress: Progress
+    progress: Progress | None = None
     cache: CacheStats | None = None
     drafts: DraftStats | None = None
 

@@ -54,6 +54,7 @@ Value = TypeVar("Value")
 Opener: TypeAlias = Callable[[Path, EngineConfig], Driver]
 
 REPORT_EVERY_S = 0.25  # of an engine that steps without adding a token, and of what a drafter has done
+PROGRESS_EVERY_S = 0.05  # what estimates of waiting rest on: much shorter than a wait that matters
 _PR_SET_PDEATHSIG = 1
 _FLUSH_S = 5.0
 
@@ -109,7 +110,7 @@ class _Desk:
         self._reporting = threading.Lock()
         self._stats: EngineStats | None = None  # as reported last, like those that follow
         self._cache: CacheStats | None = None
-        self._drafts_s = float("-inf")  # when
+        self._drafts_s = self._progress_s = float("-inf")  # when
         self._compiling: SimpleQueue[Prepare | Submit] = SimpleQueue()
         self._to_compile: dict[str, bool] = {}  # requests that wait for their grammar; whether they have been cancelled
         self._has_died = False
@@ -193,11 +194,14 @@ class _Desk:
         driver = self._driver
         with self._reporting:
             stats, cache, now_s = driver.stats(), driver.cache_stats(), monotonic()
-            drafts = None
-            if now_s - self._drafts_s >= REPORT_EVERY_S or any(delta.finish is not None for delta in deltas):
+            drafts = progress = None
+            has_ended = any(delta.finish is not None for delta in deltas)
+            if has_ended or now_s - self._drafts_s >= REPORT_EVERY_S:
                 drafts, self._drafts_s = driver.draft_stats(), now_s
+            if has_ended or now_s - self._progress_s >= PROGRESS_EVERY_S:
+                progress, self._progress_s = driver.progress(), now_s
             changed = None if cache == self._cache else cache
-            self._channel.send(encode(Stepped(deltas, stats, driver.progress(), changed, drafts)))
+            self._channel.send(encode(Stepped(deltas, stats, progress, changed, drafts)))
             self._stats, self._cache = stats, cache
 
     def _answer(self, ticket: int, answer: Future[Value], say: Callable[[Value], Answered]) -> None:

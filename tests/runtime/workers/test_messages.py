@@ -99,6 +99,7 @@ def test_a_step() -> None:
     assert (again.deltas, again.stats, again.cache, again.drafts) == (deltas, stepped.stats, stepped.cache, drafts)
     assert again.drafts is not None
     assert again.drafts.proposed["ngram", 9] == 0  # a counter still
+    assert again.progress is not None
     assert again.progress.running == {"a": RunningState(1, 5)}
     assert again.progress.fair.values() == ({b"\x80": 50.0}, {b"\x80": 12.5}, 0.0)
     assert again.progress.costs == Costs(0.1, 0.2)
