@@ -18,27 +18,31 @@ from pathlib import Path
 from types import TracebackType
 
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.driver import Driver
 from ortserve.runtime.engine import EngineStats
+from ortserve.runtime.engine_driver import EngineDriver
 from ortserve.runtime.errors import EngineError
 from ortserve.runtime.manifest import Manifest
-from ortserve.runtime.opening import open_driver
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Completion, Delta, FinishReason, Grammar, Request, SamplingParams, TokenLogprobs
+from ortserve.runtime.workers.opening import open_engines
 
 
-def open(folder: str | os.PathLike[str], config: EngineConfig | None = None) -> Model:
-    """Load an exported folder and start its engine.
+def open(
+    folder: str | os.PathLike[str], config: EngineConfig | None = None, *, num_engines: int | None = None
+) -> Model:
+    """Load an exported folder and start its engine, or `num_engines` in processes of their own that divide the CPU.
+
+    `config.device` may name several GPUs, as cuda:0,cuda:1 or cuda:all; each has a process of its own then.
 
     Raises `ManifestError`, `ModelError`, `DeviceError` or `MemoryBudgetError`, each one line with the remedy.
     """
-    return Model(open_driver(Path(folder), config))
+    return Model(open_engines(Path(folder), config, num_engines=num_engines))
 
 
 class Model:
     """A running engine. Requests from all threads share its continuous batch."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: EngineDriver) -> None:
         self._driver = driver
         self._numbers = itertools.count()
 
@@ -111,7 +115,7 @@ class DeltaIterator(Iterator[Delta]):
 
     __slots__ = ("_deltas", "_driver", "_is_over", "request_id")
 
-    def __init__(self, request_id: str, driver: Driver, deltas: queue.SimpleQueue[Delta]) -> None:
+    def __init__(self, request_id: str, driver: EngineDriver, deltas: queue.SimpleQueue[Delta]) -> None:
         self.request_id = request_id
         self._driver = driver
         self._deltas = deltas

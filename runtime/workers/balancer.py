@@ -87,7 +87,7 @@ class Balancer:
             raise
         self._seats = [_Seat(spec, driver) for spec, driver in zip(specs, drivers, strict=True)]
         self.plan: EnginePlan = sum_plans([seat.plan for seat in self._seats])
-        self._placing = Placing(self.plan.block_size)
+        self._placing = Placing(self.plan.block_size, has_cache=self.plan.cache_bytes > 0)
         for number in range(len(self._seats)):
             self._watch(number)
 

@@ -41,8 +41,10 @@ class _Prefix:
 class Placing:
     """Engines are numbers. Not thread-safe."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, *, has_cache: bool = True) -> None:
+        """Without a cache nothing is known of prefixes, and load alone decides."""
         self._block_size = block_size
+        self._has_cache = has_cache
         self._holders: OrderedDict[bytes, int] = OrderedDict()  # by key: a bit for each engine; the latest last
         self._groups: OrderedDict[str, int] = OrderedDict()
         self._turns: dict[int, int] = {}  # when each engine was last chosen
@@ -97,7 +99,7 @@ class Placing:
     def _prefixes(self, request: Request) -> Sequence[_Prefix]:
         """Nothing of a request that reads and writes no cache. Never the same for two salts."""
         hints = request.cache
-        if hints.mode is CacheMode.OFF:
+        if hints.mode is CacheMode.OFF or not self._has_cache:
             return ()
         found: list[_Prefix] = []
         if hints.affinity is not None:  # the client's word for it, worth a block until the prompts say more

@@ -6,6 +6,8 @@ Two 16-bit runs may part where the two most likely tokens are as good as equal; 
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,16 +18,22 @@ from ortserve.export.bundled import resolve_source
 from ortserve.export.publish import export_checkpoint
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.cuda import CudaDevice
+from ortserve.runtime.cuda_devices import cuda_devices
 from ortserve.runtime.cuda_library import has_driver
 from ortserve.runtime.device import Device, HostDevice
 from ortserve.runtime.device_sampler import DeviceSampler
 from ortserve.runtime.engine import Engine
+from ortserve.runtime.errors import EngineClosedError
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.opening import open_paged_engine
 from ortserve.runtime.paged_runner import DeviceLogits
-from ortserve.runtime.request import Completion, Grammar, GrammarKind, Request, SamplingParams
+from ortserve.runtime.request import Completion, Delta, Grammar, GrammarKind, Request, SamplingParams
 from ortserve.runtime.sampler import Draw, Sampler
 from ortserve.runtime.session import available_providers
+from ortserve.runtime.workers.balancer import Balancer
+from ortserve.runtime.workers.launch import WorkerSpec
+from ortserve.runtime.workers.restarts import Restarts
+from tests.runtime.driving import Collector
 from tests.runtime.synthetic import run_to_end, whole
 
 pytestmark = [
@@ -233,3 +241,41 @@ def test_logits_that_are_no_numbers_draw_nothing(device: Device) -> None:
         found = head.draw(DeviceLogits(address, 2, 2), [Draw(sampling, 0, 0, 0)] * 2)
         assert found[0].token_id is not None
         assert found[1].token_id is None
+
+
+def test_the_driver_names_this_gpu(device: CudaDevice) -> None:
+    facts = cuda_devices()
+    assert facts[device.index].index == device.index
+    assert facts[device.index].total_bytes >= device.free_bytes()
+    assert facts[device.index].capability >= (7, 5)
+
+
+def test_engines_in_processes_of_their_own(exported: tuple[Path, Manifest], device: CudaDevice) -> None:
+    """One on each of two GPUs; where there is one GPU, both share it."""
+    names = [f"cuda:{min(number, len(cuda_devices()) - 1)}" for number in range(2)]
+    config = replace(CONFIG, num_threads=1)
+    specs = [
+        WorkerSpec(f"{name} #{place}", *exported, replace(config, device=name)) for place, name in enumerate(names)
+    ]
+    plain = replies(engine(exported, device), requests())
+    balancer = Balancer(specs, Restarts(delays_s=()))
+    try:
+        assert_same(_told(balancer, requests()), plain)
+        assert all(worker.pid is not None for worker in balancer.workers())
+        assert all(seat.driver.stats().num_finished for seat in balancer._seats)
+        victim = balancer.workers()[0].pid
+        assert victim is not None
+        os.kill(victim, signal.SIGKILL)
+        with pytest.raises(EngineClosedError, match="was killed by SIGKILL"):
+            balancer._seats[0].driver.ended.result(30)
+        assert_same(_told(balancer, requests()), plain)
+    finally:
+        balancer.close()
+
+
+def _told(balancer: Balancer, wanted: list[Request]) -> dict[str, Completion]:
+    collector = Collector()
+    for request in wanted:
+        balancer.submit(request, collector)
+    deltas: dict[str, list[Delta]] = {request.id: collector.wait_for(request.id) for request in wanted}
+    return {name: whole(own) for name, own in deltas.items()}

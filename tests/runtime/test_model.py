@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ortserve import runtime
+from ortserve.runtime.driver import Driver
 from ortserve.runtime.errors import (
     ContextLengthError,
     DeviceError,
@@ -149,6 +150,7 @@ def test_bad_requests_are_refused_at_once(model: runtime.Model) -> None:
 
 
 def test_a_request_that_fails_raises_and_the_engine_goes_on(model: runtime.Model) -> None:
+    assert isinstance(model._driver, Driver)
     runner = model._driver._engine._runner
     run = runner.run
 

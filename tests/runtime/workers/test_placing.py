@@ -71,6 +71,12 @@ def test_a_free_row_goes_before_a_prefix() -> None:
     assert placing.order(ask(range(1600)), {0: full, 1: full}) == [0, 1]
 
 
+def test_without_a_cache_load_alone_decides() -> None:
+    placing = Placing(BLOCK, has_cache=False)
+    placing.place(ask(range(64)), 0)
+    assert placing.order(ask(range(64)), {0: IDLE, 1: IDLE})[0] == 1
+
+
 def test_choices_follow_the_first_wherever_it_is() -> None:
     placing = Placing(BLOCK)
     first = ask(range(40), group="call")
