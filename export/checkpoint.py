@@ -207,6 +207,8 @@ def describe_checkpoint(folder: Path, *, source: str, tensors: Mapping[str, Stor
                 f"{folder} is an adapter, which is not served by itself or chosen by request: merge it into its base"
                 f" model with ortserve export BASE DST --adapter {folder.name}"
             )
+        if (folder / "genai_config.json").exists():
+            raise _graphs_already(folder)
         raise ExportError(f"{folder} has no config.json: name the folder of a Hugging Face checkpoint")
     config = read_json(folder / "config.json")
     packing = read_packing(folder, config)
@@ -224,6 +226,10 @@ def describe_checkpoint(folder: Path, *, source: str, tensors: Mapping[str, Stor
     )
 
 
+def _graphs_already(folder: Path) -> ExportError:
+    return ExportError(f"{folder} holds ONNX graphs of another exporter: take them over with ortserve import {folder}")
+
+
 def _read_tensors(folder: Path, packing: Packing | None) -> Mapping[str, StoredTensor]:
     if packing is None:
         return _read_files(folder, DTYPES)
@@ -234,6 +240,8 @@ def _read_files(folder: Path, dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, 
     if (folder / WEIGHTS).exists():
         return read_header(folder / WEIGHTS, dtypes)
     if not (folder / WEIGHTS_INDEX).exists():
+        if any(folder.glob("*.onnx")) or any(folder.glob("onnx/*.onnx")):
+            raise _graphs_already(folder)
         raise ExportError(f"{folder} has no {WEIGHTS} or {WEIGHTS_INDEX}: export reads safetensors only")
     shards = read_json(folder / WEIGHTS_INDEX).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):

@@ -1,4 +1,4 @@
-"""The verbs export, verify, inspect, toy and widen. Knows arguments and what is printed; the work is done elsewhere.
+"""The verbs export, import, verify, inspect, toy and widen: arguments and what is printed. The work is done elsewhere.
 
 For each verb a pair: `configure_*` describes its arguments, `run_*` does it and returns the exit status, 0 done or 1 a
 check failed. Bad input is raised as an `OrtserveError` of one line, which the console script maps to 2. NumPy and ONNX
@@ -20,6 +20,7 @@ from ortserve.export.encoders.cli import (
     run_encoder_verify,
 )
 from ortserve.export.errors import CheckFailedError, ExportError, UnprovenError
+from ortserve.export.imported.cli import configure_import, run_import
 from ortserve.export.precisions import (
     ACTIVATIONS,
     BLOCK_SIZES,
@@ -37,6 +38,7 @@ __all__ = [
     "bundled_draft",
     "bundled_model",
     "configure_export",
+    "configure_import",
     "configure_inspect",
     "configure_toy",
     "configure_verify",
@@ -44,6 +46,7 @@ __all__ = [
     "ensure_exported",
     "resolve_source",
     "run_export",
+    "run_import",
     "run_inspect",
     "run_toy",
     "run_verify",

@@ -27,8 +27,8 @@ def check_integrity(folder: Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     graph = read_graph(folder, manifest)
-    check_external_data(folder, graph)
-    if model_digest(folder) != manifest.digest:
+    check_external_data((folder / manifest.graph).parent, graph)
+    if model_digest(folder, manifest) != manifest.digest:
         raise CheckFailedError(
             f"{folder}: graph, weights or tokenizer.json changed since the export: export the checkpoint again"
         )
@@ -46,10 +46,18 @@ def check_adapter(folder: Path, manifest: Manifest, checkpoint: Checkpoint) -> N
     raise CheckFailedError(f"{folder} holds {kind} adapter, {manifest.adapter.name}: name its folder with --adapter")
 
 
-def model_digest(folder: Path) -> str:
-    """sha256 over the sha256 of graph, weights and tokenizer.json; a missing file counts as empty."""
-    digests = (file_digest(folder / name) for name in (GRAPH_NAME, DATA_NAME, "tokenizer.json"))
-    return join_digests(*digests)
+def model_digest(folder: Path, manifest: Manifest | EncoderManifest) -> str:
+    """sha256 over the sha256 of graph, weights and tokenizer.json; a missing file counts as empty.
+
+    A graph of another exporter may have its weights in several files, in order of their names.
+    """
+    data = file_digest(folder / DATA_NAME)
+    if isinstance(manifest, Manifest) and manifest.padded is not None:
+        tensors = read_graph(folder, manifest).graph.initializer
+        names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+        beside = (folder / manifest.graph).parent
+        data = b"".join(file_digest(beside / Path(name).name) for name in sorted(names))
+    return join_digests(file_digest(folder / manifest.graph), data, file_digest(folder / "tokenizer.json"))
 
 
 def join_digests(graph: bytes, data: bytes, tokenizer: bytes) -> str:

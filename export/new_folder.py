@@ -12,6 +12,20 @@ from pathlib import Path
 from ortserve.export.errors import ExportError
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears complete or not at all. Raises `ExportError` for a full disk or missing permissions."""
+    written = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        written.write_bytes(content)
+        written.rename(path)
+    except OSError as error:
+        raise ExportError(
+            f"{path} cannot be written ({error.strerror or error}): free space on the disk, or check permissions"
+        ) from error
+    finally:
+        written.unlink(missing_ok=True)
+
+
 @contextmanager
 def new_folder(destination: Path, *, force: bool, marker: str) -> Iterator[Path]:
     """A hidden sibling that takes the destination's name on success and vanishes on any error or interrupt.

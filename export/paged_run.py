@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ortserve.export.errors import ExportError
 from ortserve.export.graph_run import GraphRun, RowInput
+from ortserve.export.padded_run import PaddedGraphRun
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.paged_emulation import emulate
 
@@ -77,7 +78,11 @@ class PagedGraphRun:
         }
 
 
-def open_graph_run(folder: Path, manifest: Manifest, *, num_rows: int, capacity: int) -> GraphRun | PagedGraphRun:
+def open_graph_run(
+    folder: Path, manifest: Manifest, *, num_rows: int, capacity: int
+) -> GraphRun | PagedGraphRun | PaddedGraphRun:
     """What runs a graph of this manifest's layout."""
+    if manifest.kv.kind == "padded":
+        return PaddedGraphRun(folder, manifest, num_rows=num_rows, capacity=capacity)
     kind = PagedGraphRun if manifest.kv.kind == "pages" else GraphRun
     return kind(folder, manifest, num_rows=num_rows, capacity=capacity)

@@ -179,6 +179,7 @@ def _load_export(name: str) -> Pair:
 
     pairs = {
         "export": (cli.configure_export, cli.run_export),
+        "import": (cli.configure_import, cli.run_import),
         "verify": (cli.configure_verify, cli.run_verify),
         "inspect": (cli.configure_inspect, cli.run_inspect),
         "toy": (cli.configure_toy, cli.run_toy),
@@ -192,6 +193,7 @@ VERBS = (
     Verb("config", "print how a server would be configured, and where each value comes from", _load_config),
     Verb("chat", "talk to a model in the terminal", _load_chat),
     Verb("export", "turn a Hugging Face checkpoint into a model folder, with proof", partial(_load_export, "export")),
+    Verb("import", "take over a model folder that another exporter made", partial(_load_export, "import")),
     Verb("verify", "check an exported model, or prove it again", partial(_load_export, "verify")),
     Verb("inspect", "print what an exported model is", partial(_load_export, "inspect")),
     Verb("cache", "look at and change the prompt cache of a running server", _load_cache),

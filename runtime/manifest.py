@@ -142,6 +142,8 @@ class Manifest:
     adapter: AdapterFacts | None = None
     taken: TakenFacts | None = None
     padded: PaddedGraph | None = None  # of layout "padded" alone
+    imported: bool = False  # the folder is another exporter's: of its files only manifest and report are ours
+    path: str = ""  # which way a graph came that ortserve did not build, and why
     matrices: tuple[MatrixFacts, ...] = ()
     kind: Literal["decoder"] = "decoder"  # encoders have a manifest of their own: runtime/encoder_manifest.py
 

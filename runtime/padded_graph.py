@@ -41,7 +41,8 @@ class PaddedGraph:
     total_length: str | None = None
     total_length_rank: Literal[0, 1] = 0
     integers: Literal["int32", "int64"] = "int64"  # of ids, mask and positions
-    floats: Literal["float32", "float16"] = "float32"  # of past, present and logits
+    floats: Literal["float32", "float16"] = "float32"  # of past and present; rows store float32 either way
+    logit_floats: Literal["float32", "float16"] = "float32"
 
     @property
     def wants_equal_lengths(self) -> bool:

@@ -57,7 +57,7 @@ class PaddedRunner:
             binding.bind_input(past, self._past(index, group, batch))
             present.append(np.empty(shape, self._floats))
             binding.bind_output(name, present[-1])
-        logits = np.empty((*batch.input_ids.shape, self._vocab_size), self._floats)
+        logits = np.empty((*batch.input_ids.shape, self._vocab_size), self._graph.logit_floats)
         binding.bind_output(self._graph.logits, logits)
         binding.run()
         for index, stored in enumerate(present):

@@ -81,9 +81,17 @@ class Session:
             name = model if isinstance(model, Path) else "the graph"
             raise ModelError(f"ONNX Runtime {ort.__version__} cannot load {name}: {_first_line(error)}") from error
 
-    def run(self, feeds: Mapping[str, npt.NDArray[np.generic]]) -> list[npt.NDArray[np.generic]]:
-        """Run without binding: all outputs as new arrays, in graph order."""
-        return [np.asarray(value) for value in self._session.run(None, dict(feeds))]
+    def run(
+        self, feeds: Mapping[str, npt.NDArray[np.generic]], outputs: list[str] | None = None
+    ) -> list[npt.NDArray[np.generic]]:
+        """Run without binding: these outputs, or all in graph order, as new arrays.
+
+        Raises `ModelError` with what ONNX Runtime says.
+        """
+        try:
+            return [np.asarray(value) for value in self._session.run(outputs, dict(feeds))]
+        except Exception as error:  # onnxruntime raises a family of its own that it does not export
+            raise ModelError(_first_line(error)) from error
 
     def binding(self) -> Binding:
         """A new binding of this session."""

@@ -23,7 +23,7 @@ def check_encoder(folder: Path) -> EncoderManifest:
     """
     manifest = read_encoder_manifest(folder)
     check_external_data(folder, read_graph(folder, manifest))
-    if model_digest(folder) != manifest.digest:
+    if model_digest(folder, manifest) != manifest.digest:
         raise CheckFailedError(
             f"{folder}: graph, weights or tokenizer.json changed since the export: export the checkpoint again"
         )
