@@ -66,9 +66,10 @@ def make_report(
 
 
 def write_report(folder: Path, manifest: Manifest | EncoderManifest, report: Report) -> None:
-    """Report and card. Raises `ExportError` when the folder cannot be written."""
+    """Report, and card unless the folder is another exporter's. Raises `ExportError` when it cannot be written."""
     try:
-        _replace(folder / CARD_NAME, model_card(manifest, report).encode())
+        if not (isinstance(manifest, Manifest) and manifest.imported):
+            _replace(folder / CARD_NAME, model_card(manifest, report).encode())
         _replace(folder / REPORT_NAME, report_json(report))
     except OSError as error:
         raise ExportError(

@@ -20,11 +20,12 @@ from ortserve.export.checkpoint import RANDOM_WEIGHTS, Checkpoint
 from ortserve.export.describe import open_tokenizer
 from ortserve.export.errors import ExportError
 from ortserve.export.graph_run import GraphRun, RowInput
+from ortserve.export.padded_run import PaddedGraphRun
 from ortserve.export.paged_run import PagedGraphRun, open_graph_run
 from ortserve.export.precisions import FLOAT_PRECISIONS, ReferenceName
 from ortserve.export.proof_text import bundled_documents, document_tokens
 from ortserve.export.reference import logits_by
-from ortserve.export.references import open_reference
+from ortserve.export.references import Reference, open_reference
 from ortserve.export.stored_weights import StoredWeights
 from ortserve.export.text_proof import compare_greedy, compare_perplexity, greedy_reply, log_probabilities
 from ortserve.export.verdict import all_pass, check_parity_report
@@ -34,7 +35,8 @@ from ortserve.runtime.parity import ParityCase, ParityReport, StoredComparison
 Floats = NDArray[np.float32]
 Sequences = Sequence[Sequence[int]]
 Pair: TypeAlias = tuple[float, float]
-Run: TypeAlias = GraphRun | PagedGraphRun
+Run: TypeAlias = GraphRun | PagedGraphRun | PaddedGraphRun
+CompareStored: TypeAlias = Callable[[Sequences, Sequence[Floats]], StoredComparison]
 SENTENCES = (
     "The harbour was quiet that morning, and the first boats were already far out on the grey water.",
     "def add(first, second):\n    return first + second\n",
@@ -114,13 +116,33 @@ def check_parity(
     values that are not finite: no limit could be stated for those.
     """
     _check_same_model(manifest, architecture)
+    compare_stored = None
+    if manifest.kv.kind == "slots" and manifest.precision not in FLOAT_PRECISIONS:
+        weights = StoredWeights(folder, manifest, architecture, checkpoint)
+        compare_stored = partial(_against_stored, manifest, architecture, weights)
+    opened = open_reference(reference, checkpoint, architecture)
+    return compare_with(folder, manifest, checkpoint, opened, compare_stored=compare_stored)
+
+
+def compare_with(
+    folder: Path,
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    reference: Reference,
+    *,
+    compare_stored: CompareStored | None = None,
+    limits: Limits | None = None,
+) -> ParityReport:
+    """The same against any reference; `checkpoint` lends its tokenizer. Raises as `check_parity` does.
+
+    No `limits` are those of the model's precision.
+    """
     is_random = checkpoint.config.get(RANDOM_WEIGHTS) is True
-    limits = (RANDOM_LIMITS if is_random else LIMITS)[manifest.precision]
+    limits = limits or (RANDOM_LIMITS if is_random else LIMITS)[manifest.precision]
     text = _proof_text(checkpoint, manifest)
     run = open_graph_run(folder, manifest, num_rows=NUM_ROWS, capacity=_capacity(text))
     reply = greedy_reply(partial(_alone, run), text.prompt, text.reply_length, num_tokens=manifest.num_tokens)
-    opened = open_reference(reference, checkpoint, architecture)
-    expected = opened.compute([*text.rows, *text.documents, [*text.prompt, *reply]])
+    expected = reference.compute([*text.rows, *text.documents, [*text.prompt, *reply]])
     if not all(np.isfinite(logits).all() for logits in expected):
         raise ExportError(
             f"{checkpoint.folder}: the reference computes values that are not finite: its weights are damaged"
@@ -136,21 +158,14 @@ def check_parity(
         _compare(name, expected[:NUM_ROWS], found, num_tokens=manifest.num_tokens) for name, found in computed.items()
     )
     answers = [_alone(run, tokens, 0) for tokens in text.documents]
-    stored = None
-    if manifest.kv.kind == "slots" and manifest.precision not in FLOAT_PRECISIONS:
-        weights = StoredWeights(folder, manifest, architecture, checkpoint)
-        as_stored = logits_by(weights, architecture, text.documents)
-        most = MAX_STORED_KL_OF_LARGE if manifest.num_parameters > LARGE_MODEL else MAX_STORED_KL
-        factors = (weights.factor_error(architecture), MAX_FACTOR_ERRORS[manifest.precision])
-        stored = _compare_stored(as_stored, answers, num_tokens=manifest.num_tokens, limits=most, factors=factors)
     report = ParityReport(
-        opened.description,
+        reference.description,
         True,
         limits.max_mean_kl,
         limits.min_top1_agreement,
         cases,
         max_abs_error=limits.max_abs_error,
-        stored=stored,
+        stored=None if compare_stored is None else compare_stored(text.documents, answers),
         perplexity=compare_perplexity(
             text.documents,
             expected[NUM_ROWS:-1],
@@ -159,9 +174,22 @@ def check_parity(
             max_ratio=None if is_random else limits.max_perplexity_ratio,
         ),
         greedy=compare_greedy(text.prompt, reply, expected[-1], num_tokens=manifest.num_tokens),
-        libraries=opened.libraries,
+        libraries=reference.libraries,
     )
     return replace(report, passed=all_pass(check_parity_report(report)))
+
+
+def _against_stored(
+    manifest: Manifest,
+    architecture: Architecture,
+    weights: StoredWeights,
+    documents: Sequences,
+    answers: Sequence[Floats],
+) -> StoredComparison:
+    as_stored = logits_by(weights, architecture, documents)
+    most = MAX_STORED_KL_OF_LARGE if manifest.num_parameters > LARGE_MODEL else MAX_STORED_KL
+    factors = (weights.factor_error(architecture), MAX_FACTOR_ERRORS[manifest.precision])
+    return _compare_stored(as_stored, answers, num_tokens=manifest.num_tokens, limits=most, factors=factors)
 
 
 def _proof_text(checkpoint: Checkpoint, manifest: Manifest) -> ProofText:
