@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mutations.__main__ import ROOT, read_breaks
+
 TESTS = Path(__file__).parents[1]
 RULES = tomllib.loads((Path(__file__).parent / "checklist.toml").read_text())
 DECLINED = RULES.pop("declined")
@@ -45,3 +47,14 @@ def test_the_numbered_lists_are_complete() -> None:
 
 def test_what_is_declined_says_why() -> None:
     assert all(len(reason) > 10 for reason in DECLINED.values())
+
+
+def test_planted_breaks_can_still_be_planted() -> None:
+    """`python -m tests.mutations` runs them; here only that each still fits its file and is still Python."""
+    breaks = read_breaks()
+    assert len(breaks) > 30
+    assert {one.rule.partition(".")[0] for one in breaks} == set(RULES)
+    for one in breaks:
+        text = (ROOT / one.file).read_text(encoding="utf-8")
+        assert text.count(one.find) == 1, f"{one.rule}: {one.file} has {one.find!r} {text.count(one.find)} times"
+        compile(text.replace(one.find, one.replace), one.file, "exec")

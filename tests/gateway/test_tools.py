@@ -163,14 +163,14 @@ def test_a_stream_with_calls(tokens_per_step: int) -> None:
 
 
 def test_arguments_come_in_several_deltas(http: httpx.Client) -> None:
-    fragments = [
-        call["function"]["arguments"]
-        for delta in deltas(stream(http))
-        for call in delta.get("tool_calls", [])
-        if call["index"] == 0
-    ]
+    calls = [call for delta in deltas(stream(http)) for call in delta.get("tool_calls", []) if call["index"] == 0]
+    fragments = [call["function"]["arguments"] for call in calls]
     assert len(fragments) > 5
     assert "".join(fragments) == '{"city": "Paris"}'
+    assert (calls[0]["type"], calls[0]["function"]["name"]) == ("function", "get_weather")
+    for call in calls[1:]:  # helpers join what is repeated
+        assert set(call) == {"index", "function"}
+        assert set(call["function"]) == {"arguments"}
 
 
 def test_every_choice_has_its_own_calls(http: httpx.Client) -> None:

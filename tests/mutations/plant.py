@@ -1,0 +1,36 @@
+"""A pytest plugin that breaks one module as it is imported. Touches no file.
+
+What is broken is said by BREAK_FILE, BREAK_FIND and BREAK_REPLACE in the environment. Only this process sees the
+break: tests that start another one do not.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+
+def plant(file: Path, find: str, replacement: str) -> None:
+    """Raise `ValueError` unless the file has the text exactly once: else the break says nothing any more."""
+    text = file.read_text(encoding="utf-8")
+    if text.count(find) != 1:
+        raise ValueError(f"{file} has the text to be broken {text.count(find)} times: {find!r}")
+    broken = text.replace(find, replacement)
+    get_code = SourceFileLoader.get_code
+
+    def get_broken(self: SourceFileLoader, name: str) -> CodeType | None:
+        path = self.get_filename(name)
+        if Path(path).resolve() != file.resolve():
+            return get_code(self, name)  # a bytecode file of the whole source may be there: not for the broken one
+        code: Any = compile(broken, path, "exec", dont_inherit=True)
+        found: CodeType = code
+        return found
+
+    SourceFileLoader.get_code = get_broken  # type: ignore[method-assign, assignment]
+
+
+if "BREAK_FILE" in os.environ:
+    plant(Path(os.environ["BREAK_FILE"]), os.environ["BREAK_FIND"], os.environ["BREAK_REPLACE"])
