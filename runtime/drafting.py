@@ -1,10 +1,12 @@
 """Asks a drafter for guesses on a thread of its own, within a deadline. Knows no logits.
 
-A drafter may be late, hang, raise or return nonsense: it costs time, and at last itself, but never a token.
+A drafter may be late, hang, raise or return nonsense: it costs time, but never a token. One that raises is not asked
+any more; one that is always late is left alone, each time longer, since a machine may be busy for a while.
 """
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -20,9 +22,11 @@ from ortserve.runtime.adaptation import DraftCost
 from ortserve.runtime.draft_stats import DraftStats
 from ortserve.runtime.sequence import Sequence
 
-MAX_MISSES = 20  # deadlines missed in a row before a drafter is switched off
+MAX_MISSES = 20  # deadlines missed in a row before a drafter is left alone for a while
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 300.0  # each pause without a draft in between is twice as long
 SHORTEST_WAIT_S = 0.002
-WAIT_SHARE = 0.25  # of a step
+WAIT_SHARE = 0.25  # of a step, whatever drafts have taken
+WAIT_SLACK = 1.5  # times what drafts of the wanted length have taken: that they pay is decided already
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ class Drafting:
         self._pending: Future[Values[Draft]] | None = None  # of a deadline that was missed
         self._asked_s = 0.0  # what the last answer took; written before it is handed over
         self._num_misses = 0
+        self._pause_s = FIRST_PAUSE_S
+        self._paused_until = -math.inf
         self._known: set[str] = set()
         self._sources: dict[str, str] = {}  # of the drafts in the step that runs, by request
         self._thread = threading.Thread(target=self._work, name="ortserve-drafter", daemon=True)
@@ -64,8 +70,13 @@ class Drafting:
 
     @property
     def is_on(self) -> bool:
-        """It is still asked."""
+        """It has not failed."""
         return self.stats.is_on
+
+    @property
+    def is_asked(self) -> bool:
+        """It has not failed, and is not left alone for being late."""
+        return self.is_on and self._clock() >= self._paused_until
 
     def begin(self, sequence: Sequence) -> None:
         """A request has come. The drafter reads its prompt while the engine computes it."""
@@ -81,12 +92,14 @@ class Drafting:
         """Guesses for those of the decoding `sequences` that `limits` allows some; `step_s` is what a step takes."""
         self._sources = {}
         wanted = [sequence for sequence in sequences if sequence.request.id in limits.keys() & self._known]
-        if not self.is_on or not wanted or (self._pending is not None and not self._pending.done()):
+        if not self.is_asked or not wanted or (self._pending is not None and not self._pending.done()):
             return {}
         views = [_view(sequence, limits[sequence.request.id]) for sequence in wanted]
         self.stats.num_calls += 1
         begun = self._clock()
-        wait_s = max(self._shortest_wait_s, WAIT_SHARE * step_s)
+        longest = max(limits[sequence.request.id] for sequence in wanted)
+        usual_s = WAIT_SLACK * self.cost.predict(longest) / 1000
+        wait_s = max(self._shortest_wait_s, WAIT_SHARE * step_s, min(usual_s, step_s))
         self._pending = self._ask(lambda: self._drafter.propose(views, begun + wait_s))
         by_id = {sequence.request.id: sequence for sequence in wanted}
         try:
@@ -100,6 +113,7 @@ class Drafting:
         finally:
             self.stats.drafting_s += self._clock() - begun
         self._num_misses = 0
+        self._pause_s = FIRST_PAUSE_S
         # Not what was waited: the thread may have been busy with the prompts of new requests.
         self.cost.observe(max(map(len, drafts.values()), default=0), 1000 * self._asked_s)
         return drafts
@@ -149,7 +163,14 @@ class Drafting:
         self.stats.num_missed_deadlines += 1
         self._num_misses += 1
         if self._num_misses >= MAX_MISSES:
-            self._switch_off(f"it missed {MAX_MISSES} deadlines in a row")
+            structlog.get_logger("ortserve.drafter").warning(
+                "the drafter is left alone for a while",
+                reason=f"it missed {MAX_MISSES} deadlines in a row",
+                seconds=self._pause_s,
+            )
+            self._num_misses = 0
+            self._paused_until = self._clock() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
     def _switch_off(self, reason: str) -> None:
         if self.is_on:

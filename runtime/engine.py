@@ -228,7 +228,7 @@ class Engine:
         return Progress(states, bool(placement.queued), placement.fair.copy(), self._costs)
 
     def _propose(self) -> Drafts:
-        if self.drafting is None or not self.drafting.is_on:
+        if self.drafting is None or not self.drafting.is_asked:
             return {}
         decoding = self.scheduler.decoding()
         allowed = limits(decoding, self._pace, self.drafting.cost)
@@ -273,7 +273,7 @@ class Engine:
         return draw_rows(self._sampler, rows, logits, masks)
 
     def _foresee(self, step: Step) -> Foreseen | None:
-        if self._foresight is None or (self.drafting is not None and self.drafting.is_on):
+        if self._foresight is None or (self.drafting is not None and self.drafting.is_asked):
             return None
         return self._foresight.look(step)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import cast
@@ -18,7 +19,7 @@ from ortserve.runtime.engine import Engine
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Completion, DraftHints, Request, SamplingParams
 from ortserve.runtime.testing import predict_logits
-from tests.runtime.synthetic import PADDING_ID, SyntheticModel, greedy_tokens, run_to_end, whole
+from tests.runtime.synthetic import PADDING_ID, Clock, SyntheticModel, greedy_tokens, run_to_end, whole
 
 GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, num_logprobs=2)
 Guess = Callable[[Sequence[int], int], tuple[int, ...]]
@@ -217,6 +218,71 @@ class Hostile(GuessingDrafter):
     def observe(self, results: Sequence[Verified]) -> None:
         if self.what == "cannot listen":
             raise ValueError("observe")
+
+
+def test_a_drafter_that_is_always_late_is_left_alone_and_tried_again(synthetic: SyntheticModel) -> None:
+    clock = Clock()
+    late = Hostile("hangs")
+    drafting = Drafting(late, vocab_size=PADDING_ID, clock=clock, shortest_wait_s=0.001)
+    engine = synthetic.engine(plan_of(synthetic))
+    engine.add(Request("r", (5, 6, 7), GREEDY))
+    engine.step()
+    (sequence,) = engine.scheduler.sequences
+    drafting.begin(sequence)
+
+    def ask() -> None:
+        late.release.clear()
+        assert drafting.propose([sequence], {"r": 2}, 0.001) == {}
+        late.release.set()
+        while drafting._pending is not None and not drafting._pending.done():
+            time.sleep(0.0005)
+
+    for pause_s in (1.0, 2.0, 4.0):
+        for _ in range(MAX_MISSES):
+            assert drafting.is_asked
+            ask()
+        num_calls = drafting.stats.num_calls
+        ask()
+        assert drafting.stats.num_calls == num_calls, "it is not asked during a pause"
+        assert drafting.is_on
+        clock.now += pause_s - 0.01
+        assert not drafting.is_asked
+        clock.now += 0.02
+    late.what = "right"
+    drafting._shortest_wait_s = 5.0
+    assert drafting.propose([sequence], {"r": 2}, 0.001)
+    late.what, drafting._shortest_wait_s = "hangs", 0.001
+    for _ in range(MAX_MISSES):
+        ask()
+    clock.now += 1.01
+    assert drafting.is_asked, "a draft in time makes the next pause short again"
+    drafting.close()
+
+
+def test_drafts_that_pay_are_waited_for_as_long_as_they_have_taken(synthetic: SyntheticModel) -> None:
+    deadlines: list[float] = []
+    clock = Clock()
+
+    class Noting(GuessingDrafter):
+        def propose(self, views: Sequence[SequenceView], deadline_s: float) -> Sequence[Draft]:
+            deadlines.append(deadline_s - clock.now)
+            return super().propose(views, deadline_s)
+
+    drafting = Drafting(Noting(right), vocab_size=PADDING_ID, clock=clock, shortest_wait_s=0.5)
+    engine = synthetic.engine(plan_of(synthetic))
+    engine.add(Request("r", (5, 6, 7), GREEDY))
+    engine.step()
+    (sequence,) = engine.scheduler.sequences
+    drafting.begin(sequence)
+    drafting.propose([sequence], {"r": 7}, 10.0)
+    assert deadlines[-1] == 2.5  # a quarter of the step
+    drafting.cost._guess_ms = 400.0
+    drafting.propose([sequence], {"r": 7}, 10.0)
+    assert deadlines[-1] == pytest.approx(1.5 * 8 * 0.4)
+    drafting.cost._guess_ms = 4000.0
+    drafting.propose([sequence], {"r": 7}, 10.0)
+    assert deadlines[-1] == 10.0  # never longer than the step
+    drafting.close()
 
 
 @pytest.mark.parametrize("what", ["raises", "hangs", "garbage", "no drafts", "cannot listen"])
