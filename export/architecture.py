@@ -42,19 +42,22 @@ class YarnScaling:
 
 @dataclass(frozen=True, slots=True)
 class LongRope:
-    """One divisor for each pair (https://arxiv.org/abs/2402.13753); requests beyond `original_context` take others.
-
-    Only the divisors of requests within it are here, since a graph holds one table; see `Rope.fixed_context`.
-    """
+    """One divisor for each pair (https://arxiv.org/abs/2402.13753); requests beyond `original_context` take others."""
 
     short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
     original_context: int
 
 
 @dataclass(frozen=True, slots=True)
 class DynamicScaling:
-    """Plain frequencies within `original_context`; beyond it the base grows with the length of the request."""
+    """Plain frequencies within `original_context`; beyond it the base grows with the length of the request.
 
+    Known as NTK-aware scaling: at s times the original context the base is multiplied by
+    (factor s - factor + 1)^(d / (d - 2)), d components being rotated.
+    """
+
+    factor: float
     original_context: int
 
 
@@ -70,12 +73,21 @@ class Rope:
     scaling: Scaling | None = None
     attention_factor: float = 1.0  # cosines and sines are multiplied by it
 
-    @property
-    def fixed_context(self) -> int | None:
-        """Tokens within which the angles do not depend on how long a request becomes; None: they never do."""
-        if isinstance(self.scaling, LongRope | DynamicScaling):
-            return self.scaling.original_context
-        return None
+    def bounds(self, max_context: int) -> tuple[int, ...]:
+        """Tokens that a request may have, prompt and reply, without rotating otherwise: rising, up to `max_context`.
+
+        Dynamic scaling has as many angles as lengths. Requests share those of the next power of two times the original
+        context: the angles of a request never change while it grows, so its length is rounded up instead.
+        """
+        found: list[int] = []
+        match self.scaling:
+            case LongRope(original_context=bound) if bound < max_context:
+                found = [bound]
+            case DynamicScaling(original_context=bound):
+                while bound < max_context:
+                    found.append(bound)
+                    bound *= 2
+        return (*found, max_context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,3 +245,8 @@ class Architecture:
     def ropes(self) -> tuple[Rope, ...]:
         """The different rotary embeddings of its layers, in order of first use."""
         return tuple(dict.fromkeys(layer.attention.rope for layer in self.layers if layer.attention.rope is not None))
+
+    def rotary_bounds(self, max_context: int) -> tuple[int, ...]:
+        """Where any of its rotary embeddings changes with the length of a request, and `max_context`: rising."""
+        bounds = {bound for rope in self.ropes() for bound in rope.bounds(max_context)}
+        return tuple(sorted({*bounds, max_context}))

@@ -18,7 +18,7 @@ from ortserve.export.plan import ExportPlan
 from ortserve.export.rope import rotary_tables
 
 
-def declare_attention_inputs(graph: GraphBuilder, architecture: Architecture, max_context: int) -> None:
+def declare_attention_inputs(graph: GraphBuilder, plan: ExportPlan) -> None:
     """Shared inputs and tables; see the contract in `ortserve.runtime.manifest`."""
     graph.input("position_ids", np.int64, ["T"])
     graph.input("seqlens_k", np.int32, ["B"])
@@ -26,14 +26,15 @@ def declare_attention_inputs(graph: GraphBuilder, architecture: Architecture, ma
     graph.input("total_length", np.int32, [])
     graph.input("pad_index", np.int64, ["B", "S"])
     graph.input("unpad_index", np.int64, ["T"])
-    store_rotary_tables(graph, architecture, max_context)
+    store_rotary_tables(graph, plan)
 
 
-def store_rotary_tables(graph: GraphBuilder, architecture: Architecture, max_context: int) -> None:
-    """Cosines and sines of every rotary embedding, `[max_context, rotary_dim / 2]`."""
-    for rope in architecture.ropes():
-        for name, table in zip(table_names(architecture, rope), rotary_tables(rope, max_context), strict=True):
-            graph.weight(name, graph.floats, table.shape, [table])
+def store_rotary_tables(graph: GraphBuilder, plan: ExportPlan) -> None:
+    """Cosines and sines of every rotary embedding, `[R, rotary_dim / 2]`: one table for each regime, stacked."""
+    for rope in plan.architecture.ropes():
+        tables = [rotary_tables(rope, bound) for bound in plan.rotary_bounds]
+        for name, parts in zip(table_names(plan.architecture, rope), zip(*tables, strict=True), strict=True):
+            graph.weight(name, graph.floats, (sum(plan.rotary_bounds), rope.rotary_dim // 2), parts)
 
 
 def attend(

@@ -30,7 +30,7 @@ def build_decoder(graph: GraphBuilder, plan: ExportPlan, checkpoint: Checkpoint)
     architecture = plan.architecture
     graph.input("input_ids", np.int64, ["T"])
     declare = paged_attention.declare_inputs if plan.is_paged else declare_attention_inputs
-    declare(graph, architecture, plan.max_context)
+    declare(graph, plan)
     graph.input("logit_index", np.int64, ["L"])
     store_matrix(graph, plan.embedding, checkpoint)
     residual = look_up(graph, plan.embedding, "input_ids")

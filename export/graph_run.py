@@ -25,6 +25,7 @@ class RowInput:
 
     tokens: Sequence[int]
     num_past: int
+    first_row: int = 0  # of the rotary tables, where position 0 is
 
 
 class GraphRun:
@@ -89,7 +90,8 @@ def pack_rows(rows: Sequence[RowInput], *, capacity: int) -> dict[str, NDArray[A
     for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         pad[index, :length] = starts[index] + np.arange(length)
         unpad.extend(index * longest + offset for offset in range(length))
-        positions.extend(range(row.num_past, row.num_past + length))
+        first = row.first_row + row.num_past
+        positions.extend(range(first, first + length))
     return {
         "input_ids": np.array([token for row in rows for token in row.tokens], np.int64),
         "position_ids": np.array(positions, np.int64),

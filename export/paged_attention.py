@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ortserve.export.architecture import Architecture, Attention
+from ortserve.export.architecture import Attention
 from ortserve.export.attention import attention_options, normalize_and_rotate, store_rotary_tables, table_names
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.graph_builder import MICROSOFT, GraphBuilder
@@ -18,7 +18,7 @@ from ortserve.export.plan import ExportPlan
 ROTARY_MULTIPLE = 16  # rotary embedding inside the operator wants head sizes that are its multiples
 
 
-def declare_inputs(graph: GraphBuilder, architecture: Architecture, max_context: int) -> None:
+def declare_inputs(graph: GraphBuilder, plan: ExportPlan) -> None:
     """Shared inputs and tables; see the contract in `ortserve.runtime.manifest`."""
     graph.input("position_ids", np.int64, ["T"])
     graph.input("cumulative_lengths", np.int32, ["B_plus_1"])
@@ -26,7 +26,7 @@ def declare_inputs(graph: GraphBuilder, architecture: Architecture, max_context:
     graph.input("page_table", np.int32, ["B", "M"])
     graph.input("slot_mapping", np.int32, ["T"])
     graph.input("attention_bounds", np.int32, [3])
-    store_rotary_tables(graph, architecture, max_context)
+    store_rotary_tables(graph, plan)
 
 
 def attend(
@@ -37,7 +37,7 @@ def attend(
     attention = architecture.layers[index].attention
     options = attention_options(attention, architecture.head_dim, plan.max_context)
     tables, norms = ["", ""], ["", ""]
-    if _fits_operator(architecture, attention):
+    if _fits_operator(plan, attention):
         if attention.rope is not None:
             tables = list(table_names(architecture, attention.rope))
             options["do_rotary"] = 1
@@ -69,10 +69,15 @@ def attend(
     return graph.node("Gather", [attended, "logit_index"], f"{prefix}.context", axis=0)
 
 
-def _fits_operator(architecture: Architecture, attention: Attention) -> bool:
-    """Whether the operator can rotate and normalize by itself: whole heads, and one epsilon for both norms."""
-    head = architecture.head_dim
-    if attention.rope is not None and (attention.rope.rotary_dim != head or head % ROTARY_MULTIPLE):
+def _fits_operator(plan: ExportPlan, attention: Attention) -> bool:
+    """Whether the operator can rotate and normalize by itself: whole heads, and one epsilon for both norms.
+
+    It counts positions itself, from the first row of its tables: it cannot choose between regimes.
+    """
+    head = plan.architecture.head_dim
+    if attention.rope is not None and (
+        attention.rope.rotary_dim != head or head % ROTARY_MULTIPLE or len(plan.rotary_bounds) > 1
+    ):
         return False
     norm = attention.norm
     return norm is None or (norm.query.width == norm.key.width == head and norm.query.epsilon == norm.key.epsilon)

@@ -68,7 +68,10 @@ class PagedGraphRun:
         ends = [row.num_past + len(row.tokens) for row in rows]
         return {
             "input_ids": np.array([token for row in rows for token in row.tokens], np.int64),
-            "position_ids": np.array([position for places in positions for position in places], np.int64),
+            "position_ids": np.array(
+                [row.first_row + position for row, places in zip(rows, positions, strict=True) for position in places],
+                np.int64,
+            ),
             "cumulative_lengths": np.cumsum([0, *lengths]).astype(np.int32),
             "past_lengths": np.array([row.num_past for row in rows], np.int32),
             "page_table": self._table,

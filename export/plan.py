@@ -62,6 +62,11 @@ class ExportPlan:
         return NARROW_HEAD_PAGE if self.architecture.head_dim <= 64 else WIDE_HEAD_PAGE
 
     @property
+    def rotary_bounds(self) -> tuple[int, ...]:
+        """Tokens of the longest request of each rotary regime, rising; the last is the context."""
+        return self.architecture.rotary_bounds(self.max_context)
+
+    @property
     def shares_embedding(self) -> bool:
         """Lookup and output matrix are the same bytes in the file."""
         return self.architecture.tied and self.embedding.precision == self.lm_head.precision
@@ -94,7 +99,7 @@ class ExportPlan:
     @property
     def num_bytes(self) -> int:
         """Size of the data file, without alignment."""
-        tables = self.max_context * sum(rope.rotary_dim for rope in self.architecture.ropes())
+        tables = sum(self.rotary_bounds) * sum(rope.rotary_dim for rope in self.architecture.ropes())
         floats = tables + self._num_norm_parameters
         return sum(matrix.num_bytes for matrix in self.matrices()) + _float_bytes(self.floats) * floats
 
@@ -324,12 +329,6 @@ def _float_bytes(floats: FloatType) -> int:
 def _choose_context(architecture: Architecture, max_context: int | None) -> int:
     """The wanted context, or the model's own. Raises `ExportError` for one that the graph could not serve."""
     context = architecture.max_context if max_context is None else max_context
-    for rope in architecture.ropes():
-        if rope.fixed_context is not None and context > rope.fixed_context:
-            raise ExportError(
-                f"beyond {rope.fixed_context} tokens this model rotates by how long each request becomes, which the"
-                f" runtime cannot choose yet: export it with --max-context {rope.fixed_context} or less"
-            )
     if not 0 < context <= architecture.max_context:
         raise ExportError(f"max context {context} is outside 1 to {architecture.max_context}, the model's own")
     return context

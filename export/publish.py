@@ -35,6 +35,7 @@ from ortserve.runtime.manifest import (
     MANIFEST_NAME,
     KvLayout,
     Manifest,
+    RotaryRegime,
     TakenFacts,
     manifest_json,
 )
@@ -203,6 +204,7 @@ def _write_model(
         vocab_size=architecture.vocab_size,
         num_tokens=tokens.num_tokens,
         max_context=plan.max_context,
+        rotary_regimes=_regimes(plan.rotary_bounds),
         eos_token_ids=tokens.eos_token_ids,
         bos_token_id=tokens.bos_token_id,
         add_bos=tokens.add_bos,
@@ -225,3 +227,8 @@ def _describe_taken(checkpoint: Checkpoint, plan: ExportPlan) -> TakenFacts | No
         return None
     method = "gptq" if packing.layout == "gptq" else "awq"
     return TakenFacts(method, packing.bits, packing.group_size, num_matrices)
+
+
+def _regimes(bounds: tuple[int, ...]) -> tuple[RotaryRegime, ...]:
+    """Their tables are stacked, each with a row for every position."""
+    return tuple(RotaryRegime(bound, sum(bounds[:place])) for place, bound in enumerate(bounds))

@@ -90,27 +90,44 @@ class CheckpointWeights:
 
 
 def reference_logits(
-    checkpoint: Checkpoint, architecture: Architecture, sequences: Sequence[Sequence[int]]
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    sequences: Sequence[Sequence[int]],
+    lengths: Sequence[int] | None = None,
 ) -> list[Floats]:
-    """Logits after every token of every sequence, each `[length, vocab_size]`."""
-    return logits_by(CheckpointWeights(checkpoint), architecture, sequences)
+    """Logits after every token of every sequence, each `[length, vocab_size]`.
+
+    `lengths`: how long each becomes, where rotary frequencies depend on it; None: as long as it is, as in transformers.
+    """
+    return logits_by(CheckpointWeights(checkpoint), architecture, sequences, lengths)
 
 
-def logits_by(weights: Weights, architecture: Architecture, sequences: Sequence[Sequence[int]]) -> list[Floats]:
+def logits_by(
+    weights: Weights,
+    architecture: Architecture,
+    sequences: Sequence[Sequence[int]],
+    lengths: Sequence[int] | None = None,
+) -> list[Floats]:
     """The same with other weights in the checkpoint's place."""
-    logits = weights.head(architecture, final_states(weights, architecture, sequences))
+    logits = weights.head(architecture, final_states(weights, architecture, sequences, lengths))
     logits = _softcap(logits * np.float32(architecture.logit_scale), architecture.logit_softcap)
     return [logits[span] for span in _spans(sequences)]
 
 
-def final_states(weights: Weights, architecture: Architecture, sequences: Sequence[Sequence[int]]) -> Floats:
+def final_states(
+    weights: Weights,
+    architecture: Architecture,
+    sequences: Sequence[Sequence[int]],
+    lengths: Sequence[int] | None = None,
+) -> Floats:
     """What the output matrix is given, `[tokens of all sequences, hidden]`."""
+    lengths = lengths or [len(sequence) for sequence in sequences]
     tokens = np.concatenate([np.asarray(sequence, np.int64) for sequence in sequences])
     spans = _spans(sequences)
     stream = weights.embed(architecture, tokens) * np.float32(architecture.embedding_scale)
     for layer in architecture.layers:
         branch = _norm(weights, layer.attention_norm, stream)
-        branch = _attention(weights, architecture, layer.attention, branch, spans)
+        branch = _attention(weights, architecture, layer.attention, branch, list(zip(spans, lengths, strict=True)))
         stream = stream + _norm(weights, layer.attention_post_norm, branch)
         branch = _norm(weights, layer.mlp_norm, stream)
         branch = _feed_forward(weights, layer.mlp, branch)
@@ -162,7 +179,11 @@ def _experts(weights: Weights, experts: Experts, value: Floats) -> Floats:
 
 
 def _attention(
-    weights: Weights, architecture: Architecture, attention: Attention, value: Floats, spans: Sequence[slice]
+    weights: Weights,
+    architecture: Architecture,
+    attention: Attention,
+    value: Floats,
+    spans: Sequence[tuple[slice, int]],
 ) -> Floats:
     query_size, key_size = architecture.query_size, architecture.key_size
     both = weights.multiply(attention.qkv, value)
@@ -177,18 +198,22 @@ def _attention(
             query[span].reshape(-1, architecture.num_heads, architecture.head_dim),
             key[span].reshape(-1, architecture.num_kv_heads, architecture.head_dim),
             value[span].reshape(-1, architecture.num_kv_heads, architecture.head_dim),
+            length,
         )
-        for span in spans
+        for span, length in spans
     ]
     return weights.multiply(attention.output, np.concatenate(context))
 
 
-def _attend(attention: Attention, query: Floats, key: Floats, value: Floats) -> Floats:
-    """Causal attention of one sequence: `[length, heads, head_dim]` and `[length, kv_heads, head_dim]` twice."""
+def _attend(attention: Attention, query: Floats, key: Floats, value: Floats, num_tokens: int) -> Floats:
+    """Causal attention of one sequence: `[length, heads, head_dim]` and `[length, kv_heads, head_dim]` twice.
+
+    The sequence becomes `num_tokens` long.
+    """
     length, num_heads, _ = query.shape
     group = num_heads // key.shape[1]
     if attention.rope is not None:
-        query, key = rotate(query, attention.rope), rotate(key, attention.rope)
+        query, key = (rotate(part, attention.rope, num_tokens) for part in (query, key))
     places = np.arange(length)
     visible = places[None, :] <= places[:, None]
     if attention.window is not None:

@@ -17,14 +17,16 @@ from ortserve.export.architecture import (
 Frequencies = NDArray[np.float64]
 
 
-def inverse_frequencies(rope: Rope) -> Frequencies:
-    """Radians per position of each rotated pair, `[rotary_dim / 2]`.
+def inverse_frequencies(rope: Rope, num_tokens: int = 1) -> Frequencies:
+    """Radians per position of each rotated pair, `[rotary_dim / 2]`, in requests of `num_tokens` tokens.
 
-    Source: transformers `modeling_rope_utils.py`. Where the frequencies depend on the length of a request, those of
-    requests within `rope.fixed_context`.
+    Source: transformers `modeling_rope_utils.py`.
     """
-    plain: Frequencies = rope.theta ** -(np.arange(0, rope.rotary_dim, 2, dtype=np.float64) / rope.rotary_dim)
     scaling = rope.scaling
+    theta = rope.theta
+    if isinstance(scaling, DynamicScaling):
+        theta *= _dynamic_growth(scaling, num_tokens) ** (rope.rotary_dim / (rope.rotary_dim - 2))
+    plain: Frequencies = theta ** -(np.arange(0, rope.rotary_dim, 2, dtype=np.float64) / rope.rotary_dim)
     if scaling is None or isinstance(scaling, DynamicScaling):
         return plain
     if isinstance(scaling, LinearScaling):
@@ -35,17 +37,27 @@ def inverse_frequencies(rope: Rope) -> Frequencies:
         span = scaling.high_frequency_factor - scaling.low_frequency_factor
         return _blend(plain, scaling.factor, kept=(turns - scaling.low_frequency_factor) / span)
     if isinstance(scaling, LongRope):
-        stretched: Frequencies = plain / np.array(scaling.short_factors)
+        is_long = num_tokens > scaling.original_context
+        stretched: Frequencies = plain / np.array(scaling.long_factors if is_long else scaling.short_factors)
         return stretched
     return _blend(plain, scaling.factor, kept=_kept_by_yarn(rope, scaling))
 
 
 def rotary_tables(rope: Rope, num_positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cosine and sine times the attention factor, each `[num_positions, rotary_dim / 2]`."""
+    """Cosine and sine times the attention factor, each `[num_positions, rotary_dim / 2]`.
+
+    Where the angles depend on how long a request becomes: of requests of `num_positions` tokens.
+    """
     # float64 angles: position 100,000 times a float32 frequency would be off by 0.004 radians
-    angles = np.arange(num_positions, dtype=np.float64)[:, None] * inverse_frequencies(rope)
+    angles = np.arange(num_positions, dtype=np.float64)[:, None] * inverse_frequencies(rope, num_positions)
     cosine, sine = np.cos(angles) * rope.attention_factor, np.sin(angles) * rope.attention_factor
     return cosine.astype(np.float32), sine.astype(np.float32)
+
+
+def _dynamic_growth(scaling: DynamicScaling, num_tokens: int) -> float:
+    """Of the base before its exponent: 1 within the original context."""
+    stretch = max(num_tokens, scaling.original_context) / scaling.original_context
+    return scaling.factor * stretch - (scaling.factor - 1)
 
 
 def _blend(plain: Frequencies, factor: float, *, kept: Frequencies) -> Frequencies:

@@ -5,7 +5,7 @@ Knows the reference and the graph contract, not how the graph was built.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
@@ -24,7 +24,7 @@ from ortserve.export.padded_run import PaddedGraphRun
 from ortserve.export.paged_run import PagedGraphRun, open_graph_run
 from ortserve.export.precisions import FLOAT_PRECISIONS, ReferenceName
 from ortserve.export.proof_text import bundled_documents, document_tokens
-from ortserve.export.reference import logits_by
+from ortserve.export.reference import logits_by, reference_logits
 from ortserve.export.references import Reference, open_reference
 from ortserve.export.stored_weights import StoredWeights
 from ortserve.export.text_proof import compare_greedy, compare_perplexity, greedy_reply, log_probabilities
@@ -37,6 +37,7 @@ Sequences = Sequence[Sequence[int]]
 Pair: TypeAlias = tuple[float, float]
 Run: TypeAlias = GraphRun | PagedGraphRun | PaddedGraphRun
 CompareStored: TypeAlias = Callable[[Sequences, Sequence[Floats]], StoredComparison]
+AtLengths: TypeAlias = Callable[[Sequences, Sequence[int]], list[Floats]]
 SENTENCES = (
     "The harbour was quiet that morning, and the first boats were already far out on the grey water.",
     "def add(first, second):\n    return first + second\n",
@@ -121,7 +122,8 @@ def check_parity(
         weights = StoredWeights(folder, manifest, architecture, checkpoint)
         compare_stored = partial(_against_stored, manifest, architecture, weights)
     opened = open_reference(reference, checkpoint, architecture)
-    return compare_with(folder, manifest, checkpoint, opened, compare_stored=compare_stored)
+    at_lengths = partial(reference_logits, checkpoint, architecture)
+    return compare_with(folder, manifest, checkpoint, opened, compare_stored=compare_stored, at_lengths=at_lengths)
 
 
 def compare_with(
@@ -131,10 +133,12 @@ def compare_with(
     reference: Reference,
     *,
     compare_stored: CompareStored | None = None,
+    at_lengths: AtLengths | None = None,
     limits: Limits | None = None,
 ) -> ParityReport:
     """The same against any reference; `checkpoint` lends its tokenizer. Raises as `check_parity` does.
 
+    `at_lengths` gives the logits of sequences that become so many tokens long, where positions depend on that.
     No `limits` are those of the model's precision.
     """
     is_random = checkpoint.config.get(RANDOM_WEIGHTS) is True
@@ -157,6 +161,8 @@ def compare_with(
     cases = tuple(
         _compare(name, expected[:NUM_ROWS], found, num_tokens=manifest.num_tokens) for name, found in computed.items()
     )
+    if at_lengths is not None:
+        cases += tuple(_regimes(run, manifest, at_lengths, text.rows))
     answers = [_alone(run, tokens, 0) for tokens in text.documents]
     report = ParityReport(
         reference.description,
@@ -195,20 +201,21 @@ def _against_stored(
 def _proof_text(checkpoint: Checkpoint, manifest: Manifest) -> ProofText:
     """Fewer positions for a large model, and none beyond its context."""
     is_large = manifest.num_parameters > LARGE_MODEL
-    num_positions = min(24 if is_large else 48, manifest.max_context)
+    longest = manifest.short_context  # what becomes longer rotates otherwise: see `_regimes`
+    num_positions = min(24 if is_large else 48, longest)
     documents = document_tokens(
         checkpoint,
         manifest.vocab_size,
         bundled_documents("held_out"),
         max_tokens=LARGE_TEXT if is_large else TEXT,
-        max_length=min(2 * num_positions, manifest.max_context),
+        max_length=min(2 * num_positions, longest),
     )
     prompt = documents[0][: max(1, num_positions // 2)]
     return ProofText(
         rows=tuple(proof_sequences(checkpoint, manifest, num_positions=num_positions)),
         documents=tuple(documents),
         prompt=prompt,
-        reply_length=max(1, min(num_positions // 2, manifest.max_context - len(prompt))),
+        reply_length=max(1, min(num_positions // 2, longest - len(prompt))),
     )
 
 
@@ -276,7 +283,23 @@ def _ragged(run: Run, sequences: Sequences) -> list[Floats]:
     return _in_steps(run, sequences, RAGGED_STEPS)
 
 
-def _in_steps(run: Run, sequences: Sequences, pattern: Sequence[Sequence[int]]) -> list[Floats]:
+def _regimes(run: Run, manifest: Manifest, at_lengths: AtLengths, sequences: Sequences) -> Iterator[ParityCase]:
+    """Ragged steps of rows that rotate by different lengths, where there are several: each regime beside others.
+
+    The NumPy reference takes any length; transformers would have to compute a text of that length.
+    """
+    regimes = manifest.rotary_regimes
+    for first in range(0, len(regimes) if len(regimes) > 1 else 0, NUM_ROWS):
+        chosen = [regimes[(first + row) % len(regimes)] for row in range(NUM_ROWS)]
+        expected = at_lengths(sequences, [regime.max_tokens for regime in chosen])
+        found = _in_steps(run, sequences, RAGGED_STEPS, [regime.first_row for regime in chosen])
+        name = "lengths " + ", ".join(str(regime.max_tokens) for regime in chosen)
+        yield _compare(name, expected, found, num_tokens=manifest.num_tokens)
+
+
+def _in_steps(
+    run: Run, sequences: Sequences, pattern: Sequence[Sequence[int]], first_rows: Sequence[int] = (0,) * NUM_ROWS
+) -> list[Floats]:
     """Feed the rows by the repeated pattern of chunk lengths; logits as if each row had been fed alone at once."""
     done = [0] * len(sequences)
     pieces: list[list[Floats]] = [[] for _ in sequences]
@@ -284,8 +307,8 @@ def _in_steps(run: Run, sequences: Sequences, pattern: Sequence[Sequence[int]]) 
         if all(fed == len(tokens) for fed, tokens in zip(done, sequences, strict=True)):
             return [np.concatenate(piece) for piece in pieces]
         rows = [
-            RowInput(tokens[fed : fed + length], fed)
-            for tokens, fed, length in zip(sequences, done, lengths, strict=True)
+            RowInput(tokens[fed : fed + length], fed, first_row)
+            for tokens, fed, length, first_row in zip(sequences, done, lengths, first_rows, strict=True)
         ]
         if not any(row.tokens for row in rows):
             continue  # the rows this step would feed have ended; an empty run is not allowed

@@ -74,17 +74,23 @@ def read_warm(fields: Fields, vocabulary: Vocabulary, *, whose: Whose) -> WarmRe
 
 
 async def warm(service: ModelService, request: WarmRequest) -> Warmed:
-    """Compute the prefix by a request for one token, and keep it. Raises `ApiError` or `OrtserveError`."""
+    """Compute the prefix by a request for one token, and keep it. Raises `ApiError` or `OrtserveError`.
+
+    Where positions rotate by how long a request becomes, it is computed for requests of every length.
+    """
     ids = await _prefix_ids(service, request)
     salt = salt_of(request.tenant, request.salt)
-    num_cached = await service.compute(
-        Request(
-            f"warm-{secrets.token_hex(8)}",
-            ids,
-            SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True),
-            cache=CacheHints(salt),
-        )
-    )
+    num_cached = len(ids)
+    for regime in service.driver.plan.rotary_regimes:
+        if regime.max_tokens > len(ids):
+            request_for = Request(
+                f"warm-{secrets.token_hex(8)}",
+                ids,
+                SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True),
+                cache=CacheHints(salt),
+                planned_tokens=regime.max_tokens,
+            )
+            num_cached = min(num_cached, await service.compute(request_for))
     num_pinned = 0
     for _ in range(NUM_PINS):
         num_pinned = await answer_of(service.driver.cache_pin(ids, salt, request.ttl_s))

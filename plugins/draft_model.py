@@ -62,6 +62,11 @@ class _Asking:
     draw: NextDraw | None
     guesses: list[int] = field(default_factory=list)
 
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that its row may have at the end."""
+        return None if self.view.max_length is None else self.view.max_length - self.live.begin
+
 
 class ModelDrafter:
     """Rows of one small model, given to the requests that were asked for last."""
@@ -171,7 +176,9 @@ class ModelDrafter:
 
     def _extend(self, plans: Sequence[tuple[_Asking, tuple[int, ...], bool]]) -> None:
         """Have the small model read tokens, and take its next guess of those that are whole."""
-        chosen = self._model.extend([Feed(one.row, tokens, one.draw, is_whole) for one, tokens, is_whole in plans])
+        chosen = self._model.extend(
+            [Feed(one.row, tokens, one.draw, is_whole, one.max_length) for one, tokens, is_whole in plans]
+        )
         for (one, tokens, is_whole), token in zip(plans, chosen, strict=True):
             one.live.stored.extend(tokens)
             if is_whole and token is not None:

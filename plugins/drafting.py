@@ -36,6 +36,7 @@ class SequenceView:
     # How many of some next tokens the request's grammar allows, from the first. What it does not allow is cut off.
     allowed_prefix: Callable[[Sequence[int]], int] = len
     draw: NextDraw | None = None  # how its next token is drawn, for drafters that ask a small model
+    max_length: int | None = None  # tokens that it may have at the end; None: not known
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ class Feed:
     tokens: tuple[int, ...]
     draw: NextDraw | None = None
     is_wanted: bool = True  # False: the row is extended, and no token is chosen
+    max_length: int | None = None  # tokens the row may have at the end; of an empty row: positions rotate accordingly
 
 
 class SmallModel(Protocol):

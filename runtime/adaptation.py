@@ -96,8 +96,10 @@ def heard(sequence: Sequence, *, was_asked: bool, has_draft: bool) -> None:
 
 
 def _most(sequence: Sequence) -> int:
+    """Guesses beyond what the request may still say would be cut off."""
     wanted = sequence.request.draft.max_draft
-    return MAX_DRAFT if wanted is None else min(wanted, MAX_DRAFT)
+    room = sequence.max_tokens - sequence.num_output_tokens - 1
+    return max(0, min(MAX_DRAFT if wanted is None else min(wanted, MAX_DRAFT), room))
 
 
 def _guesses(sequences: Values[Sequence], most: Values[int]) -> Iterator[tuple[float, int, int]]:

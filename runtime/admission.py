@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from ortserve.runtime.constraint import Constraint
 from ortserve.runtime.errors import ContextLengthError, RequestError
 from ortserve.runtime.history import TokenHistory
-from ortserve.runtime.manifest import Manifest
+from ortserve.runtime.manifest import Manifest, RotaryRegime
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Request
+from ortserve.runtime.rotary import assumed_tokens, choose_regime
 from ortserve.runtime.sequence import Sequence
 
 
@@ -40,9 +41,10 @@ def new_sequence(
 ) -> Sequence:
     """The engine's state of a checked request, with the constraint of its grammar.
 
-    `max_tokens` is cut to what the context leaves.
+    `max_tokens` is cut to what the context leaves; without it, to what is left of the rotary regime that is chosen.
     """
     sampling = request.sampling
+    regime = _regime(request, plan)
     room = plan.max_context - len(request.prompt)
     has_penalty = (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty) != (
         1.0,
@@ -52,7 +54,9 @@ def new_sequence(
     return Sequence(
         request=request,
         seed=seed,
-        max_tokens=room if sampling.max_tokens is None else min(sampling.max_tokens, room),
+        max_tokens=regime.max_tokens - len(request.prompt)
+        if sampling.max_tokens is None
+        else min(sampling.max_tokens, room),
         arrival=arrival,
         arrived_s=now_s,
         tokens=list(request.prompt),
@@ -60,7 +64,19 @@ def new_sequence(
         stop_ids=frozenset(sampling.stop_token_ids),
         history=TokenHistory(request.prompt) if has_penalty else None,
         constraint=constraint,
+        regime=regime,
     )
+
+
+def _regime(request: Request, plan: EnginePlan) -> RotaryRegime:
+    num_prompt_tokens, max_tokens = len(request.prompt), request.sampling.max_tokens
+    if request.planned_tokens is not None:
+        wanted = max(request.planned_tokens, num_prompt_tokens + (max_tokens or 0))
+    elif max_tokens is None:
+        wanted = assumed_tokens(plan.rotary_regimes, num_prompt_tokens)
+    else:
+        wanted = num_prompt_tokens + max_tokens
+    return choose_regime(plan.rotary_regimes, min(wanted, plan.max_context))
 
 
 def _check_ids(ids: Iterable[int], num_tokens: int, parameter: str) -> None:

@@ -22,7 +22,7 @@ class Batch:
     """Inputs of one run: T packed tokens, B rows, S longest query, L logits rows."""
 
     input_ids: Int64Array  # [T]
-    position_ids: Int64Array  # [T]
+    position_ids: Int64Array  # [T], rows of the rotary tables
     seqlens_k: Int32Array  # [B]
     query_lengths: Int32Array  # [B]
     total_length: Int32Array  # []
@@ -54,7 +54,7 @@ def build_batch(step: Step, *, num_rows: int, capacity: int) -> Batch:
     for row in step.rows:
         first, count = len(input_ids), len(row.tokens)
         input_ids += row.tokens
-        position_ids += range(row.start, row.end)
+        position_ids += row.positions
         unpad_index += range(row.slot * longest, row.slot * longest + count)
         end = first + count - row.num_silent
         logit_index += range(end - row.num_logits, end)

@@ -209,5 +209,11 @@ class Drafting:
 def _view(sequence: Sequence, limit: int) -> SequenceView:
     allowed = len if sequence.constraint is None else sequence.constraint.allowed_prefix
     return SequenceView(
-        sequence.request.id, sequence.tokens, sequence.num_prompt_tokens, limit, allowed, sequence.next_draw()
+        sequence.request.id,
+        sequence.tokens,
+        sequence.num_prompt_tokens,
+        limit,
+        allowed,
+        sequence.next_draw(),
+        sequence.num_prompt_tokens + sequence.max_tokens,
     )

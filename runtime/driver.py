@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import structlog
 
-from ortserve.plugins.api import CacheQuery, CacheStats, Entry, PromptCache
+from ortserve.plugins.api import CacheStats, Entry
 from ortserve.runtime.admission import check_request
 from ortserve.runtime.backlog import Backlog, Progress, QueueStats
 from ortserve.runtime.constraint import Constraint
@@ -26,6 +26,7 @@ from ortserve.runtime.errors import EngineClosedError, RequestError
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Delta, FinishReason, Grammar, Request
+from ortserve.runtime.reuse import Reuse
 
 Answer = TypeVar("Answer")
 _STALL_S = 0.05
@@ -110,16 +111,15 @@ class Driver:
 
     def cache_entries(self) -> Future[list[Entry]]:
         """What the prompt cache keeps."""
-        return self._errand(lambda cache: list(cache.entries()))
+        return self._errand(lambda reuse: list(reuse.cache.entries()))
 
     def cache_pin(self, tokens: Sequence[int], salt: bytes, ttl_s: float) -> Future[int]:
         """Keep what is cached of a prefix for `ttl_s` seconds (0 ends it); the tokens it covers."""
-        query = CacheQuery(tuple(tokens), len(tokens), salt)
-        return self._errand(lambda cache: cache.pin(query, ttl_s))
+        return self._errand(lambda reuse: reuse.pin(tokens, salt, ttl_s))
 
     def cache_clear(self, salt: bytes | None) -> Future[int]:
         """Forget one salt's prefixes, or all; the blocks forgotten."""
-        return self._errand(lambda cache: cache.clear(salt))
+        return self._errand(lambda reuse: reuse.clear(salt))
 
     def submit(self, request: Request, outlet: Outlet) -> None:
         """Queue a request; its deltas go to `outlet` until one carries `finish`.
@@ -179,7 +179,7 @@ class Driver:
                 raise EngineClosedError(self._closed_reason)
             return self._engine
 
-    def _errand(self, ask: Callable[[PromptCache], Answer]) -> Future[Answer]:
+    def _errand(self, ask: Callable[[Reuse], Answer]) -> Future[Answer]:
         """Ask the prompt cache on the engine's thread. The future raises `EngineClosedError` after the end."""
         future: Future[Answer] = Future()
 
@@ -187,7 +187,7 @@ class Driver:
             if not future.set_running_or_notify_cancel():
                 return
             try:
-                future.set_result(ask(self._engine.reuse.cache))
+                future.set_result(ask(self._engine.reuse))
             except Exception as error:
                 future.set_exception(error)
 

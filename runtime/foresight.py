@@ -9,12 +9,12 @@ is prepared and the scheduler plans as always.
 from __future__ import annotations
 
 from collections.abc import Sequence as Values
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from ortserve.runtime.scheduler import Scheduler
 from ortserve.runtime.sequence import Sequence
-from ortserve.runtime.step import Row, Step
+from ortserve.runtime.step import Step
 from ortserve.runtime.verify import Picked
 
 MAX_IN_A_ROW = 16  # steps: then one is planned as always, which looks at the cache's threads and at who waits
@@ -74,7 +74,7 @@ class Foresight:
         if not self._scheduler.placement.reserve_all(wanted):
             return None
         rows = tuple(
-            Row(row.request_id, row.slot, row.end, (_UNKNOWN,), 1, blocks=tuple(sequence.blocks))
+            replace(row, start=row.end, tokens=(_UNKNOWN,), blocks=tuple(sequence.blocks))
             for row, sequence in zip(step.rows, sequences, strict=True)
         )
         ahead = Step(step.number + 1, (), rows)
@@ -93,10 +93,7 @@ class Foresight:
             logits = self._runner.launch(foreseen.prepared, tokens)
         except Exception as error:  # the step before is sound: it is committed first
             failure = error
-        rows = tuple(
-            Row(row.request_id, row.slot, row.start, (token,), 1, blocks=row.blocks)
-            for row, token in zip(foreseen.step.rows, tokens, strict=True)
-        )
+        rows = tuple(replace(row, tokens=(token,)) for row, token in zip(foreseen.step.rows, tokens, strict=True))
         for sequence in foreseen.sequences:
             sequence.last_step = foreseen.step.number
         return Launched(Step(foreseen.step.number, (), rows), logits, failure)

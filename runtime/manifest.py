@@ -5,7 +5,7 @@ The graph contract (layout "slots"; T packed tokens, B rows, S longest query, L 
 | input | type | shape | meaning |
 |---|---|---|---|
 | input_ids | int64 | [T] | packed tokens of all rows, row by row |
-| position_ids | int64 | [T] | absolute position of each token |
+| position_ids | int64 | [T] | row of the rotary tables: the token's position from its request's first row on |
 | seqlens_k | int32 | [B] | tokens in the row after this step, minus one (0 for an idle row) |
 | query_lengths | int32 | [B] | tokens of the row in this step; 0 marks an idle row |
 | total_length | int32 | [] | upper bound of the rows' lengths: the capacity C |
@@ -72,6 +72,14 @@ class KvLayout:
 
 
 @dataclass(frozen=True, slots=True)
+class RotaryRegime:
+    """Requests of up to so many tokens, prompt and reply, rotate alike: see `runtime/rotary.py`."""
+
+    max_tokens: int
+    first_row: int  # of the rotary tables, where position 0 is
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationDefaults:
     """Sampling values the model's author recommends; None: not stated."""
 
@@ -130,7 +138,7 @@ class Manifest:
     num_heads: int
     vocab_size: int  # width of the logits, often padded
     num_tokens: int  # ids the tokenizer knows; larger ids are never drawn
-    max_context: int  # tokens the rotary tables cover
+    max_context: int  # tokens the rotary tables cover: of one request
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     add_bos: bool  # the tokenizer itself does not add it, and the model expects it
@@ -145,7 +153,13 @@ class Manifest:
     imported: bool = False  # the folder is another exporter's: of its files only manifest and report are ours
     path: str = ""  # which way a graph came that ortserve did not build, and why
     matrices: tuple[MatrixFacts, ...] = ()
+    rotary_regimes: tuple[RotaryRegime, ...] = ()  # shortest first; empty: all requests rotate alike
     kind: Literal["decoder"] = "decoder"  # encoders have a manifest of their own: runtime/encoder_manifest.py
+
+    @property
+    def short_context(self) -> int:
+        """Tokens within which all requests rotate alike."""
+        return self.rotary_regimes[0].max_tokens if self.rotary_regimes else self.max_context
 
 
 class ManifestHead(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ class PagedBatch:
     """Inputs of one run: T packed tokens, B rows, M pages of the widest, L logits rows."""
 
     input_ids: Int64Array  # [T]
-    position_ids: Int64Array  # [T]
+    position_ids: Int64Array  # [T], rows of the rotary tables
     logit_index: Int64Array  # [L]
     cumulative_lengths: Int32Array  # [B + 1]
     past_lengths: Int32Array  # [B]
@@ -70,7 +70,8 @@ def _build_decode(rows: tuple[Row, ...], block_size: int, num_rows: int, width: 
         used = row.blocks[: row.start // block_size + 1]
         table[place, : len(used)] = used
         ids[place] = row.tokens[0]
-        positions[place] = past[place] = row.start
+        positions[place] = row.positions.start
+        past[place] = row.start
         slots[place] = used[-1] * block_size + row.start % block_size
     at_least = width // 2 * block_size + 1 if width == 1 << (width.bit_length() - 1) else 1
     return PagedBatch(
@@ -96,7 +97,7 @@ def _build_ragged(rows: tuple[Row, ...], block_size: int, width: int) -> PagedBa
         used = np.array(row.blocks[: -(-row.end // block_size)], np.int32)
         table[place, : len(used)] = used
         position = np.arange(row.start, row.end)
-        positions.append(position)
+        positions.append(row.first_rotary_row + position)
         slots.append(used[position // block_size] * block_size + position % block_size)
         ids += row.tokens
         cumulative.append(len(ids))

@@ -13,6 +13,7 @@ from ortserve.runtime.plan import (
     EnginePlan,
     fit_context,
 )
+from ortserve.runtime.rotary import regimes_within
 
 MAX_ROWS = 64  # unless the user says more
 MAX_CHUNK_TOKENS = 2048  # enough for the matrix units
@@ -68,4 +69,5 @@ def plan_paged_engine(manifest: Manifest, config: EngineConfig, *, device_bytes:
         deterministic=False,
         drafter_keep_bytes=0 if config.drafter == NO_DRAFTER else MAX_DRAFTER_KEEP,
         shares_blocks=True,
+        rotary_regimes=regimes_within(manifest, wanted),
     )

@@ -143,7 +143,9 @@ class Placement:
             (
                 other
                 for other in self._running
-                if other.request.group == request.group and other.request.prompt == request.prompt
+                if other.request.group == request.group
+                and other.request.prompt == request.prompt
+                and other.regime == sequence.regime
             ),
             None,
         )

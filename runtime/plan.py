@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import MemoryBudgetError
 from ortserve.runtime.kv import block_size
-from ortserve.runtime.manifest import KvLayout, Manifest
+from ortserve.runtime.manifest import KvLayout, Manifest, RotaryRegime
+from ortserve.runtime.rotary import regimes_within
 
 EXACT_CUT = 128  # in deterministic mode chunks end at its multiples: attention then gives the same bits for any cut
 MAX_DEFAULT_CONTEXT = 131_072
@@ -47,6 +48,7 @@ class EnginePlan:
     drafter_keep_bytes: int = 0  # what the drafter may keep of past requests
     drafter_bytes: int = 0  # that, what it keeps of running requests, and the keys and values of its small model
     shares_blocks: bool = False  # layout "pages": blocks are addresses, and the prompt cache holds the rows' own
+    rotary_regimes: tuple[RotaryRegime, ...] = ()  # within `max_context`, shortest first; at least one
 
     @property
     def resident_tokens(self) -> int:
@@ -78,6 +80,15 @@ class EnginePlan:
 
     def __str__(self) -> str:
         """One line for the start-up log."""
+        return self._sizes() + self._regimes()
+
+    def _regimes(self) -> str:
+        if len(self.rotary_regimes) < 2:
+            return ""
+        bounds = ", ".join(str(regime.max_tokens) for regime in self.rotary_regimes)
+        return f"; positions rotate by the length of a request, prompt and max_tokens: up to {bounds} tokens"
+
+    def _sizes(self) -> str:
         if self.shares_blocks:
             return (
                 f"{self.num_rows} rows of {self.max_context} tokens; KV cache {self.kv_bytes / GIB:.2f} GiB"
@@ -137,6 +148,7 @@ def plan_engine(
         deterministic=config.deterministic,
         drafter_keep_bytes=keep,
         drafter_bytes=keep + num_blocks * size * token_bytes,
+        rotary_regimes=regimes_within(manifest, wanted),
     )
 
 

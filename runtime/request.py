@@ -37,7 +37,7 @@ class SamplingParams:
     presence_penalty: float = 0.0  # once if it occurs in the output
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
-    max_tokens: int | None = None  # None: the rest of the context; 0: only the prompt is computed
+    max_tokens: int | None = None  # None: the rest of the context or rotary regime; 0: only the prompt is computed
     min_tokens: int = 0  # end-of-sequence ids cannot be drawn before that many tokens
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -129,6 +129,7 @@ class Request:
     tenant: bytes = b""  # those of one tenant take turns with others', by tokens computed
     weight: int = 1  # of the tenant's share, at least 1
     max_wait_s: float | None = None  # refused when it would have to wait longer for its row
+    planned_tokens: int | None = None  # at least: rotates as a request that long would; None: prompt and max_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from ortserve.plugins.api import CacheMode, CacheQuery, CacheStats, Hit, HitChan
 from ortserve.plugins.none import NoCache
 from ortserve.runtime.blocks import BlockPool
 from ortserve.runtime.plan import EnginePlan
+from ortserve.runtime.rotary import salt_within
 from ortserve.runtime.sequence import Sequence
 from ortserve.runtime.step import LoadBlocks, Move, SaveBlocks
 
@@ -219,6 +220,21 @@ class Reuse:
         for saving in (*self._queued, *self._running):
             yield from saving.part.blocks
 
+    def pin(self, tokens: Values[int], salt: bytes, ttl_s: float) -> int:
+        """Keep what is cached of a prefix for `ttl_s` seconds (0 ends it), in every rotary regime that holds it.
+
+        Returns the tokens that every one of them has.
+        """
+        regimes = [regime for regime in self._plan.rotary_regimes if regime.max_tokens > len(tokens)]
+        queries = [CacheQuery(tuple(tokens), len(tokens), salt_within(regime, salt)) for regime in regimes]
+        return min((self.cache.pin(query, ttl_s) for query in queries), default=0)
+
+    def clear(self, salt: bytes | None) -> int:
+        """Forget one salt's prefixes, or all; the blocks forgotten."""
+        if salt is None:
+            return self.cache.clear(None)
+        return sum(self.cache.clear(salt_within(regime, salt)) for regime in self._plan.rotary_regimes)
+
     def stats(self) -> CacheStats:
         """The cache's counters."""
         return self._ask(lambda cache: cache.stats(), CacheStats())
@@ -268,7 +284,7 @@ class Reuse:
         return CacheQuery(
             tokens=tuple(sequence.tokens),
             limit=self._limit(sequence),
-            salt=hints.salt,
+            salt=salt_within(sequence.regime, hints.salt),
             mode=hints.mode,
             breakpoints=hints.breakpoints,
             affinity=hints.affinity,

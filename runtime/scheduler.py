@@ -195,7 +195,15 @@ class Scheduler:
         assert sequence.slot is not None
         tokens = (*sequence.tokens[sequence.num_computed :], *guesses)
         blocks = self._blocks(sequence)
-        return Row(sequence.request.id, sequence.slot, sequence.num_computed, tokens, len(guesses) + 1, blocks=blocks)
+        return Row(
+            sequence.request.id,
+            sequence.slot,
+            sequence.num_computed,
+            tokens,
+            len(guesses) + 1,
+            blocks=blocks,
+            first_rotary_row=sequence.regime.first_row,
+        )
 
     def _plan_chunks(self, decodes: list[Row]) -> Iterator[Row]:
         """Prompt chunks of the oldest sequences that have not computed theirs, within the step's time."""
@@ -255,7 +263,15 @@ class Scheduler:
             start -= 1
         tokens = tuple(sequence.tokens[start:end])
         is_last = end == len(sequence.tokens)
-        return Row(sequence.request.id, sequence.slot, start, tokens, int(is_last), blocks=self._blocks(sequence))
+        return Row(
+            sequence.request.id,
+            sequence.slot,
+            start,
+            tokens,
+            int(is_last),
+            blocks=self._blocks(sequence),
+            first_rotary_row=sequence.regime.first_row,
+        )
 
     def _blocks(self, sequence: Sequence) -> tuple[int, ...]:
         """Where its tokens lie; in layout "slots" its row says that."""

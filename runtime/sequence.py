@@ -9,6 +9,7 @@ from enum import Enum, auto
 from ortserve.plugins.api import Hit, Ticket
 from ortserve.runtime.constraint import Constraint, Mask
 from ortserve.runtime.history import TokenHistory
+from ortserve.runtime.manifest import RotaryRegime
 from ortserve.runtime.request import FinishReason, Request
 from ortserve.runtime.sampler import Draw
 
@@ -34,6 +35,7 @@ class Sequence:
     eos_ids: frozenset[int]  # ids that end this request once min_tokens are drawn
     stop_ids: frozenset[int]  # ids that end this request at any time
     history: TokenHistory | None  # only when a penalty is on
+    regime: RotaryRegime  # how its positions rotate, for good
     constraint: Constraint | None = None  # of a request with a grammar: stands behind the last of `tokens`
     stage: Stage = Stage.WAITING
     num_computed: int = 0  # tokens whose keys and values are stored

@@ -14,11 +14,12 @@ from typing import cast
 
 from ortserve.plugins.small_model import Feed
 from ortserve.runtime.kv import SlotKvStore, block_size
-from ortserve.runtime.manifest import Manifest, read_manifest
+from ortserve.runtime.manifest import Manifest, RotaryRegime, read_manifest
 from ortserve.runtime.new_runner import new_runner
 from ortserve.runtime.pairing import check_same_tokens
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import SamplingParams
+from ortserve.runtime.rotary import choose_regime, regimes_within
 from ortserve.runtime.runner import load_session
 from ortserve.runtime.sampler import Draw, Sampler
 from ortserve.runtime.session import Session
@@ -49,6 +50,8 @@ class DraftModel:
         self._runner = new_runner(manifest, session, self._store, max_logit_rows=num_rows)
         self._sampler = Sampler(manifest.num_tokens, num_threads=num_threads)
         self._lengths = [0] * num_rows
+        self._regimes = regimes_within(manifest, max_context)
+        self._chosen = [self._regimes[0]] * num_rows  # of the rows that are not empty
         self._max_context = max_context
         self._max_tokens = max_tokens
         self._num_runs = 0
@@ -78,9 +81,7 @@ class DraftModel:
         self._check(feeds)
         if not feeds:
             return []
-        rows = tuple(
-            Row(str(feed.row), feed.row, self._lengths[feed.row], feed.tokens, int(feed.is_wanted)) for feed in feeds
-        )
+        rows = tuple(self._row(feed) for feed in feeds)
         logits = self._runner.run(Step(self._num_runs, (), rows))
         self._num_runs += 1
         for row in rows:
@@ -89,6 +90,24 @@ class DraftModel:
         draws = [_MOST_LIKELY if feed.draw is None else cast(Draw, feed.draw) for feed in feeds if feed.is_wanted]
         chosen = iter(self._sampler.draw(logits, draws) if draws else ())
         return [next(chosen).token_id if feed.is_wanted else None for feed in feeds]
+
+    def _row(self, feed: Feed) -> Row:
+        regime = self._chosen[feed.row] = self._regime(feed)
+        return Row(
+            str(feed.row),
+            feed.row,
+            self._lengths[feed.row],
+            feed.tokens,
+            int(feed.is_wanted),
+            first_rotary_row=regime.first_row,
+        )
+
+    def _regime(self, feed: Feed) -> RotaryRegime:
+        """An empty row's is chosen by how long it may become, as the served model's is; then it stays."""
+        if self._lengths[feed.row]:
+            return self._chosen[feed.row]
+        wanted = self._max_context if feed.max_length is None else feed.max_length
+        return choose_regime(self._regimes, min(wanted, self._max_context))
 
     def truncate(self, row: int, length: int) -> None:
         """Part of `SmallModel`."""
@@ -111,8 +130,9 @@ class DraftModel:
                 raise ValueError(f"there is no row {feed.row}: there are {self.num_rows}")
             if not 0 < len(feed.tokens) <= MAX_FEED:
                 raise ValueError(f"row {feed.row} is fed {len(feed.tokens)} tokens: from 1 to {MAX_FEED} are possible")
-            if self._lengths[feed.row] + len(feed.tokens) > self._max_context:
-                raise ValueError(f"row {feed.row} would exceed its {self._max_context} tokens: truncate it first")
+            most = self._regime(feed).max_tokens
+            if self._lengths[feed.row] + len(feed.tokens) > most:
+                raise ValueError(f"row {feed.row} would exceed its {most} tokens: truncate it first")
         if sum(self._lengths) + sum(len(feed.tokens) for feed in feeds) > self._max_tokens:
             raise ValueError(f"the rows would exceed {self._max_tokens} tokens together: truncate one first")
 

@@ -26,6 +26,13 @@ class Row:
     num_scored: int = 0  # the first of the logits rows only judge the prompt tokens that follow them
     num_silent: int = 0  # tokens after those with logits; they are fed again to be judged, so nothing is gained yet
     blocks: tuple[int, ...] = ()  # where the row's tokens lie, in layout "pages"
+    first_rotary_row: int = 0  # of the rotary tables, where position 0 is
+
+    @property
+    def positions(self) -> range:
+        """Rows of the rotary tables, one for each token."""
+        first = self.first_rotary_row + self.start
+        return range(first, first + len(self.tokens))
 
     @property
     def end(self) -> int:

@@ -2,7 +2,8 @@
 
 Layer 0 averages, with uniform attention, a value made of token and position over all stored positions; layer 1 averages
 token values over the positions whose code (position mod 8) equals the code of the current token. Both averages times
-the number of positions they cover are integers, so one swapped row, block or position changes the prediction.
+the number of positions they cover are integers, so one swapped row, block or position changes the prediction. Values
+also depend on the rotary regime, which `REGIME_ROWS` rows of tables belong to: one block of another changes it too.
 The idea is onnxruntime-genai's synthetic paged model (test/python/create/create_synthetic_paged_model.py).
 """
 
@@ -25,11 +26,15 @@ VOCAB_SIZE = 101  # prime: sums reach every token
 HEAD_DIM = 8
 NUM_CODES = 8
 _PARTS = ("key", "value")
+REGIME_ROWS = 2**20  # position_ids of one rotary regime; the next one's follow
 
 # Values, keys and queries of both layers; then what each layout does with them; then the prediction.
 _BEFORE = """
-  place = Mod(position_ids, five)
-  weight = Add(place, one)
+  position = Mod(position_ids, regime_rows)
+  regime = Div(position_ids, regime_rows)
+  place = Mod(position, five)
+  plain_weight = Add(place, one)
+  weight = Add(plain_weight, regime)
   mixed = Mul(input_ids, weight)
   mixed_float = Cast<to = 1>(mixed)
   mixed_column = Reshape(mixed_float, column)
@@ -38,7 +43,7 @@ _BEFORE = """
   token_float = Cast<to = 1>(input_ids)
   token_column = Reshape(token_float, column)
   value_1 = Mul(token_column, spread)
-  position_code = Mod(position_ids, codes)
+  position_code = Mod(position, codes)
   token_code = Mod(input_ids, codes)
   key_1 = OneHot(position_code, depth, off_on)
   query_1 = OneHot(token_code, depth, sharp)
@@ -151,8 +156,8 @@ _PADDED_AFTER = """
 _AFTER = """
   mean_0 = ReduceMean<keepdims = 0>(packed_0, last_axis)
   mean_1 = ReduceMean<keepdims = 0>(packed_1, last_axis)
-  count_0 = Add(position_ids, one)
-  reach = Sub(position_ids, token_code)
+  count_0 = Add(position, one)
+  reach = Sub(position, token_code)
   sevens = Div(reach, codes)
   matching = Add(sevens, one)
   reached = GreaterOrEqual(reach, zero)
@@ -181,6 +186,7 @@ _AFTER = """
 _CONSTANTS = f"""
 <int64 one = {{1}}, int64 five = {{5}}, int64 codes = {{{NUM_CODES}}}, int64 vocab = {{{VOCAB_SIZE}}},
  int64[1] last_axis = {{-1}}, int64[2] column = {{-1, 1}}, int64[2] flat = {{-1, {HEAD_DIM}}},
+ int64 regime_rows = {{{REGIME_ROWS}}},
  int64 three = {{3}}, int64 zero = {{0}}, float[2] sharp = {{0.0, 30.0}}, float[2] off_on = {{0.0, 1.0}},
  int64[1] depth = {{{NUM_CODES}}}, int64[1] flat_shape = {{-1}}, int64[1] first = {{0}}, int64[1] second = {{1}},
  int64[1] one_of = {{1}}, int64 second_scalar = {{1}}, int64[2] middle_axes = {{1, 2}}, float lowest = {{-1e30}},
@@ -206,18 +212,18 @@ synthetic ({inputs} {past}) => (float[L, {VOCAB_SIZE}] logits, {past.replace("pa
 """
 
 
-def predict_next(tokens: Sequence[int]) -> int:
-    """The synthetic model's most likely token after `tokens`."""
+def predict_next(tokens: Sequence[int], regime: int = 0) -> int:
+    """The synthetic model's most likely token after `tokens`, in the rotary regime of that number."""
     position = len(tokens) - 1
-    total = sum(token * (place % 5 + 1) for place, token in enumerate(tokens))
+    total = sum(token * (place % 5 + 1 + regime) for place, token in enumerate(tokens))
     code = tokens[-1] % NUM_CODES
     covered = tokens[code::NUM_CODES] if code <= position else tokens
     return (total + 3 * sum(covered)) % VOCAB_SIZE
 
 
-def predict_logits(tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+def predict_logits(tokens: Sequence[int], regime: int = 0) -> npt.NDArray[np.float32]:
     """[vocab]: zero at the next token, falling by 0.5 with each id above it, around the end."""
-    return -0.5 * ((np.arange(VOCAB_SIZE) - predict_next(tokens)) % VOCAB_SIZE).astype(np.float32)
+    return -0.5 * ((np.arange(VOCAB_SIZE) - predict_next(tokens, regime)) % VOCAB_SIZE).astype(np.float32)
 
 
 def write_synthetic_model(folder: Path, *, max_context: int = 256, eos_token_ids: tuple[int, ...] = (0,)) -> Manifest:

@@ -8,7 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ortserve.export.architecture import Activation, Architecture, Attention, Experts, Layer, Linear, Mlp, Norm, Rope
+from ortserve.export.architecture import (
+    Activation,
+    Architecture,
+    Attention,
+    DynamicScaling,
+    Experts,
+    Layer,
+    Linear,
+    Mlp,
+    Norm,
+    Rope,
+)
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.families.rope_settings import LAYER_KINDS, LayerKind, read_rope
@@ -163,6 +174,7 @@ def describe(
 ) -> Architecture:
     """The whole decoder; `tied` is the family's default. Raises `ExportError` when tensors are missing or misshapen."""
     tied = flag(checkpoint.config, "tie_word_embeddings", tied)
+    layers = tuple(layer(index) for index in range(sizes.num_layers))
     architecture = Architecture(
         family=family,
         hidden_size=sizes.hidden_size,
@@ -171,9 +183,9 @@ def describe(
         num_kv_heads=sizes.num_kv_heads,
         head_dim=sizes.head_dim,
         vocab_size=checkpoint.stored(EMBEDDING).shape[0],
-        max_context=sizes.max_context,
+        max_context=_reach(sizes, layers),
         embedding=EMBEDDING,
-        layers=tuple(layer(index) for index in range(sizes.num_layers)),
+        layers=layers,
         final_norm=norm(sizes, "model.norm.weight", offset=norm_offset),
         lm_head=EMBEDDING if tied else "lm_head.weight",
         embedding_scale=embedding_scale,
@@ -182,6 +194,13 @@ def describe(
     )
     _check_shapes(checkpoint, architecture)
     return architecture
+
+
+def _reach(sizes: Sizes, layers: Iterable[Layer]) -> int:
+    """The context; dynamic scaling of every rotary embedding stretches it by its factor."""
+    ropes = [layer.attention.rope for layer in layers if layer.attention.rope is not None]
+    factors = [rope.scaling.factor if isinstance(rope.scaling, DynamicScaling) else 1.0 for rope in ropes]
+    return int(sizes.max_context * min(factors, default=1.0))
 
 
 def _check_shapes(checkpoint: Checkpoint, architecture: Architecture) -> None:

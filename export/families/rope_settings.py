@@ -53,7 +53,13 @@ def read_rope(
     if kind == "default":
         return Rope(theta, rotary_dim)
     if kind == "dynamic":  # transformers counts from max_position_embeddings here, whatever else is written
-        return Rope(theta, rotary_dim, DynamicScaling(max_context))
+        factor = number(fields, "factor")
+        if factor < 1 or rotary_dim < 4:
+            raise ExportError(
+                f"config.json: dynamic rope scaling with factor {factor:g} over {rotary_dim} rotated components:"
+                " export knows factors of at least 1 over at least 4 components"
+            )
+        return Rope(theta, rotary_dim, DynamicScaling(factor, max_context))
     if kind == "linear":
         return Rope(theta, rotary_dim, LinearScaling(number(fields, "factor")))
     original = _original_context(config, fields, max_context)
@@ -68,7 +74,8 @@ def read_rope(
             raise ExportError(f"config.json: rope_theta {theta:g} does not slow any pair down, which yarn needs")
         return Rope(theta, rotary_dim, _yarn(fields, factor, original), _yarn_attention_factor(fields, factor))
     attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    scaling = LongRope(_factors(fields, "short_factor", rotary_dim // 2), original)
+    short, long = (_factors(fields, key, rotary_dim // 2) for key in ("short_factor", "long_factor"))
+    scaling = LongRope(short, long, original)
     return Rope(theta, rotary_dim, scaling, number(fields, "attention_factor", attention))
 
 

@@ -103,7 +103,7 @@ CHAT = FieldTable(
     (
         required("model", STRING, "the served name or the model's own"),
         *MESSAGES,
-        honoured("max_completion_tokens", integer(1), "absent: the rest of the context"),
+        honoured("max_completion_tokens", integer(1), "absent: the rest of the context, or of the rotary regime"),
         honoured("max_tokens", integer(1), "`max_completion_tokens` wins"),
         *CHOOSING,
         honoured("logprobs", BOOLEAN, "log-softmax of the raw logits"),

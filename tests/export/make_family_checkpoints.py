@@ -3,7 +3,7 @@
 Not run by the suite, which needs neither torch nor transformers: run it by hand, when a family is added, with
 transformers 5 (`python tests/export/make_family_checkpoints.py`), then with transformers 4, which adds the same
 configurations in its own spelling as `config4.json`. Arguments name the families to
-write, none: all. Knows nothing of ortserve.
+write, or `regimes` and `ropes`, none: all. Knows nothing of ortserve.
 
 Weights are float16 in the files; transformers computes with those values in float64, so that what differs from its
 logits is our rounding and not its own.
@@ -172,6 +172,15 @@ ROPES = {
 }
 
 
+# Models whose positions rotate by how long the sequence is, of other families' weights, and lengths on both sides of
+# where that changes: exactly at the lengths that requests are sized by.
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0}
+REGIMES: Mapping[str, tuple[Mapping[str, Any], tuple[int, ...]]] = {
+    "phi4_mini": ({}, (48, 49, 96)),
+    "llama": ({"rope_parameters": DYNAMIC, "max_position_embeddings": 24}, (24, 48, 96)),
+}
+
+
 def random_values(model: torch.nn.Module) -> None:
     """Every weight matters: norms away from one, biases away from zero, products that keep the size of their input."""
     for name, parameter in model.named_parameters():
@@ -210,6 +219,32 @@ def write_family(name: str, family: Family) -> None:
     save_file(expected, folder / "expected.safetensors")
 
 
+def write_regimes() -> None:
+    """`families/regimes.safetensors`: logits of `REGIMES`; `families/regimes.json`: their fields and frequencies."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    torch.manual_seed(1)
+    expected: dict[str, torch.Tensor] = {}
+    described: dict[str, Any] = {}
+    for name, (fields, lengths) in REGIMES.items():
+        rates = {}
+        for length in lengths:  # each by a fresh model: one remembers the longest it has seen
+            config = transformers.AutoConfig.from_pretrained(FOLDER / name, **fields, attn_implementation="eager")
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                FOLDER / name, config=config, dtype=torch.float64
+            ).eval()
+            tokens = torch.randint(0, VOCAB_SIZE, (length,))
+            expected[f"{name}.tokens.{length}"] = tokens.to(torch.int32)
+            with torch.no_grad():
+                expected[f"{name}.logits.{length}"] = model(tokens[None]).logits[0].to(torch.float32)
+            kind = config.rope_parameters["rope_type"]
+            frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config, "cpu", seq_len=length)
+            rates[length] = {"frequencies": frequencies.tolist(), "attention_factor": factor}
+        described[name] = {"fields": fields, "lengths": rates}
+    save_file(expected, FOLDER / "regimes.safetensors")
+    (FOLDER / "regimes.json").write_text(json.dumps(described, indent=1) + "\n")
+
+
 def write_older_spelling(name: str, family: Family) -> None:
     """`families/NAME/config4.json`: the same configuration as transformers 4 saves it."""
     fields = {**COMMON, **family.fields}
@@ -245,8 +280,10 @@ def write_ropes() -> None:
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     is_older = transformers.__version__.startswith("4.")
-    wanted = sys.argv[1:] or list(FAMILIES)
-    for each, described in ((name, FAMILIES[name]) for name in wanted):
+    wanted = sys.argv[1:] or [*FAMILIES, "ropes", "regimes"]
+    for each, described in ((name, FAMILIES[name]) for name in wanted if name in FAMILIES):
         (write_older_spelling if is_older else write_family)(each, described)
-    if not is_older and not sys.argv[1:]:
+    if not is_older and "ropes" in wanted:
         write_ropes()
+    if not is_older and "regimes" in wanted:
+        write_regimes()

@@ -11,15 +11,13 @@ import pytest
 from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
-from ortserve.export.plan import plan_export
-from ortserve.export.publish import export_checkpoint
 from ortserve.export.shapes import SHAPES
 from ortserve.export.widen import widen_checkpoint
 from tests.export.checkpoints import Tiny, write_checkpoint
 from tests.export.family_checkpoints import copy_family
 
 LONGROPE = {"rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
-DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
+DYNAMIC = {"rope_type": "dynamic"}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +85,11 @@ def test_a_variant_without_a_graph(tmp_path: Path, family: str, fields: dict[str
         ({"rope_type": "default", "partial_rotary_factor": 2.0}, "rotates 32 of 16 components"),
         ({**LONGROPE, "short_factor": [1.0] * 7}, "short_factor is no list of 8 numbers"),
         ({**LONGROPE, "short_factor": [1.0] * 7 + [0]}, "short_factor holds values that are no positive numbers"),
+        ({**LONGROPE, "long_factor": [1.0] * 9}, "long_factor is no list of 8 numbers"),
+        ({**LONGROPE, "long_factor": None}, "long_factor is no list of 8 numbers"),
+        (DYNAMIC, "config.json has no factor"),
+        ({**DYNAMIC, "factor": 0.5}, "dynamic rope scaling with factor 0.5 over 16 rotated components"),
+        ({**DYNAMIC, "factor": 2, "partial_rotary_factor": 0.125}, "with factor 2 over 2 rotated components"),
     ],
 )
 @pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
@@ -94,16 +97,6 @@ def test_rope_settings_that_no_table_holds(tmp_path: Path, key: str, settings: d
     tiny = Tiny(config={key: settings})
     with pytest.raises(ExportError, match=message):
         read_architecture(open_checkpoint(write_checkpoint(tmp_path / "source", tiny)))
-
-
-def test_longrope_is_refused_beyond_its_original_context_and_exported_within(tmp_path: Path) -> None:
-    source = copy_family("phi4_mini", tmp_path / "source")
-    message = "beyond 48 tokens this model rotates by how long each request becomes, which the runtime cannot choose"
-    for max_context in (None, 49):
-        with pytest.raises(ExportError, match=message) as caught:
-            export_checkpoint(source, tmp_path / "out", precision="int8", max_context=max_context)
-        assert "--max-context 48" in str(caught.value)
-    assert export_checkpoint(source, tmp_path / "out", precision="int8", max_context=48).max_context == 48
 
 
 def test_an_early_phi3_calls_longrope_yarn_or_su(tmp_path: Path) -> None:
@@ -114,15 +107,6 @@ def test_an_early_phi3_calls_longrope_yarn_or_su(tmp_path: Path) -> None:
         config["rope_parameters"]["rope_type"] = alias
         (source / "config.json").write_text(json.dumps(config))
         assert read_architecture(open_checkpoint(source)) == named
-
-
-def test_dynamic_scaling_is_plain_within_the_trained_context(tmp_path: Path) -> None:
-    """`max_position_embeddings` is where it begins to stretch."""
-    source = write_checkpoint(tmp_path / "source", Tiny(config={"rope_scaling": DYNAMIC}))
-    architecture = read_architecture(open_checkpoint(source))
-    assert plan_export(architecture, precision="int8").max_context == Tiny().max_context
-    with pytest.raises(ExportError, match="beyond 96 tokens this model rotates by how long each request becomes"):
-        plan_export(architecture, precision="int8", max_context=97)
 
 
 def test_only_llama_checkpoints_are_widened(tmp_path: Path) -> None:

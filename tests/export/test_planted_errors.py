@@ -135,7 +135,7 @@ PLANTED: dict[str, tuple[str, Plant]] = {
     "yarn taken for linear": ("qwen3", _rope(scaling=LinearScaling(4.0))),
     "yarn with another ramp": ("qwen3", _rope(scaling=YarnScaling(4.0, 24, truncate=False))),
     "divisors forgotten": ("phi4_mini", _rope(scaling=None)),
-    "scaling forgotten": ("llama", _rope(scaling=DynamicScaling(96))),
+    "scaling forgotten": ("llama", _rope(scaling=DynamicScaling(1.0, 96))),
     "all components rotate": ("phi4_mini", _rope(rotary_dim=16, scaling=None)),
     "positions in every layer": ("smollm3", _rotate_everywhere),
     "gate and up swapped": (

@@ -107,12 +107,12 @@ def whole(deltas: list[Delta]) -> Completion:
     return join(deltas)
 
 
-def greedy_tokens(prompt: tuple[int, ...], sampling: SamplingParams, eos: int = 0) -> list[int]:
-    """What a greedy request must produce, by the model's rule alone."""
+def greedy_tokens(prompt: tuple[int, ...], sampling: SamplingParams, eos: int = 0, *, regime: int = 0) -> list[int]:
+    """What a greedy request must produce, by the model's rule alone, in the rotary regime of that number."""
     tokens = list(prompt)
     assert sampling.max_tokens is not None
     for _ in range(sampling.max_tokens):
-        token = int(predict_logits(tokens)[:PADDING_ID].argmax())
+        token = int(predict_logits(tokens, regime)[:PADDING_ID].argmax())
         if token == eos and not sampling.ignore_eos:
             break
         tokens.append(token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ortserve.runtime.adaptation import MAX_DRAFT, PRIOR, DraftCost, expected, heard, learn, limits
+from ortserve.runtime.manifest import RotaryRegime
 from ortserve.runtime.pace import Pace
 from ortserve.runtime.request import DraftHints, Request
 from ortserve.runtime.sequence import Sequence
@@ -12,7 +13,7 @@ from ortserve.runtime.sequence import Sequence
 
 def sequence_of(name: str = "r", *, acceptance: float | None = None, max_draft: int | None = None) -> Sequence:
     request = Request(name, (1, 2, 3), draft=DraftHints(max_draft=max_draft))
-    found = Sequence(request, 0, 100, 0, 0.0, [1, 2, 3], frozenset(), frozenset(), None)
+    found = Sequence(request, 0, 100, 0, 0.0, [1, 2, 3], frozenset(), frozenset(), None, RotaryRegime(103, 0))
     if acceptance is not None:
         found.acceptance, found.num_accepted = acceptance, 1
     return found

@@ -1,6 +1,6 @@
 """The equalities, by a state machine: whatever is batched, chunked, cached, preempted or cancelled beside a request,
 and whatever a cache has kept on disk across a restart, its tokens and the bits of its log-probabilities are those it
-has alone. The laws of `audit` hold after every step.
+has alone. The laws of `audit` hold after every step. Requests beyond `REGIME` tokens rotate otherwise than others.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,13 +26,17 @@ from ortserve.plugins.api import Breakpoint, CacheMode
 from ortserve.runtime.audit import audit
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
+from ortserve.runtime.manifest import RotaryRegime
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import CacheHints, Completion, Delta, FinishReason, Grammar, Request, SamplingParams
+from ortserve.runtime.testing import REGIME_ROWS
 from tests.runtime.constraints import CountingGrammars, counting
 from tests.runtime.paged_synthetic import PagedSyntheticModel
 from tests.runtime.synthetic import LAST_ID, Clock, SyntheticModel, greedy_tokens, run_to_end, whole
 
 MAX_CONTEXT = 384
+REGIME = 135  # prompts of about its length are on either side of it by their max_tokens
+Model = TypeVar("Model", "SyntheticModel", "PagedSyntheticModel")
 samplings = st.builds(
     SamplingParams,
     temperature=st.sampled_from([0.0, 0.0, 0.7, 1.0]),
@@ -283,6 +288,12 @@ def judged(request: Request) -> list[int]:
     return [] if request.sampling.num_prompt_logprobs is None else list(request.prompt[1:])
 
 
+def with_regimes(model: Model) -> Model:
+    """The same model, of which longer requests rotate otherwise."""
+    regimes = (RotaryRegime(REGIME, 0), RotaryRegime(model.manifest.max_context, REGIME_ROWS))
+    return replace(model, manifest=replace(model.manifest, rotary_regimes=regimes))
+
+
 def run(machine: type[Equalities], num_examples: int) -> None:
     run_state_machine_as_test(
         machine,
@@ -294,13 +305,14 @@ def run(machine: type[Equalities], num_examples: int) -> None:
 
 @pytest.mark.timeout(240)
 def test_whatever_happens_beside_a_request_its_reply_stays_the_same(synthetic: SyntheticModel) -> None:
-    run(type("Machine", (Equalities,), {"model": synthetic, "alone": {}, "num_reads": []}), 25)
+    run(type("Machine", (Equalities,), {"model": with_regimes(synthetic), "alone": {}, "num_reads": []}), 25)
 
 
 @pytest.mark.timeout(240)
 def test_restarts_in_between_change_no_reply_either(synthetic: SyntheticModel) -> None:
     num_reads: list[int] = []
-    run(type("Machine", (Equalities,), {"model": synthetic, "alone": {}, "num_reads": num_reads, "has_disk": True}), 8)
+    members = {"model": with_regimes(synthetic), "alone": {}, "num_reads": num_reads, "has_disk": True}
+    run(type("Machine", (Equalities,), members), 8)
     assert sum(num_reads) > 0, "no example has read anything from disk"
 
 

@@ -23,6 +23,7 @@ from ortserve.runtime.request import Request, SamplingParams
 from ortserve.runtime.session import Session
 from ortserve.runtime.small_model import DraftModel, LoadedDraft
 from tests.runtime.synthetic import SyntheticModel, block_tokens, run_to_end, whole
+from tests.runtime.test_equalities import REGIME, with_regimes
 
 GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, num_logprobs=1)
 SAMPLED = replace(GREEDY, temperature=1.0, seed=3)
@@ -92,6 +93,20 @@ def test_every_guess_of_mixed_rows_holds(
     assert accepted > 100
     assert more > 100
     assert rejected == worse == 0
+    engine.close()
+
+
+def test_guesses_rotate_as_the_requests_do(synthetic: SyntheticModel) -> None:
+    """On both sides of a rotary regime's end, and exactly at it: a guess of another regime would be wrong."""
+    model = with_regimes(synthetic)
+    plan = plan_of(model)
+    engine = drafted(model, plan)
+    sizes = (REGIME - 40, REGIME - 39, 30, 200, REGIME - 41)
+    requests = [Request(f"r{place}", prompt(size, size), GREEDY) for place, size in enumerate(sizes)]
+    requests.append(Request("open", prompt(50, 1), replace(GREEDY, max_tokens=None)))  # ends with its regime
+    accepted, rejected = check(model, engine, plan, requests)
+    assert accepted > 100
+    assert rejected == 0
     engine.close()
 
 

@@ -11,7 +11,7 @@ from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Request, SamplingParams
 from tests.runtime.paged_synthetic import PagedSyntheticModel, load_paged_synthetic_model
 from tests.runtime.synthetic import greedy_tokens, run_to_end, whole
-from tests.runtime.test_equalities import MAX_CONTEXT, Equalities, run
+from tests.runtime.test_equalities import MAX_CONTEXT, Equalities, run, with_regimes
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +37,13 @@ class PagedEqualities(Equalities):
 
 @pytest.mark.timeout(300)
 def test_whatever_happens_beside_a_request_its_reply_stays_the_same(paged: PagedSyntheticModel) -> None:
-    run(type("Machine", (PagedEqualities,), {"model": paged, "alone": {}, "num_reads": []}), 8)
+    run(type("Machine", (PagedEqualities,), {"model": with_regimes(paged), "alone": {}, "num_reads": []}), 8)
 
 
 @pytest.mark.timeout(300)
 def test_restarts_in_between_change_no_reply_either(paged: PagedSyntheticModel) -> None:
     num_reads: list[int] = []
-    members = {"model": paged, "alone": {}, "num_reads": num_reads, "has_disk": True}
+    members = {"model": with_regimes(paged), "alone": {}, "num_reads": num_reads, "has_disk": True}
     run(type("Machine", (PagedEqualities,), members), 3)
     assert sum(num_reads) > 0, "no example has read anything from disk"
 
