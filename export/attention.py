@@ -7,15 +7,22 @@ Padding exists only between the two Gathers: everything else works on `[T, featu
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
+import ml_dtypes
 import numpy as np
 
 from ortserve.export.architecture import Architecture, Attention, Norm, Rope
 from ortserve.export.checkpoint import Checkpoint
+from ortserve.export.errors import ExportError
 from ortserve.export.graph_builder import MICROSOFT, GraphBuilder
 from ortserve.export.normalize import normalize, store_norm
 from ortserve.export.plan import ExportPlan
+from ortserve.export.precisions import KvPrecision
 from ortserve.export.rope import rotary_tables
+
+KV_TYPES: Mapping[KvPrecision, type[np.generic]] = {"int8": np.int8, "fp8": ml_dtypes.float8_e4m3fn}
+KV_OPTIONS: Mapping[str, str] = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
 
 
 def declare_attention_inputs(graph: GraphBuilder, plan: ExportPlan) -> None:
@@ -48,28 +55,45 @@ def attend(
     placed = normalize_and_rotate(graph, architecture, checkpoint, index, qkv)
     padded = graph.node("Gather", [placed, "pad_index"], f"{prefix}.padded", axis=0)  # [B, S, features]
     shape: list[str | int] = ["B", architecture.num_kv_heads, "C", architecture.head_dim]
-    past = [graph.input(f"past.{index}.{part}", np.float32, shape) for part in ("key", "value")]
+    stored = KV_TYPES.get(plan.kv, np.float32)
+    past = [graph.input(f"past.{index}.{part}", stored, shape) for part in ("key", "value")]
+    options = attention_options(architecture.layers[index].attention, architecture.head_dim, plan.max_context)
+    scales = ["", ""]
+    if plan.kv != "float":
+        scales = store_kv_scales(graph, plan, index, (1, architecture.num_kv_heads, 1, architecture.head_dim))
+        options.update(KV_OPTIONS, kv_cache_bit_width=8)
     present = [f"present.{index}.{part}" for part in ("key", "value")]
     attended, *_ = graph.node_with_outputs(
         "GroupQueryAttention",
-        [padded, "", "", *past, "seqlens_k", "total_length", *([""] * 9), "query_lengths"],
+        [padded, "", "", *past, "seqlens_k", "total_length", *([""] * 5), *scales, "", "", "query_lengths"],
         [f"{prefix}.attended", *present],
         domain=MICROSOFT,
         num_heads=architecture.num_heads,
         kv_num_heads=architecture.num_kv_heads,
         do_rotary=0,
-        **attention_options(architecture.layers[index].attention, architecture.head_dim, plan.max_context),
+        **options,
     )
     for name in present:
-        graph.output(name, np.float32, shape)
+        graph.output(name, stored, shape)
     flat_shape = graph.constant("attention_width", np.array([-1, architecture.query_size], np.int64))
     flat = graph.node("Reshape", [attended, flat_shape], f"{prefix}.flat")  # [B S, heads head_dim]
     return graph.node("Gather", [flat, take], f"{prefix}.context", axis=0)
 
 
-def attention_options(attention: Attention, head_dim: int, max_context: int) -> dict[str, int | float]:
+def store_kv_scales(graph: GraphBuilder, plan: ExportPlan, index: int, shape: tuple[int, ...]) -> list[str]:
+    """What a code of keys and of values stands for, in a layer's shape; the names of both."""
+    if not plan.kv_scales:  # planned for its size alone
+        raise ExportError(f"--kv {plan.kv} needs scales: calibrate first")
+    scales, prefix = plan.kv_scales[index], f"layers.{index}"
+    names = [f"{prefix}.key_scale", f"{prefix}.value_scale"]
+    for name, scale in zip(names, (scales.key, scales.value), strict=True):
+        graph.weight(name, np.float32, shape, [scale.reshape(shape)])
+    return names
+
+
+def attention_options(attention: Attention, head_dim: int, max_context: int) -> dict[str, int | float | str]:
     """The operator's attributes that differ from its defaults."""
-    options: dict[str, int | float] = {}
+    options: dict[str, int | float | str] = {}
     if attention.window is not None and attention.window < max_context:
         options["local_window_size"] = attention.window
     if not math.isclose(attention.scale, head_dim**-0.5):

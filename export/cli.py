@@ -27,6 +27,7 @@ from ortserve.export.precisions import (
     CUDA_BLOCK_SIZE,
     DEFAULT_BLOCK_SIZE,
     DEVICES,
+    KV_PRECISIONS,
     PRECISIONS,
     REFERENCES,
     Device,
@@ -95,6 +96,13 @@ def configure_export(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--calibration", type=Path, metavar="FILE", help="UTF-8 text to calibrate by (default: text that is bundled)"
     )
+    parser.add_argument(
+        "--kv",
+        choices=KV_PRECISIONS,
+        default="float",
+        help="keys and values in the cache; int8: a quarter of the memory and faster decoding of long contexts, slower"
+        " prefill attention; fp8: cuda only (default: float)",
+    )
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter (PEFT) to merge into the weights")
     parser.add_argument(
         "--requantize",
@@ -141,6 +149,7 @@ def run_export(arguments: Namespace) -> int:
                 activations=arguments.activations,
                 calibration_text=arguments.calibration,
                 requantize=arguments.requantize,
+                kv=arguments.kv,
                 verify=not arguments.no_verify,
                 force=arguments.force,
                 allow_unproven=arguments.allow_unproven,
@@ -169,6 +178,7 @@ def _run_dry(arguments: Namespace) -> int:
         arguments.activations,
         arguments.calibration,
         arguments.requantize,
+        arguments.kv,
     )
     with preview_source(resolve_source(arguments.source), arguments.adapter) as (checkpoint, download_bytes):
         found = forecast(checkpoint, options, verify=not arguments.no_verify, download_bytes=download_bytes)

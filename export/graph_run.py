@@ -53,7 +53,7 @@ class GraphRun:
         self._kv: list[Any] = []
         for layer in range(manifest.kv.num_layers):
             for part in ("key", "value"):
-                value = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), "cpu", 0)
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, manifest.kv.dtype), "cpu", 0)
                 self._binding.bind_ortvalue_input(f"past.{layer}.{part}", value)
                 self._binding.bind_ortvalue_output(f"present.{layer}.{part}", value)
                 self._kv.append(value)

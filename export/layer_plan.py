@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ortserve.export.architecture import Layer, Linear, Mlp
+from ortserve.export.architecture import Architecture, Layer, Linear, Mlp
 from ortserve.export.precisions import FLOAT_PRECISIONS, Precision
 from ortserve.export.recipe import InputRecipe
 from ortserve.export.takeover import BlockFormat
@@ -33,6 +33,10 @@ class MatrixPlan:
     def column_factor(self) -> NDArray[np.float32] | None:
         """What its columns are multiplied by, `[columns]`: the divisor of its input."""
         return None if self.recipe is None else self.recipe.divisor
+
+    def value_divisor(self, architecture: Architecture) -> NDArray[np.float32] | None:
+        """Of a stacked query-key-value product: what its values are divided by, `[kv_heads * head_dim]`."""
+        return None if self.row_divisor is None else self.row_divisor[-architecture.key_size :]
 
     def facts(self) -> MatrixFacts:
         """For the manifest."""

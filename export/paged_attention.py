@@ -9,7 +9,15 @@ from __future__ import annotations
 import numpy as np
 
 from ortserve.export.architecture import Attention
-from ortserve.export.attention import attention_options, normalize_and_rotate, store_rotary_tables, table_names
+from ortserve.export.attention import (
+    KV_OPTIONS,
+    KV_TYPES,
+    attention_options,
+    normalize_and_rotate,
+    store_kv_scales,
+    store_rotary_tables,
+    table_names,
+)
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.graph_builder import MICROSOFT, GraphBuilder
 from ortserve.export.normalize import store_norm
@@ -50,12 +58,17 @@ def attend(
     else:
         qkv = normalize_and_rotate(graph, architecture, checkpoint, index, qkv)
     shape: list[str | int] = ["N", plan.page_size or "P", architecture.num_kv_heads, architecture.head_dim]
-    past = [graph.input(f"past.{index}.{part}", graph.floats, shape) for part in ("key", "value")]
+    stored = KV_TYPES.get(plan.kv, graph.floats)
+    past = [graph.input(f"past.{index}.{part}", stored, shape) for part in ("key", "value")]
+    scales = ["", ""]
+    if plan.kv != "float":
+        scales = store_kv_scales(graph, plan, index, (architecture.num_kv_heads, 1, architecture.head_dim))
+        options.update(KV_OPTIONS)
     present = [f"present.{index}.{part}" for part in ("key", "value")]
     rows = ["cumulative_lengths", "past_lengths", "page_table"]
     attended, *_ = graph.node_with_outputs(
         "PagedAttention",
-        [qkv, "", "", *past, *rows, *tables, "slot_mapping", "", *norms, "", "", "attention_bounds"],
+        [qkv, "", "", *past, *rows, *tables, "slot_mapping", "", *norms, *scales, "attention_bounds"],
         [f"{prefix}.attended", *present],
         domain=MICROSOFT,
         num_heads=architecture.num_heads,
@@ -63,7 +76,7 @@ def attend(
         **options,
     )
     for name in present:
-        graph.output(name, graph.floats, shape)
+        graph.output(name, stored, shape)
     if not only_logits:
         return attended
     return graph.node("Gather", [attended, "logit_index"], f"{prefix}.context", axis=0)

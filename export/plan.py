@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 from ortserve.export.architecture import Architecture, Experts, Layer, Linear, Mlp
 from ortserve.export.calibrate import head_linear
 from ortserve.export.errors import ExportError
+from ortserve.export.kv_scales import KvRanges, KvScales, kv_scales
 from ortserve.export.layer_plan import LayerPlan, MatrixPlan, MlpPlan
 from ortserve.export.precisions import (
     BLOCK_SIZES,
     CUDA_BLOCK_SIZE,
     DEFAULT_BLOCK_SIZE,
+    DEVICE_KV,
     DEVICE_PRECISIONS,
     FLOAT_PRECISIONS,
     PRECISIONS,
     Device,
+    KvPrecision,
     Precision,
 )
 from ortserve.export.recipe import Calibration, InputOptions, InputRecipe, static_suffices
@@ -48,6 +51,8 @@ class ExportPlan:
     lm_head: MatrixPlan
     device: Device = "cpu"
     floats: FloatType = "float32"  # type of activations and unquantized weights
+    kv: KvPrecision = "float"
+    kv_scales: tuple[KvScales, ...] = ()  # of every layer, once they are calibrated; none for float
 
     @property
     def is_paged(self) -> bool:
@@ -101,7 +106,8 @@ class ExportPlan:
         """Size of the data file, without alignment."""
         tables = sum(self.rotary_bounds) * sum(rope.rotary_dim for rope in self.architecture.ropes())
         floats = tables + self._num_norm_parameters
-        return sum(matrix.num_bytes for matrix in self.matrices()) + _float_bytes(self.floats) * floats
+        num_scales = 0 if self.kv == "float" else 2 * len(self.layers) * self.architecture.key_size
+        return sum(matrix.num_bytes for matrix in self.matrices()) + _float_bytes(self.floats) * floats + 4 * num_scales
 
     @property
     def _num_norm_parameters(self) -> int:
@@ -118,6 +124,8 @@ def plan_export(
     calibration: Calibration | None = None,
     caution: int = 0,
     taken: Mapping[Linear, BlockFormat] | None = None,
+    kv: KvPrecision = "float",
+    kv_ranges: KvRanges | None = None,
 ) -> ExportPlan:
     """Assign a recipe to every matrix. Raises `ExportError` for options that do not fit the model or the device.
 
@@ -146,15 +154,24 @@ def plan_export(
         caution,
         taken or {},
     )
+    if kv not in DEVICE_KV[device]:
+        choices = ", ".join(DEVICE_KV[device])
+        raise ExportError(f"--kv {kv} is not for {device}: choose {choices}, or another --device")
+    layers = tuple(planner.layer(index, layer) for index, layer in enumerate(architecture.layers))
+    scales: tuple[KvScales, ...] = ()
+    if kv_ranges is not None:
+        scales = kv_scales(architecture, kv_ranges, kv, [layer.qkv.value_divisor(architecture) for layer in layers])
     return ExportPlan(
         architecture=architecture,
         precision=inner,
         max_context=context,
         embedding=planner.embedding(),
-        layers=tuple(planner.layer(index, layer) for index, layer in enumerate(architecture.layers)),
+        layers=layers,
         lm_head=planner.lm_head(),
         device=device,
         floats=floats,
+        kv=kv,
+        kv_scales=scales,
     )
 
 

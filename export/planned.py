@@ -12,7 +12,7 @@ from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
 from ortserve.export.plan import ExportPlan, default_block_size, plan_export
-from ortserve.export.precisions import DEVICE_PRECISIONS, Device
+from ortserve.export.precisions import DEVICE_PRECISIONS, Device, KvPrecision
 from ortserve.export.takeover import REQUANTIZE, choose_precision, find_block_formats
 from ortserve.export.templates import check_templates
 
@@ -28,6 +28,7 @@ class ExportOptions:
     activations: str = "calibrated"
     calibration_text: Path | None = None
     requantize: bool = False
+    kv: KvPrecision = "float"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def first_plan(checkpoint: Checkpoint, options: ExportOptions) -> Planned:
     takes_over = checkpoint.packing is not None and not options.requantize
     if takes_over and checkpoint.adapter is not None:
         raise ExportError(f"--adapter changes matrices that are quantized already: {REQUANTIZE}")
-    if takes_over and options.calibration_text is not None:
+    if takes_over and options.calibration_text is not None and options.kv == "float":
         raise ExportError("--calibration: quantized matrices are taken over as they are; leave it out, or requantize")
     plan_with = partial(
         plan_export,
@@ -61,6 +62,7 @@ def first_plan(checkpoint: Checkpoint, options: ExportOptions) -> Planned:
         block_size=options.block_size,
         max_context=options.max_context,
         taken=find_block_formats(checkpoint, architecture) if takes_over else None,
+        kv=options.kv,
     )
     plan = plan_with()
     calibrates = options.activations == "calibrated" and device == "cpu" and plan.precision != "fp32" and not takes_over

@@ -8,11 +8,14 @@ from typing import Literal
 Precision = Literal["fp32", "int8", "int4", "fp16", "bf16"]
 Device = Literal["cpu", "cuda"]
 Activations = Literal["calibrated", "token"]
+KvPrecision = Literal["float", "int8", "fp8"]  # of stored keys and values; float: as activations
 ReferenceName = Literal["auto", "numpy", "transformers"]  # what a proof compares with
 DEVICE_PRECISIONS: Mapping[Device, tuple[Precision, ...]] = {
     "cpu": ("int8", "int4", "fp32"),
     "cuda": ("bf16", "fp16", "int4"),
 }
+DEVICE_KV: Mapping[Device, tuple[KvPrecision, ...]] = {"cpu": ("float", "int8"), "cuda": ("float", "int8", "fp8")}
+KV_PRECISIONS: tuple[KvPrecision, ...] = ("float", "int8", "fp8")
 DEVICES: tuple[Device, ...] = ("cpu", "cuda")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4", "fp16", "bf16")
 FLOAT_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")

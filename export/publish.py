@@ -19,9 +19,10 @@ from ortserve.export.digest import digest_of
 from ortserve.export.graph_builder import GraphBuilder
 from ortserve.export.integrity import DATA_NAME, GRAPH_NAME, file_digest, join_digests
 from ortserve.export.journal import Journal
+from ortserve.export.kv_scales import measure_kv_ranges
 from ortserve.export.plan import MAX_CAUTION, ExportPlan
 from ortserve.export.planned import ExportOptions, first_plan
-from ortserve.export.precisions import Device, ReferenceName
+from ortserve.export.precisions import Device, KvPrecision, ReferenceName
 from ortserve.export.progress import show_progress
 from ortserve.export.recipe import Calibration
 from ortserve.export.report import check_proved, check_replacement, make_report, write_report
@@ -34,6 +35,7 @@ from ortserve.runtime.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     KvLayout,
+    KvType,
     Manifest,
     RotaryRegime,
     TakenFacts,
@@ -46,6 +48,7 @@ RECIPE = 4  # raise it when the same checkpoint becomes another graph: caches of
 CALIBRATION, JOURNAL, FAILED = "calibration.npz", "journal", "failed"  # kept for a rerun
 MIN_ONNXRUNTIME = "1.32"  # GroupQueryAttention with query_seqlens
 MIN_PAGED_ONNXRUNTIME = "1.31.1"  # PagedAttention with slot mapping and attention metadata
+KV_DTYPES: Mapping[KvPrecision, KvType] = {"int8": "int8", "fp8": "float8e4m3fn"}
 Prove: TypeAlias = Callable[[Path, Manifest], ParityReport]
 
 
@@ -60,6 +63,7 @@ def export_checkpoint(
     activations: str = "calibrated",
     calibration_text: Path | None = None,
     requantize: bool = False,
+    kv: KvPrecision = "float",
     progress: bool = True,
     verify: bool = True,
     reference: ReferenceName = "auto",
@@ -69,13 +73,16 @@ def export_checkpoint(
     """Export a checkpoint, its folder or hub id into the new folder `destination`.
 
     No `precision` is the device's first, or that of a quantized checkpoint, whose matrices are taken over unless
-    `requantize`. The folder appears complete or not at all, with a report of what `verify` measured against the
-    independent reference. A folder that is not proved is marked unverified; when the proof fails, `UnprovenError` is
-    raised after it was written, unless `allow_unproven`, and one that is verified is not replaced by it. Raises
-    `ExportError` for an unusable checkpoint, an existing destination without `force`, or a full disk.
+    `requantize`. `kv` is what keys and values are stored as, by scales of calibration text. The folder appears
+    complete or not at all, with a report of what `verify` measured against the independent reference. A folder that
+    is not proved is marked unverified; when the proof fails, `UnprovenError` is raised after it was written, unless
+    `allow_unproven`, and one that is verified is not replaced by it. Raises `ExportError` for an unusable checkpoint,
+    an existing destination without `force`, or a full disk.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    options = ExportOptions(precision, device, block_size, max_context, activations, calibration_text, requantize)
+    options = ExportOptions(
+        precision, device, block_size, max_context, activations, calibration_text, requantize=requantize, kv=kv
+    )
     planned = first_plan(checkpoint, options)  # checks the options before minutes are spent on measuring
     architecture, plan = planned.architecture, planned.plan
     measure: Callable[[], Calibration] | None = None
@@ -96,7 +103,11 @@ def export_checkpoint(
     key = digest_of((_identity(checkpoint, facts), plan, activations, _content(calibration_text), library_versions()))
     with unfinished_folder(destination, key=key, force=force, marker=MANIFEST_NAME) as work:
         calibration = _calibrate(work.kept / CALIBRATION, architecture, measure)
-        written, proof = _write_until_proved(work, checkpoint, planned.plan_with, calibration, prove, progress=progress)
+        plan_with = planned.plan_with
+        if kv != "float":
+            ranges = measure_kv_ranges(checkpoint, architecture, text=calibration_text)
+            plan_with = partial(plan_with, kv_ranges=ranges)
+        written, proof = _write_until_proved(work, checkpoint, plan_with, calibration, prove, progress=progress)
         (work.model / MANIFEST_NAME).write_bytes(manifest_json(written.manifest))
         report = make_report(work.model, written.manifest, proof, source=facts, known=written.sha256)
         write_report(work.model, written.manifest, report)
@@ -196,7 +207,7 @@ def _write_model(
             len(plan.layers),
             architecture.num_kv_heads,
             architecture.head_dim,
-            plan.floats,
+            KV_DTYPES.get(plan.kv, plan.floats),
             plan.page_size,
         ),
         hidden_size=architecture.hidden_size,

@@ -44,6 +44,10 @@ class Weights(Protocol):
         """`value [T, hidden]` to logits `[T, vocab_size]`, neither scaled nor capped."""
         ...
 
+    def cached(self, attention: Attention, key: Floats, value: Floats) -> tuple[Floats, Floats]:
+        """Keys, rotated, and values of one sequence, `[length, kv_heads, head_dim]` each, as the cache returns them."""
+        ...
+
 
 class CheckpointWeights:
     """The checkpoint's own values, read one matrix at a time."""
@@ -87,6 +91,11 @@ class CheckpointWeights:
             rows = self.checkpoint.read_rows(architecture.lm_head, start, start + HEAD_ROWS)
             logits[:, start : start + len(rows)] = value @ rows.T
         return logits
+
+    def cached(self, attention: Attention, key: Floats, value: Floats) -> tuple[Floats, Floats]:
+        """A cache of floats loses nothing."""
+        del attention
+        return key, value
 
 
 def reference_logits(
@@ -192,28 +201,22 @@ def _attention(
         # a norm of the width of the projection sees one group, one of the width of a head as many as there are heads
         query = _norm(weights, attention.norm.query, query.reshape(len(query), -1, attention.norm.query.width))
         key = _norm(weights, attention.norm.key, key.reshape(len(key), -1, attention.norm.key.width))
-    context = [
-        _attend(
-            attention,
-            query[span].reshape(-1, architecture.num_heads, architecture.head_dim),
-            key[span].reshape(-1, architecture.num_kv_heads, architecture.head_dim),
-            value[span].reshape(-1, architecture.num_kv_heads, architecture.head_dim),
-            length,
+    context: list[Floats] = []
+    for span, length in spans:
+        heads = query[span].reshape(-1, architecture.num_heads, architecture.head_dim)
+        keys, values = (
+            part[span].reshape(-1, architecture.num_kv_heads, architecture.head_dim) for part in (key, value)
         )
-        for span, length in spans
-    ]
+        if attention.rope is not None:
+            heads, keys = (rotate(part, attention.rope, length) for part in (heads, keys))
+        context.append(_attend(attention, heads, *weights.cached(attention, keys, values)))
     return weights.multiply(attention.output, np.concatenate(context))
 
 
-def _attend(attention: Attention, query: Floats, key: Floats, value: Floats, num_tokens: int) -> Floats:
-    """Causal attention of one sequence: `[length, heads, head_dim]` and `[length, kv_heads, head_dim]` twice.
-
-    The sequence becomes `num_tokens` long.
-    """
+def _attend(attention: Attention, query: Floats, key: Floats, value: Floats) -> Floats:
+    """Causal attention of one sequence: `[length, heads, head_dim]` and `[length, kv_heads, head_dim]` twice."""
     length, num_heads, _ = query.shape
     group = num_heads // key.shape[1]
-    if attention.rope is not None:
-        query, key = (rotate(part, attention.rope, num_tokens) for part in (query, key))
     places = np.arange(length)
     visible = places[None, :] <= places[:, None]
     if attention.window is not None:

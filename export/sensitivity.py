@@ -37,6 +37,17 @@ def measure_options(
 
     Raises `ExportError` for text that cannot be read, and for a checkpoint that computes values that are not finite.
     """
+    sequences = calibration_sequences(checkpoint, architecture, text)
+    options: dict[Linear, InputOptions] = {}
+    num_places = sum(1 for _ in places(architecture))
+    with show_progress(f"calibrate {checkpoint.name}", num_places, wanted=progress, unit="steps") as advance:
+        keep = _keep(options, architecture, precision, block_size, advance)
+        watch_products(checkpoint, architecture, sequences, keep)
+    return Calibration(options, sum(map(len, sequences)), BUNDLED if text is None else text.name)
+
+
+def calibration_sequences(checkpoint: Checkpoint, architecture: Architecture, text: Path | None) -> list[list[int]]:
+    """Tokens of `text` or of the bundled calibration text, then rare ones. Raises `ExportError`."""
     documents = bundled_documents("calibration") if text is None else read_documents(text)
     max_tokens = MAX_TOKENS_OF_LARGE if architecture.num_layer_weights > LARGE_MODEL else MAX_TOKENS
     sequences = document_tokens(
@@ -48,12 +59,7 @@ def measure_options(
     )
     num_tokens = describe_tokens(checkpoint, architecture.vocab_size).num_tokens
     sequences.append(_rare_tokens(num_tokens, min(MAX_DOCUMENT, architecture.max_context)))
-    options: dict[Linear, InputOptions] = {}
-    num_places = sum(1 for _ in places(architecture))
-    with show_progress(f"calibrate {checkpoint.name}", num_places, wanted=progress, unit="steps") as advance:
-        keep = _keep(options, architecture, precision, block_size, advance)
-        watch_products(checkpoint, architecture, sequences, keep)
-    return Calibration(options, sum(map(len, sequences)), BUNDLED if text is None else text.name)
+    return sequences
 
 
 def _rare_tokens(num_tokens: int, length: int) -> list[int]:

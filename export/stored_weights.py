@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from ortserve.export.architecture import Architecture, Experts, Linear, Norm
+from ortserve.export.architecture import Architecture, Attention, Experts, Linear, Norm
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import CheckFailedError
 from ortserve.export.integrity import read_graph
@@ -81,6 +81,18 @@ class StoredWeights(CheckpointWeights):
             rows = self._values(stored, start, start + HEAD_ROWS)
             logits[:, start : start + len(rows)] = rounded @ rows.T
         return logits
+
+    def cached(self, attention: Attention, key: Floats, value: Floats) -> tuple[Floats, Floats]:
+        """See `CheckpointWeights.cached`; through the codes of a cache that has some."""
+        prefix = self._matrices[attention.qkv].removesuffix(".qkv")
+        if f"{prefix}.key_scale" not in self._stored:
+            return key, value
+        through = [
+            np.clip(np.rint(part / scale), -128, 127).astype(np.float32) * scale
+            for part, name in ((key, "key"), (value, "value"))
+            for scale in (self._read(f"{prefix}.{name}_scale")[0, :, 0],)
+        ]
+        return through[0], through[1]
 
     def factor_error(self, architecture: Architecture) -> float:
         """How far the worst matrix is from the checkpoint's, as a factor beside powers of two: 0.01 is one percent.

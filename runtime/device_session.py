@@ -21,6 +21,8 @@ _TYPES: Mapping[str, int] = {
     "float64": TensorProto.DOUBLE,
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
+    "int8": TensorProto.INT8,
+    "float8e4m3fn": TensorProto.FLOAT8E4M3FN,
     "int32": TensorProto.INT32,
     "int64": TensorProto.INT64,
     "bool": TensorProto.BOOL,

@@ -14,28 +14,28 @@ import numpy as np
 import numpy.typing as npt
 
 from ortserve.runtime.errors import MemoryBudgetError
-from ortserve.runtime.manifest import KvLayout
+from ortserve.runtime.manifest import KvLayout, KvType
 from ortserve.runtime.step import CopyRow, LoadBlocks, Move, ReleaseRow, SaveBlocks, SwapIn, SwapOut
 
 PAGE_BYTES = mmap.PAGESIZE
 _MAP_NORESERVE = 0x4000  # Linux; untouched rows must not count against overcommit
-_ITEM_BYTES = 4  # float32
 _SMALLEST_BLOCK = 32  # tokens; fewer would make block tables long for no gain
 
 
 def block_size(layout: KvLayout) -> int:
     """Tokens per block: the least number of at least 32 whose bytes per head fill whole pages, to be releasable."""
-    token_bytes = layout.head_dim * _ITEM_BYTES
+    token_bytes = layout.head_dim * layout.item_bytes
     per_page = PAGE_BYTES // math.gcd(PAGE_BYTES, token_bytes)
     return per_page * math.ceil(_SMALLEST_BLOCK / per_page)
 
 
 @dataclass(frozen=True, slots=True)
 class KvTensor:
-    """Where one bound tensor lies: shape [rows, kv_heads, capacity, head_dim] from `address`, float32."""
+    """Where one bound tensor lies: shape [rows, kv_heads, capacity, head_dim] from `address`."""
 
     name: str  # "0.key": the graph calls it past.0.key and present.0.key
     address: int
+    dtype: KvType
     row_shape: tuple[int, int, int]
 
 
@@ -51,17 +51,20 @@ class SlotKvStore:
         heads, depth = layout.num_kv_heads, layout.head_dim
         num_tensors = 2 * layout.num_layers
         # [layer and kind, row, head, token, channel]
-        self._row_memory, self._rows = _allocate((num_tensors, num_rows, heads, capacity, depth))
+        self._row_memory, self._rows = _allocate((num_tensors, num_rows, heads, capacity, depth), layout.dtype)
         # [block, layer and kind, head, token, channel]: one block is contiguous, so a disk tier can write it whole
-        self._host_memory, self._host = _allocate((max(num_host_blocks, 1), num_tensors, heads, self.block_size, depth))
-        self._row_bytes = heads * capacity * depth * _ITEM_BYTES
-        self._host_block_bytes = num_tensors * heads * self.block_size * depth * _ITEM_BYTES
+        block_shape = (num_tensors, heads, self.block_size, depth)
+        self._host_memory, self._host = _allocate((max(num_host_blocks, 1), *block_shape), layout.dtype)
+        self._row_bytes = heads * capacity * depth * layout.item_bytes
+        self._host_block_bytes = num_tensors * heads * self.block_size * depth * layout.item_bytes
 
     def tensors(self) -> list[KvTensor]:
         """What the session binds once: for each layer its keys, then its values."""
-        shape = (self.layout.num_kv_heads, self.capacity, self.layout.head_dim)
+        shape, dtype = (self.layout.num_kv_heads, self.capacity, self.layout.head_dim), self.layout.dtype
         return [
-            KvTensor(f"{index // 2}.{'value' if index % 2 else 'key'}", int(self._rows[index].ctypes.data), shape)
+            KvTensor(
+                f"{index // 2}.{'value' if index % 2 else 'key'}", int(self._rows[index].ctypes.data), dtype, shape
+            )
             for index in range(len(self._rows))
         ]
 
@@ -84,13 +87,13 @@ class SlotKvStore:
                 case ReleaseRow():
                     self._release_row(move.slot)
 
-    def span(self, tensor: int, slot: int) -> npt.NDArray[np.float32]:
+    def span(self, tensor: int, slot: int) -> npt.NDArray[np.generic]:
         """Where one row of one tensor lies, writable: `[kv_heads, capacity, head_dim]`; tensors as in `tensors`."""
-        row: npt.NDArray[np.float32] = self._rows[tensor, slot]
+        row: npt.NDArray[np.generic] = self._rows[tensor, slot]
         return row
 
     def view(self, block: int) -> memoryview:
-        """The bytes of one host block, writable: `[2 * layers, kv_heads, block_size, head_dim]` float32."""
+        """The bytes of one host block, writable: `[2 * layers, kv_heads, block_size, head_dim]`."""
         return memoryview(self._host[block].reshape(-1).view(np.uint8))
 
     def _save(self, slot: int, start: int, end: int, host_blocks: tuple[int, ...]) -> None:
@@ -113,13 +116,13 @@ class SlotKvStore:
             offset = (tensor * self.num_rows + slot) * self._row_bytes
             self._row_memory.madvise(mmap.MADV_DONTNEED, offset, self._row_bytes)
 
-    def row(self, slot: int, num_tokens: int) -> npt.NDArray[np.float32]:
+    def row(self, slot: int, num_tokens: int) -> npt.NDArray[np.generic]:
         """A copy of a row's first tokens [2 * layers, kv_heads, num_tokens, head_dim], for tests and snapshots."""
         return self._rows[:, slot, :, :num_tokens].copy()
 
 
-def _allocate(shape: tuple[int, ...]) -> tuple[mmap.mmap, npt.NDArray[np.float32]]:
-    num_bytes = math.prod(shape) * _ITEM_BYTES
+def _allocate(shape: tuple[int, ...], dtype: KvType) -> tuple[mmap.mmap, npt.NDArray[np.generic]]:
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     try:
         memory = mmap.mmap(
             -1,
@@ -133,4 +136,4 @@ def _allocate(shape: tuple[int, ...]) -> tuple[mmap.mmap, npt.NDArray[np.float32
             " lower --max-rows or --max-context"
         ) from None
     memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return memory, np.frombuffer(memory, np.float32).reshape(shape)
+    return memory, np.frombuffer(memory, dtype).reshape(shape)

@@ -12,7 +12,7 @@ The graph contract (layout "slots"; T packed tokens, B rows, S longest query, L 
 | pad_index | int64 | [B, S] | where padded place (b, s) is taken from in [0, T); any valid index for padding |
 | unpad_index | int64 | [T] | where packed token t lies in the flattened [B * S] |
 | logit_index | int64 | [L] | packed tokens whose logits are wanted |
-| past.{i}.key, past.{i}.value | float32 | [B, kv_heads, C, head_dim] | bound to the same memory as present.{i}.* |
+| past.{i}.key, past.{i}.value | kv.dtype | [B, kv_heads, C, head_dim] | bound to the same memory as present.{i}.* |
 
 Outputs: `logits` float32 [L, vocab_size], `present.{i}.key`, `present.{i}.value`.
 
@@ -33,6 +33,7 @@ The graph contract of layout "pages" (N pages of P tokens in all, M pages of the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
@@ -45,6 +46,8 @@ from ortserve.runtime.padded_graph import PaddedGraph
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 FloatType: TypeAlias = Literal["float32", "float16", "bfloat16"]
+KvType: TypeAlias = Literal["float32", "float16", "bfloat16", "int8", "float8e4m3fn"]
+_ITEM_BYTES: Mapping[KvType, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8e4m3fn": 1}
 
 Decoded = TypeVar("Decoded")
 
@@ -57,13 +60,18 @@ class KvLayout:
     num_layers: int
     num_kv_heads: int
     head_dim: int
-    dtype: FloatType
+    dtype: KvType
     page_size: int | None = None  # tokens; what the attention kernel wants, in layout "pages" alone
 
     @property
     def item_bytes(self) -> int:
         """Of one value."""
-        return 4 if self.dtype == "float32" else 2
+        return _ITEM_BYTES[self.dtype]
+
+    @property
+    def is_quantized(self) -> bool:
+        """Stored by codes and scales, which the graph holds."""
+        return self.item_bytes == 1
 
     @property
     def bytes_per_token(self) -> int:

@@ -33,6 +33,7 @@ from ortserve.runtime.engine import Engine
 from ortserve.runtime.errors import DeviceError, PluginUnusableError
 from ortserve.runtime.guidance import open_grammars
 from ortserve.runtime.kv import SlotKvStore
+from ortserve.runtime.kv_kernels import check_exact_kv
 from ortserve.runtime.machine import memory_budget
 from ortserve.runtime.manifest import Manifest, read_manifest
 from ortserve.runtime.new_runner import new_runner
@@ -100,6 +101,8 @@ def open_engine(
         return open_paged_engine(folder, manifest, config, device)
     if manifest.precision == "int8":
         check_int8_kernels()
+    if config.deterministic and manifest.kv.is_quantized:
+        check_exact_kv(manifest, num_threads=config.num_threads)
     turn = turn or Turn()  # the drafter's small model waits while the served one runs, and the other way round
     session = load_session(folder, manifest, num_threads=config.num_threads, turn=turn)
     draft = None

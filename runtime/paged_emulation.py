@@ -15,16 +15,18 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 _NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_CODES = (TensorProto.INT8, TensorProto.FLOAT8E4M3FN)  # of a quantized cache: here it holds what they stand for
 
 
 def emulate(path: Path) -> onnx.ModelProto:
     """The rewritten model, all weights inside."""
     model = onnx.load(str(path))
+    codes = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     _widen(model)
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         if node.op_type == "PagedAttention":
-            nodes += _Expansion(node, _shapes(model)).nodes()
+            nodes += _Expansion(node, _shapes(model), codes[node.input[3]]).nodes()
         else:
             nodes.append(node)
     del model.graph.node[:]
@@ -38,7 +40,7 @@ def _widen(model: onnx.ModelProto) -> None:
         if tensor.data_type in _NARROW:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
     for value in (*model.graph.input, *model.graph.output):
-        if value.type.tensor_type.elem_type in _NARROW:
+        if value.type.tensor_type.elem_type in (*_NARROW, *_CODES):
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     for node in model.graph.node:
         for attribute in node.attribute:
@@ -59,8 +61,9 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
 class _Expansion:
     """The nodes that stand for one PagedAttention node."""
 
-    def __init__(self, node: onnx.NodeProto, shapes: dict[str, tuple[int, int]]) -> None:
+    def __init__(self, node: onnx.NodeProto, shapes: dict[str, tuple[int, int]], codes: int) -> None:
         self._node = node
+        self._codes = codes  # the type of the stored keys and values
         self._options = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         self._inputs = [*node.input, *[""] * (17 - len(node.input))]
         self._page_size, self._head = shapes[node.input[3]]
@@ -73,8 +76,8 @@ class _Expansion:
         row, position = self._places()
         query, key, value = self._projections(position)
         stored = [
-            self._store(self._inputs[place], part, self._node.output[output])
-            for place, part, output in ((3, key, 1), (4, value, 2))
+            self._store(self._inputs[place], self._through_codes(part, self._inputs[scale]), self._node.output[output])
+            for place, part, scale, output in ((3, key, 14, 1), (4, value, 15, 2))
         ]
         keys, values = (self._gather(cache, row) for cache in stored)  # [T, kv_heads, C, head]
         grouped = self._reshape(query, [-1, kv_heads, group, head])
@@ -132,6 +135,19 @@ class _Expansion:
             self._add("Add", self._add("Mul", second, cosine), self._add("Mul", first, sine)),
         ]
         return self._add("Concat", *turned, axis=2)
+
+    def _through_codes(self, part: str, scale: str) -> str:
+        """What the codes of `part` stand for; `part` itself where the cache holds floats."""
+        if self._codes not in _CODES:
+            return part
+        shape = [-1, self._options["kv_num_heads"], self._head]
+        scale = self._reshape(scale, shape)  # [1, kv_heads, head]
+        code = self._add("Div", part, scale)
+        if self._codes == TensorProto.INT8:
+            code = self._add("Clip", self._add("Round", code), self._float(-128), self._float(127))
+        else:
+            code = self._cast(self._cast(code, TensorProto.FLOAT8E4M3FN), TensorProto.FLOAT)  # beyond its range: cut
+        return self._add("Mul", code, scale)
 
     def _store(self, cache: str, part: str, output: str) -> str:
         """The cache with the tokens whose slot is not negative."""

@@ -14,7 +14,7 @@ from threading import Lock
 import numpy as np
 
 from ortserve.runtime.device import Bytes, Device, Strided
-from ortserve.runtime.manifest import FloatType, KvLayout
+from ortserve.runtime.manifest import KvLayout, KvType
 from ortserve.runtime.step import CopyBlock, Move, ReleaseRow, SwapIn, SwapOut
 
 
@@ -24,7 +24,7 @@ class PageTensor:
 
     name: str  # "0.key": the graph calls it past.0.key and present.0.key
     address: int
-    dtype: FloatType
+    dtype: KvType
     shape: tuple[int, ...]
 
 

@@ -22,6 +22,7 @@ MAX_DEFAULT_SWAP = 4 * GIB  # it is locked in host memory
 HOST_SHARE = 0.25  # of the host's free memory, at most, for it
 _KERNEL_BYTES = GIB // 4  # scratch of matrix products
 _LIVE_ACTIVATIONS = 40  # values per token and hidden channel, at most, that a step holds at once
+_ACTIVATION_BYTES = 2  # of one value: 16-bit floats
 _LIVE_LOGITS = 12  # arrays of the logits' size that the sampling head holds at once
 
 
@@ -38,7 +39,7 @@ def plan_paged_engine(manifest: Manifest, config: EngineConfig, *, device_bytes:
     chunk = config.max_chunk_tokens or MAX_CHUNK_TOKENS
     workspace = (
         _KERNEL_BYTES
-        + _LIVE_ACTIVATIONS * chunk * manifest.hidden_size * manifest.kv.item_bytes
+        + _LIVE_ACTIVATIONS * chunk * manifest.hidden_size * max(manifest.kv.item_bytes, _ACTIVATION_BYTES)
         + _LIVE_LOGITS * max_logit_rows * manifest.vocab_size * 4
     )
     budget = max(0, int((device_bytes - workspace) * KV_SHARE)) if config.kv_memory is None else config.kv_memory
@@ -70,4 +71,5 @@ def plan_paged_engine(manifest: Manifest, config: EngineConfig, *, device_bytes:
         drafter_keep_bytes=0 if config.drafter == NO_DRAFTER else MAX_DRAFTER_KEEP,
         shares_blocks=True,
         rotary_regimes=regimes_within(manifest, wanted),
+        kv_dtype=manifest.kv.dtype,
     )

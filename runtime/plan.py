@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import MemoryBudgetError
 from ortserve.runtime.kv import block_size
-from ortserve.runtime.manifest import KvLayout, Manifest, RotaryRegime
+from ortserve.runtime.manifest import KvLayout, KvType, Manifest, RotaryRegime
 from ortserve.runtime.rotary import regimes_within
 
 EXACT_CUT = 128  # in deterministic mode chunks end at its multiples: attention then gives the same bits for any cut
@@ -49,6 +49,7 @@ class EnginePlan:
     drafter_bytes: int = 0  # that, what it keeps of running requests, and the keys and values of its small model
     shares_blocks: bool = False  # layout "pages": blocks are addresses, and the prompt cache holds the rows' own
     rotary_regimes: tuple[RotaryRegime, ...] = ()  # within `max_context`, shortest first; at least one
+    kv_dtype: KvType = "float32"  # what one key or value is stored as
 
     @property
     def resident_tokens(self) -> int:
@@ -80,7 +81,15 @@ class EnginePlan:
 
     def __str__(self) -> str:
         """One line for the start-up log."""
-        return self._sizes() + self._regimes()
+        return self._sizes() + self._codes() + self._regimes()
+
+    def _codes(self) -> str:
+        if self.kv_dtype not in ("int8", "float8e4m3fn"):
+            return ""
+        return (
+            f"; keys and values in {self.kv_dtype}: long contexts decode faster and take less memory,"
+            " attention of prompts is slower"
+        )
 
     def _regimes(self) -> str:
         if len(self.rotary_regimes) < 2:
@@ -149,6 +158,7 @@ def plan_engine(
         drafter_keep_bytes=keep,
         drafter_bytes=keep + num_blocks * size * token_bytes,
         rotary_regimes=regimes_within(manifest, wanted),
+        kv_dtype=manifest.kv.dtype,
     )
 
 

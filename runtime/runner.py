@@ -58,7 +58,8 @@ class Runner:
         binding = self._session.binding()
         for tensor in self._store.tensors():
             shape = (num_rows, *tensor.row_shape)
-            binding.bind_shared(f"past.{tensor.name}", f"present.{tensor.name}", tensor.address, shape)
+            names = f"past.{tensor.name}", f"present.{tensor.name}"
+            binding.bind_shared(*names, tensor.address, tensor.dtype, shape)
         bound = self._bindings[num_rows] = _BoundRows(binding)
         return bound
 

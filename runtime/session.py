@@ -116,10 +116,10 @@ class Binding:
         self._held[name] = array
         self._binding.bind_cpu_input(name, array)
 
-    def bind_shared(self, past: str, present: str, address: int, shape: tuple[int, ...]) -> None:
-        """Bind one float32 buffer as input and output, so that it is updated in place. The caller keeps it alive."""
-        self._binding.bind_input(past, "cpu", 0, np.float32, shape, address)
-        self._binding.bind_output(present, "cpu", 0, np.float32, shape, address)
+    def bind_shared(self, past: str, present: str, address: int, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
+        """Bind one buffer as input and output, so that it is updated in place. The caller keeps it alive."""
+        self._binding.bind_input(past, "cpu", 0, dtype, shape, address)
+        self._binding.bind_output(present, "cpu", 0, dtype, shape, address)
 
     def bind_output(self, name: str, array: npt.NDArray[np.floating]) -> None:
         """Have an output written into a C-contiguous array."""

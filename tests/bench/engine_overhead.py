@@ -62,7 +62,9 @@ class BareLoop:
         self._binding = session.binding()
         for tensor in self._store.tensors():
             shape = (num_rows, *tensor.row_shape)
-            self._binding.bind_shared(f"past.{tensor.name}", f"present.{tensor.name}", tensor.address, shape)
+            self._binding.bind_shared(
+                f"past.{tensor.name}", f"present.{tensor.name}", tensor.address, tensor.dtype, shape
+            )
         self._binding.bind_output("logits", self._logits)
 
     def run(self, contexts: Sequence[int], num_steps: int) -> list[Tick]:

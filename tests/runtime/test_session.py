@@ -131,7 +131,7 @@ def test_kernels_that_always_saturate_are_refused_with_the_remedy(kernels: set[s
 def test_what_is_bound_is_read_and_written_in_place() -> None:
     binding = Session(graph(), num_threads=1).binding()
     state = np.array([1.0, 2.0], np.float32)
-    binding.bind_shared("a", "c", state.ctypes.data, state.shape)
+    binding.bind_shared("a", "c", state.ctypes.data, np.float32, state.shape)
     binding.bind_input("b", np.array([10.0, 20.0], np.float32))
     binding.run()
     binding.run()
