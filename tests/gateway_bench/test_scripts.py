@@ -14,6 +14,7 @@ from ortserve.runtime.testing import write_synthetic_model
 from tests.bench.engine_overhead import measure
 from tests.bench.measurement import Goal, spread
 from tests.bench.prefill_interference import Interference
+from tests.bench.under_load import Reply, Report, cores, goodput, is_proper
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +48,21 @@ def test_goals() -> None:
     assert spread([3.0, 1.0, 2.0]).median == 2.0
     assert Goal("x", spread([0.93]), at_least=0.92).met
     assert not Goal("x", spread([5.0]), at_most=4.0).met
+
+
+def test_what_counts_under_load() -> None:
+    whole = Reply(0.0, status=200, end_s=1.0, num_tokens=10, finish="length")
+    late = Reply(0.0, status=200, end_s=9.0, num_tokens=10, finish="length")
+    broken = Reply(0.0, status=200, end_s=1.0, num_tokens=10, failure="gone")
+    assert goodput([whole, late, broken], 0.0, 2.0) == 5.0
+    told = {"retry-after": "3"}
+    envelope = b'{"error": {"code": "rate_limit_exceeded"}}'
+    assert is_proper(Reply(0.0, status=429, headers=told, body=envelope))
+    wrong = ((500, told, envelope), (429, {}, envelope), (503, told, b"busy"), (0, told, envelope))
+    for status, headers, body in wrong:
+        assert not is_proper(Reply(0.0, status=status, headers=headers, body=body))
+    assert cores("0-2,7") == {0, 1, 2, 7}
+    report = Report()
+    report.goal("met", 1.0, at_most=1.0)
+    report.goal("not", float("nan"), at_most=1.0)
+    assert [one["met"] for one in report.goals] == [True, False]
