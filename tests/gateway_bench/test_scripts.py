@@ -58,9 +58,9 @@ def test_what_counts_under_load() -> None:
     told = {"retry-after": "3"}
     envelope = b'{"error": {"code": "rate_limit_exceeded"}}'
     assert is_proper(Reply(0.0, status=429, headers=told, body=envelope))
-    wrong = ((500, told, envelope), (429, {}, envelope), (503, told, b"busy"), (0, told, envelope))
-    for status, headers, body in wrong:
-        assert not is_proper(Reply(0.0, status=status, headers=headers, body=body))
+    for status, body in ((500, envelope), (503, b"busy"), (0, envelope)):
+        assert not is_proper(Reply(0.0, status=status, headers=told, body=body))
+    assert not is_proper(Reply(0.0, status=429, body=envelope))
     assert cores("0-2,7") == {0, 1, 2, 7}
     report = Report()
     report.goal("met", 1.0, at_most=1.0)
