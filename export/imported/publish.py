@@ -17,12 +17,13 @@ from ortserve.export.families import read_architecture
 from ortserve.export.imported.layout import Layout, first_integer, read_layout
 from ortserve.export.imported.outside import Outside, read_outside
 from ortserve.export.integrity import model_digest
+from ortserve.export.limits import LIMITS
 from ortserve.export.new_folder import write_whole
 from ortserve.export.padded_run import open_session, whole_logits
 from ortserve.export.references import Reference
 from ortserve.export.report import make_report, write_report
 from ortserve.export.source_facts import SourceFacts, describe_source
-from ortserve.export.verify import LIMITS, check_parity, compare_with
+from ortserve.export.verify import check_parity, compare_with
 from ortserve.runtime.manifest import FORMAT_VERSION, MANIFEST_NAME, KvLayout, Manifest, manifest_json
 from ortserve.runtime.report import Report
 from ortserve.runtime.session import Session

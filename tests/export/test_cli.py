@@ -70,7 +70,7 @@ def test_export_as_json_prints_both_files(tmp_path: Path, source: Path, capsys: 
 def test_a_failed_check_is_status_1_and_one_line(
     tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ortserve.export import verify
+    from ortserve.export import limits
 
     assert run_verb("export", source, tmp_path / "out") == 0
     other = write_checkpoint(tmp_path / "other", Tiny(seed=1))
@@ -82,7 +82,7 @@ def test_a_failed_check_is_status_1_and_one_line(
     (tmp_path / "out" / "model.onnx").unlink()
     assert run_verb("inspect", tmp_path / "out") == 1
     capsys.readouterr()
-    monkeypatch.setattr(verify, "RANDOM_LIMITS", {"int8": verify.Limits(0.0, 1.0, 1.0)})
+    monkeypatch.setattr(limits, "RANDOM_LIMITS", {"int8": limits.Limits(0.0, 1.0, 1.0)})
     assert run_verb("export", source, tmp_path / "out", "--force") == 1
     error = capsys.readouterr().err
     assert error.startswith("ortserve: source in int8 differs from the reference")

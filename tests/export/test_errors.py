@@ -158,10 +158,10 @@ def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pyte
 
 
 def test_an_unproven_export_is_kept_and_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ortserve.export import verify
+    from ortserve.export import limits
 
-    impossible = {"int8": verify.Limits(max_mean_kl=0.0, min_top1_agreement=1.0, max_perplexity_ratio=1.0)}
-    monkeypatch.setattr(verify, "RANDOM_LIMITS", impossible)
+    impossible = {"int8": limits.Limits(max_mean_kl=0.0, min_top1_agreement=1.0, max_perplexity_ratio=1.0)}
+    monkeypatch.setattr(limits, "RANDOM_LIMITS", impossible)
     source = write_checkpoint(tmp_path / "source")
     with pytest.raises(UnprovenError, match=r"differs from the reference: mean KL .* --allow-unproven") as caught:
         export_checkpoint(source, tmp_path / "out", precision="int8")
