@@ -23,9 +23,10 @@ from ortserve.runtime.engine_driver import Outlet, WorkerState
 from ortserve.runtime.errors import EngineClosedError, OverloadedError
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Grammar, Request
+from ortserve.runtime.workers.known_grammars import KnownGrammars
 from ortserve.runtime.workers.launch import WorkerSpec
 from ortserve.runtime.workers.placing import Placing, Work
-from ortserve.runtime.workers.remote import KnownGrammars, RemoteDriver
+from ortserve.runtime.workers.remote import RemoteDriver
 from ortserve.runtime.workers.restarts import Restarts
 from ortserve.runtime.workers.summing import (
     cache_counters_of,

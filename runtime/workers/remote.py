@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from ortserve.runtime.errors import EngineClosedError
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Delta, FinishReason, Grammar, Request
 from ortserve.runtime.workers.crossing import arrived
+from ortserve.runtime.workers.known_grammars import KnownGrammars
 from ortserve.runtime.workers.launch import WorkerProcess, WorkerSpec
 from ortserve.runtime.workers.log import show
 from ortserve.runtime.workers.messages import (
@@ -51,27 +51,6 @@ Value = TypeVar("Value")
 
 NO_LIMIT = 2**62  # of the process's own queue: the one here is the one that refuses
 _CLOSE_S = 30.0  # one step of the largest model on a slow machine, with a margin
-_MAX_GRAMMARS = 256
-
-
-class KnownGrammars:
-    """Grammars that some process of a model has compiled: any other one can compile them as well."""
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[Grammar, None] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __contains__(self, grammar: Grammar) -> bool:
-        with self._lock:
-            return grammar in self._known
-
-    def add(self, grammar: Grammar) -> None:
-        """The latest are remembered."""
-        with self._lock:
-            self._known[grammar] = None
-            self._known.move_to_end(grammar)
-            if len(self._known) > _MAX_GRAMMARS:
-                self._known.popitem(last=False)
 
 
 @dataclass(frozen=True, slots=True)

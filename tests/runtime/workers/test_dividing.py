@@ -14,7 +14,7 @@ from ortserve.runtime.engine import EngineStats
 from ortserve.runtime.errors import ConfigurationError, EngineClosedError
 from ortserve.runtime.request import Grammar, GrammarKind
 from ortserve.runtime.workers.dividing import divide_config
-from ortserve.runtime.workers.remote import KnownGrammars
+from ortserve.runtime.workers.known_grammars import KnownGrammars
 from ortserve.runtime.workers.restarts import Restarts
 from ortserve.runtime.workers.summing import (
     cache_counters_of,
