@@ -221,14 +221,22 @@ def run_verify(arguments: Namespace) -> int:
 
 def configure_inspect(parser: ArgumentParser) -> None:
     """`ortserve inspect DIR`."""
-    _describe(parser, "Print what an exported model is: manifest, graph inputs, sizes.", "ortserve inspect smollm2")
+    _describe(
+        parser,
+        "Draw what an exported model is: structure, sizes and recipes layer by layer, graph, report, and the error of"
+        " each layer.",
+        "ortserve inspect smollm2 --plot errors.png",
+    )
     parser.add_argument("folder", metavar="DIR", type=Path, help="exported model")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the errors and sizes of the layers (PNG)")
     _add_json(parser)
 
 
 def run_inspect(arguments: Namespace) -> int:
     """Prints the facts as aligned lines, or with --json all of them."""
     if is_encoder(arguments.folder):
+        if arguments.plot is not None:
+            raise ExportError("--plot draws the layers of models that generate: leave it out")
         return run_encoder_inspect(arguments)
     from ortserve.export.inspection import describe_model, inspect_model
 
@@ -236,6 +244,10 @@ def run_inspect(arguments: Namespace) -> int:
         facts = inspect_model(arguments.folder)
     except CheckFailedError as error:
         return print_failure(error)
+    if arguments.plot is not None:
+        from ortserve.export.error_plot import write_error_plot
+
+        write_error_plot(arguments.plot, f"{facts.manifest.name} in {facts.manifest.precision}", facts.parts)
     return print_json(facts) if arguments.json else print_text(describe_model(facts))
 
 

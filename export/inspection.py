@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from ortserve.export.integrity import read_graph
 from ortserve.export.report_text import describe_report
+from ortserve.export.structure import PartFacts, chart_errors, draw_parts, read_parts
 from ortserve.runtime.errors import ReportError
 from ortserve.runtime.manifest import Manifest, TakenFacts, read_manifest
 from ortserve.runtime.report import Report, read_report
@@ -45,6 +46,7 @@ class ModelFacts:
     manifest: Manifest
     graph: GraphFacts
     file_bytes: Mapping[str, int]
+    parts: tuple[PartFacts, ...]
     report: Report | None  # None: there is none that can be read
 
 
@@ -62,7 +64,9 @@ def inspect_model(folder: Path) -> ModelFacts:
         outputs=tuple(_value(info) for info in model.graph.output),
     )
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
-    return ModelFacts(manifest, graph, sizes, find_report(folder))
+    report = find_report(folder)
+    layers = report.parity.layers if report is not None and report.parity is not None else ()
+    return ModelFacts(manifest, graph, sizes, read_parts(model.graph, manifest.matrices, layers), report)
 
 
 def find_report(folder: Path) -> Report | None:
@@ -104,7 +108,8 @@ def describe_model(facts: ModelFacts) -> str:
         ("files", ", ".join(f"{name} {size / 1e6:,.2f} MB" for name, size in facts.file_bytes.items())),
     ]  # fmt: skip
     lines = [f"{label:12} {text}" for label, text in rows if text]
-    return "\n".join([*lines, *describe_report(facts.report)]) + "\n"
+    drawn = ["structure", *draw_parts(facts.parts), *chart_errors(facts.parts)]
+    return "\n".join([*lines, *drawn, *describe_report(facts.report)]) + "\n"
 
 
 def _taken(taken: TakenFacts | None) -> str:

@@ -46,13 +46,17 @@ class _Lines:
         rate = self._done / (now - self._began)
         left = max(0, self._total - self._done) / rate
         sys.stderr.write(
-            f"{self._title}: {_amount(self._done, self._unit)} of {_amount(self._total, self._unit)},"
+            f"{self._title}: {_number(self._done, self._unit)} of {_amount(self._total, self._unit)},"
             f" {_amount(rate, self._unit)}/s, {left:.0f} s left\n"
         )
 
 
+def _number(number: float, unit: Unit) -> str:
+    return f"{number / 1e6:,.1f}" if unit == "bytes" else f"{number:,.3g}"
+
+
 def _amount(number: float, unit: Unit) -> str:
-    return f"{number / 1e6:,.1f} MB" if unit == "bytes" else f"{number:,.3g} steps"
+    return f"{_number(number, unit)} {'MB' if unit == 'bytes' else unit}"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ activations. Sources: Llama 2 (https://arxiv.org/abs/2307.09288), RMSNorm (1910.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from ortserve.export.reference_adapter import SidePaths
 from ortserve.export.reference_rotary import rotate
 
 Floats = NDArray[np.float32]
+Watch = Callable[[int, Floats], None]  # a layer, and the residual stream after it, [tokens of all sequences, hidden]
 HEAD_ROWS = 8192  # rows of the output matrix multiplied at a time
 
 
@@ -103,12 +104,13 @@ def reference_logits(
     architecture: Architecture,
     sequences: Sequence[Sequence[int]],
     lengths: Sequence[int] | None = None,
+    watch: Watch | None = None,
 ) -> list[Floats]:
     """Logits after every token of every sequence, each `[length, vocab_size]`.
 
     `lengths`: how long each becomes, where rotary frequencies depend on it; None: as long as it is, as in transformers.
     """
-    return logits_by(CheckpointWeights(checkpoint), architecture, sequences, lengths)
+    return logits_by(CheckpointWeights(checkpoint), architecture, sequences, lengths, watch)
 
 
 def logits_by(
@@ -116,9 +118,10 @@ def logits_by(
     architecture: Architecture,
     sequences: Sequence[Sequence[int]],
     lengths: Sequence[int] | None = None,
+    watch: Watch | None = None,
 ) -> list[Floats]:
     """The same with other weights in the checkpoint's place."""
-    logits = weights.head(architecture, final_states(weights, architecture, sequences, lengths))
+    logits = weights.head(architecture, final_states(weights, architecture, sequences, lengths, watch))
     logits = _softcap(logits * np.float32(architecture.logit_scale), architecture.logit_softcap)
     return [logits[span] for span in _spans(sequences)]
 
@@ -128,19 +131,22 @@ def final_states(
     architecture: Architecture,
     sequences: Sequence[Sequence[int]],
     lengths: Sequence[int] | None = None,
+    watch: Watch | None = None,
 ) -> Floats:
-    """What the output matrix is given, `[tokens of all sequences, hidden]`."""
+    """What the output matrix is given, `[tokens of all sequences, hidden]`; `watch` sees what each layer gives."""
     lengths = lengths or [len(sequence) for sequence in sequences]
     tokens = np.concatenate([np.asarray(sequence, np.int64) for sequence in sequences])
     spans = _spans(sequences)
     stream = weights.embed(architecture, tokens) * np.float32(architecture.embedding_scale)
-    for layer in architecture.layers:
+    for index, layer in enumerate(architecture.layers):
         branch = _norm(weights, layer.attention_norm, stream)
         branch = _attention(weights, architecture, layer.attention, branch, list(zip(spans, lengths, strict=True)))
         stream = stream + _norm(weights, layer.attention_post_norm, branch)
         branch = _norm(weights, layer.mlp_norm, stream)
         branch = _feed_forward(weights, layer.mlp, branch)
         stream = stream + _norm(weights, layer.mlp_post_norm, branch)
+        if watch is not None:
+            watch(index, stream)
     return _norm(weights, architecture.final_norm, stream)
 
 

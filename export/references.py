@@ -15,19 +15,22 @@ from ortserve.export.architecture import Architecture
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError, UnreadableError
 from ortserve.export.precisions import ReferenceName
-from ortserve.export.reference import Floats, reference_logits
+from ortserve.export.reference import Floats, Watch, reference_logits
 from ortserve.export.versions import version_of
 from ortserve.runtime.machine import memory_budget
 
 NUMPY = "independent NumPy float32 forward pass"
 NEEDED = ("torch", "transformers")
 ROOM = 1.3  # of the weights in float32: what a forward pass of a few hundred tokens takes on top
-Compute: TypeAlias = Callable[[Sequence[Sequence[int]]], list[Floats]]
+Compute: TypeAlias = Callable[[Sequence[Sequence[int]], Watch | None], list[Floats]]
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Logits after every token of every sequence, each `[length, vocab_size]`, and whose they are."""
+    """Logits after every token of every sequence, each `[length, vocab_size]`, and whose they are.
+
+    `compute` also shows what layers give; transformers norms what the last one gives, so that one is not shown.
+    """
 
     description: str
     compute: Compute
@@ -63,8 +66,8 @@ def open_reference(name: ReferenceName, checkpoint: Checkpoint, architecture: Ar
 
 
 def _numpy(checkpoint: Checkpoint, architecture: Architecture, reason: str) -> Reference:
-    def compute(sequences: Sequence[Sequence[int]]) -> list[Floats]:
-        return reference_logits(checkpoint, architecture, sequences)
+    def compute(sequences: Sequence[Sequence[int]], watch: Watch | None) -> list[Floats]:
+        return reference_logits(checkpoint, architecture, sequences, watch=watch)
 
     return Reference(f"{NUMPY}{reason}", compute)
 

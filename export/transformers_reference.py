@@ -11,7 +11,7 @@ import numpy as np
 from ortserve.export.architecture import Architecture
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import UnreadableError
-from ortserve.export.reference import Floats
+from ortserve.export.reference import Floats, Watch
 from ortserve.export.references import Compute
 
 
@@ -37,12 +37,19 @@ def open_transformers(checkpoint: Checkpoint, architecture: Architecture) -> Com
             f"transformers gives {num_logits} logits of {checkpoint.name}, {architecture.vocab_size} are expected"
         )
 
-    def compute(sequences: Sequence[Sequence[int]]) -> list[Floats]:
+    def compute(sequences: Sequence[Sequence[int]], watch: Watch | None) -> list[Floats]:
         logits: list[Floats] = []
+        streams: list[list[Floats]] = []
         with torch.inference_mode():
             for sequence in sequences:
-                output = model(input_ids=torch.tensor([list(sequence)]), use_cache=False)
+                ids = torch.tensor([list(sequence)])
+                output = model(input_ids=ids, use_cache=False, output_hidden_states=watch is not None)
                 logits.append(np.ascontiguousarray(output.logits[0].numpy(), np.float32))
+                if watch is not None:
+                    streams.append([state[0].numpy() for state in output.hidden_states[1:-1]])
+        if watch is not None:
+            for index, of_layer in enumerate(zip(*streams, strict=True)):
+                watch(index, np.concatenate(of_layer))
         return logits
 
     return compute

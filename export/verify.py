@@ -28,16 +28,18 @@ from ortserve.export.proof_text import bundled_documents, document_tokens
 from ortserve.export.reference import logits_by, reference_logits
 from ortserve.export.references import Reference, open_reference
 from ortserve.export.stored_weights import StoredWeights
+from ortserve.export.streams import StreamRecord
 from ortserve.export.text_proof import compare_greedy, compare_perplexity, greedy_reply, log_probabilities
 from ortserve.export.verdict import all_pass, check_parity_report
 from ortserve.runtime.manifest import Manifest
-from ortserve.runtime.parity import ParityCase, ParityReport, StoredComparison
+from ortserve.runtime.parity import LayerError, ParityCase, ParityReport, StoredComparison
 
 Floats = NDArray[np.float32]
 Sequences = Sequence[Sequence[int]]
 Pair: TypeAlias = tuple[float, float]
 Run: TypeAlias = GraphRun | PagedGraphRun | PaddedGraphRun
-CompareStored: TypeAlias = Callable[[Sequences, Sequence[Floats]], StoredComparison]
+AsStored: TypeAlias = tuple[StoredComparison, tuple[LayerError, ...]]
+CompareStored: TypeAlias = Callable[[Sequences, Sequence[Floats], StreamRecord], AsStored]
 AtLengths: TypeAlias = Callable[[Sequences, Sequence[int]], list[Floats]]
 SENTENCES = (
     "The harbour was quiet that morning, and the first boats were already far out on the grey water.",
@@ -112,7 +114,8 @@ def compare_with(
     text = _proof_text(checkpoint, manifest)
     run = open_graph_run(folder, manifest, num_rows=NUM_ROWS, capacity=_capacity(text))
     reply = greedy_reply(partial(_alone, run), text.prompt, text.reply_length, num_tokens=manifest.num_tokens)
-    expected = reference.compute([*text.rows, *text.documents, [*text.prompt, *reply]])
+    exact = StreamRecord(sum(map(len, text.rows)), sum(map(len, text.documents)))
+    expected = reference.compute([*text.rows, *text.documents, [*text.prompt, *reply]], exact.see)
     if not all(np.isfinite(logits).all() for logits in expected):
         raise ExportError(
             f"{checkpoint.folder}: the reference computes values that are not finite: its weights are damaged"
@@ -130,6 +133,7 @@ def compare_with(
     if at_lengths is not None:
         cases += tuple(_regimes(run, manifest, at_lengths, text.rows))
     answers = [_alone(run, tokens, 0) for tokens in text.documents]
+    stored, layers = (None, ()) if compare_stored is None else compare_stored(text.documents, answers, exact)
     report = ParityReport(
         reference.description,
         True,
@@ -137,7 +141,7 @@ def compare_with(
         limits.min_top1_agreement,
         cases,
         max_abs_error=limits.max_abs_error,
-        stored=None if compare_stored is None else compare_stored(text.documents, answers),
+        stored=stored,
         perplexity=compare_perplexity(
             text.documents,
             expected[NUM_ROWS:-1],
@@ -147,6 +151,7 @@ def compare_with(
         ),
         greedy=compare_greedy(text.prompt, reply, expected[-1], num_tokens=manifest.num_tokens),
         libraries=reference.libraries,
+        layers=layers,
     )
     return replace(report, passed=all_pass(check_parity_report(report)))
 
@@ -157,11 +162,14 @@ def _against_stored(
     weights: StoredWeights,
     documents: Sequences,
     answers: Sequence[Floats],
-) -> StoredComparison:
-    as_stored = logits_by(weights, architecture, documents)
+    exact: StreamRecord,
+) -> AsStored:
+    rounded = StreamRecord(0, sum(map(len, documents)))
+    as_stored = logits_by(weights, architecture, documents, watch=rounded.see)
     most = MAX_STORED_KL_OF_LARGE if manifest.num_parameters > LARGE_MODEL else MAX_STORED_KL
     factors = (weights.factor_error(architecture), MAX_FACTOR_ERRORS[manifest.precision])
-    return _compare_stored(as_stored, answers, num_tokens=manifest.num_tokens, limits=most, factors=factors)
+    compared = _compare_stored(as_stored, answers, num_tokens=manifest.num_tokens, limits=most, factors=factors)
+    return compared, rounded.errors(exact)
 
 
 def _proof_text(checkpoint: Checkpoint, manifest: Manifest) -> ProofText:

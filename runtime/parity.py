@@ -71,6 +71,14 @@ class GreedyAgreement:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerError:
+    """What rounding has cost by the end of one layer."""
+
+    layer: int
+    error: float  # root mean square over held-out tokens of |rounded - exact| / |exact| of the residual stream
+
+
+@dataclass(frozen=True, slots=True)
 class ParityReport:
     """The proof of an export: thresholds and what was measured."""
 
@@ -83,6 +91,7 @@ class ParityReport:
     stored: StoredComparison | None = None  # None: fp32, where the cases themselves are as strict
     perplexity: Perplexity | None = None
     greedy: GreedyAgreement | None = None
+    layers: tuple[LayerError, ...] = ()  # of rounded matrices; empty: none are rounded, or CUDA
     libraries: Mapping[str, str] = field(default_factory=dict)  # of the reference, with their versions
 
 

@@ -5,6 +5,7 @@ No other file of the folder is touched.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ortserve.export.integrity import model_digest
 from ortserve.export.limits import LIMITS
 from ortserve.export.new_folder import write_whole
 from ortserve.export.padded_run import open_session, whole_logits
+from ortserve.export.reference import Floats, Watch
 from ortserve.export.references import Reference
 from ortserve.export.report import make_report, write_report
 from ortserve.export.source_facts import SourceFacts, describe_source
@@ -80,7 +82,11 @@ def itself(manifest: Manifest, session: Session) -> Reference:
     padded, kv = manifest.padded, manifest.kv
     assert padded is not None
     shape = (kv.num_layers, kv.num_kv_heads, kv.head_dim)
-    return Reference(SELF, lambda texts: [whole_logits(session, padded, tokens, cache_shape=shape) for tokens in texts])
+
+    def compute(texts: Sequence[Sequence[int]], _: Watch | None) -> list[Floats]:
+        return [whole_logits(session, padded, tokens, cache_shape=shape) for tokens in texts]
+
+    return Reference(SELF, compute)
 
 
 def _check_files(folder: Path, layout: Layout, outside: Outside) -> None:

@@ -44,7 +44,7 @@ def test_numpy_is_taken_where_transformers_is_missing(tmp_path: Path, installed:
     checkpoint, architecture = _open(tmp_path)
     found = open_reference("auto", checkpoint, architecture)
     assert found.description == NUMPY
-    (logits,) = found.compute([[1, 2, 3]])
+    (logits,) = found.compute([[1, 2, 3]], None)
     np.testing.assert_array_equal(logits, reference_logits(checkpoint, architecture, [[1, 2, 3]])[0])
     with pytest.raises(ExportError, match=r"needs transformers: pip install 'ortserve\[reference\]'"):
         open_reference("transformers", checkpoint, architecture)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from ortserve.export import planned, publish
 from ortserve.export.architecture import Architecture
@@ -28,9 +30,14 @@ def test_both_references_agree(family: str) -> None:
     checkpoint = open_checkpoint(FOLDER / family)
     architecture = read_architecture(checkpoint)
     sequences = random_sequences(64, (11, 7))
-    found = open_reference("transformers", checkpoint, architecture).compute(sequences)
-    for ours, theirs in zip(reference_logits(checkpoint, architecture, sequences), found, strict=True):
+    streams: dict[str, dict[int, NDArray[np.float32]]] = {"ours": {}, "theirs": {}}
+    found = open_reference("transformers", checkpoint, architecture).compute(sequences, streams["theirs"].__setitem__)
+    expected = reference_logits(checkpoint, architecture, sequences, watch=streams["ours"].__setitem__)
+    for ours, theirs in zip(expected, found, strict=True):
         assert_close(ours, theirs)
+    assert list(streams["theirs"]) == list(streams["ours"])[:-1]  # transformers norms the last one
+    for layer, stream in streams["theirs"].items():
+        assert_close(streams["ours"][layer], stream)
 
 
 @every_family

@@ -195,4 +195,4 @@ def test_lines_tell_rate_and_time_left(capsys: pytest.CaptureFixture[str]) -> No
     lines = _Lines("export x", 100_000_000, "bytes", clock=lambda: next(times))
     for _ in range(3):
         lines.advance(20_000_000)
-    assert capsys.readouterr().err == "export x: 40.0 MB of 100.0 MB, 4.0 MB/s, 15 s left\n"
+    assert capsys.readouterr().err == "export x: 40.0 of 100.0 MB, 4.0 MB/s, 15 s left\n"
