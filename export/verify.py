@@ -88,7 +88,7 @@ def check_parity(
     compare_stored = None
     if manifest.kv.kind == "slots" and (manifest.kv.is_quantized or manifest.precision not in FLOAT_PRECISIONS):
         weights = StoredWeights(folder, manifest, architecture, checkpoint)
-        compare_stored = partial(_against_stored, manifest, architecture, weights)
+        compare_stored = partial(_against_stored, manifest=manifest, architecture=architecture, weights=weights)
     opened = open_reference(reference, checkpoint, architecture)
     at_lengths = partial(reference_logits, checkpoint, architecture)
     return compare_with(folder, manifest, checkpoint, opened, compare_stored=compare_stored, at_lengths=at_lengths)
@@ -157,12 +157,13 @@ def compare_with(
 
 
 def _against_stored(
-    manifest: Manifest,
-    architecture: Architecture,
-    weights: StoredWeights,
     documents: Sequences,
     answers: Sequence[Floats],
     exact: StreamRecord,
+    *,
+    manifest: Manifest,
+    architecture: Architecture,
+    weights: StoredWeights,
 ) -> AsStored:
     rounded = StreamRecord(0, sum(map(len, documents)))
     as_stored = logits_by(weights, architecture, documents, watch=rounded.see)

@@ -63,6 +63,6 @@ def test_replies_are_those_of_the_graph_alone_batched_and_cached(tmp_path: Path,
         batched = [[token for delta in stream for token in delta.token_ids] for stream in streams]
     assert batched == alone  # the second time with the prompt cache
     texts = [[*prompt, *reply] for prompt, reply in zip(prompts, alone, strict=True)]
-    logits = itself(manifest, open_session(folder / manifest.graph)).compute(texts)
+    logits = itself(manifest, open_session(folder / manifest.graph)).compute(texts, None)
     for prompt, reply, rows in zip(prompts, alone, logits, strict=True):
         assert reply == rows[len(prompt) - 1 : -1, : manifest.num_tokens].argmax(axis=1).tolist()
