@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,10 +18,10 @@ from ortserve.export.architecture import Architecture
 from ortserve.export.checkpoint import RANDOM_WEIGHTS, Checkpoint
 from ortserve.export.describe import open_tokenizer
 from ortserve.export.errors import ExportError
-from ortserve.export.graph_run import GraphRun, RowInput
+from ortserve.export.feeds import FEEDS, RAGGED_STEPS, Run, in_steps
+from ortserve.export.graph_run import RowInput
 from ortserve.export.limits import LIMITS, Limits, limits_of
-from ortserve.export.padded_run import PaddedGraphRun
-from ortserve.export.paged_run import PagedGraphRun, open_graph_run
+from ortserve.export.paged_run import open_graph_run
 from ortserve.export.precisions import FLOAT_PRECISIONS, ReferenceName
 from ortserve.export.proof_text import bundled_documents, document_tokens
 from ortserve.export.reference import logits_by, reference_logits
@@ -37,7 +36,6 @@ from ortserve.runtime.parity import LayerError, ParityCase, ParityReport, Stored
 Floats = NDArray[np.float32]
 Sequences = Sequence[Sequence[int]]
 Pair: TypeAlias = tuple[float, float]
-Run: TypeAlias = GraphRun | PagedGraphRun | PaddedGraphRun
 AsStored: TypeAlias = tuple[StoredComparison, tuple[LayerError, ...]]
 CompareStored: TypeAlias = Callable[[Sequences, Sequence[Floats], StreamRecord], AsStored]
 AtLengths: TypeAlias = Callable[[Sequences, Sequence[int]], list[Floats]]
@@ -48,7 +46,6 @@ SENTENCES = (
 )
 NUM_ROWS = len(SENTENCES)
 LARGE_MODEL = 100_000_000  # parameters; above it the proof uses fewer positions
-CHUNKS = (7, 3, 5)
 TEXT, LARGE_TEXT = 480, 144  # held-out tokens for perplexity
 # The tenth of positions that differ least measures 1e-14 to 5e-6 on tiny and trained models, the median up to 7e-4;
 # planted errors of one percent 5e-5 and above, those of later positions medians of 2e-2 and above. Through many layers
@@ -56,8 +53,6 @@ TEXT, LARGE_TEXT = 480, 144  # held-out tokens for perplexity
 MAX_STORED_KL, MAX_STORED_KL_OF_LARGE = (2e-5, 2e-3), (1e-2, 3e-2)
 # Measured on tiny matrices: int8 0.0007; int4 0.015, whose scales are fitted, which shrinks them a little.
 MAX_FACTOR_ERRORS: Mapping[str, float] = {"fp32": 1e-4, "int8": 0.005, "int4": 0.03}
-# Tokens of each row in successive ragged steps: decodes, chunks and idle rows, in every combination of neighbours.
-RAGGED_STEPS = ((1, 5, 0), (1, 0, 7), (0, 1, 1), (4, 1, 0), (2, 3, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +115,7 @@ def compare_with(
         raise ExportError(
             f"{checkpoint.folder}: the reference computes values that are not finite: its weights are damaged"
         )
-    steps: Mapping[str, Callable[[Run, Sequences], list[Floats]]] = {
-        "prefill": _prefill,
-        "decode": _decode,
-        "chunks": _chunks,
-        "ragged": _ragged,
-    }
-    computed = {name: compute(run, text.rows) for name, compute in steps.items()}
+    computed = {name: feed(run, text.rows) for name, feed in FEEDS.items()}
     cases = tuple(
         _compare(name, expected[:NUM_ROWS], found, num_tokens=manifest.num_tokens) for name, found in computed.items()
     )
@@ -238,26 +227,6 @@ def _check_same_model(manifest: Manifest, architecture: Architecture) -> None:
         raise ExportError(f"{manifest.name} was not exported from this checkpoint: their sizes differ")
 
 
-def _prefill(run: Run, sequences: Sequences) -> list[Floats]:
-    """All of every row at once."""
-    return run.run([RowInput(tokens, 0) for tokens in sequences])
-
-
-def _decode(run: Run, sequences: Sequences) -> list[Floats]:
-    """One token of every row per run; rows that have ended are idle."""
-    return _in_steps(run, sequences, ((1,) * len(sequences),))
-
-
-def _chunks(run: Run, sequences: Sequences) -> list[Floats]:
-    """A few tokens of every row per run, as long prompts are computed."""
-    return _in_steps(run, sequences, (CHUNKS,))
-
-
-def _ragged(run: Run, sequences: Sequences) -> list[Floats]:
-    """Decodes beside chunks beside idle rows."""
-    return _in_steps(run, sequences, RAGGED_STEPS)
-
-
 def _regimes(run: Run, manifest: Manifest, at_lengths: AtLengths, sequences: Sequences) -> Iterator[ParityCase]:
     """Ragged steps of rows that rotate by different lengths, where there are several: each regime beside others.
 
@@ -267,30 +236,9 @@ def _regimes(run: Run, manifest: Manifest, at_lengths: AtLengths, sequences: Seq
     for first in range(0, len(regimes) if len(regimes) > 1 else 0, NUM_ROWS):
         chosen = [regimes[(first + row) % len(regimes)] for row in range(NUM_ROWS)]
         expected = at_lengths(sequences, [regime.max_tokens for regime in chosen])
-        found = _in_steps(run, sequences, RAGGED_STEPS, [regime.first_row for regime in chosen])
+        found = in_steps(run, sequences, RAGGED_STEPS, [regime.first_row for regime in chosen])
         name = "lengths " + ", ".join(str(regime.max_tokens) for regime in chosen)
         yield _compare(name, expected, found, num_tokens=manifest.num_tokens)
-
-
-def _in_steps(
-    run: Run, sequences: Sequences, pattern: Sequence[Sequence[int]], first_rows: Sequence[int] = (0,) * NUM_ROWS
-) -> list[Floats]:
-    """Feed the rows by the repeated pattern of chunk lengths; logits as if each row had been fed alone at once."""
-    done = [0] * len(sequences)
-    pieces: list[list[Floats]] = [[] for _ in sequences]
-    for lengths in cycle(pattern):
-        if all(fed == len(tokens) for fed, tokens in zip(done, sequences, strict=True)):
-            return [np.concatenate(piece) for piece in pieces]
-        rows = [
-            RowInput(tokens[fed : fed + length], fed, first_row)
-            for tokens, fed, length, first_row in zip(sequences, done, lengths, first_rows, strict=True)
-        ]
-        if not any(row.tokens for row in rows):
-            continue  # the rows this step would feed have ended; an empty run is not allowed
-        for index, (row, logits) in enumerate(zip(rows, run.run(rows), strict=True)):
-            done[index] += len(row.tokens)
-            pieces[index].append(logits)
-    raise AssertionError("a pattern feeds every row")
 
 
 def _compare(name: str, expected: Sequence[Floats], found: Sequence[Floats], *, num_tokens: int) -> ParityCase:
