@@ -100,8 +100,8 @@ def configure_export(parser: ArgumentParser) -> None:
         "--kv",
         choices=KV_PRECISIONS,
         default="float",
-        help="keys and values in the cache; int8: a quarter of the memory and faster decoding of long contexts, slower"
-        " prefill attention; fp8: cuda only (default: float)",
+        help="keys and values in the cache; int8: a quarter of the memory (half on cuda), slower attention of prompts;"
+        " fp8: cuda only (default: float)",
     )
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter (PEFT) to merge into the weights")
     parser.add_argument(

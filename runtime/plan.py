@@ -87,7 +87,7 @@ class EnginePlan:
         if self.kv_dtype not in ("int8", "float8e4m3fn"):
             return ""
         return (
-            f"; keys and values in {self.kv_dtype}: long contexts decode faster and take less memory,"
+            f"; keys and values in {self.kv_dtype}: more tokens fit, long contexts decode no slower,"
             " attention of prompts is slower"
         )
 

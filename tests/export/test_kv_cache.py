@@ -152,7 +152,7 @@ def test_deterministic_replies_are_equal_bit_for_bit_cached_and_cold(tmp_path: P
     config = EngineConfig(max_rows=3, deterministic=True, prompt_cache="prefix", max_chunk_tokens=128)
     engine, plan = open_engine(tmp_path / "out", manifest, config)
     assert plan.bytes_per_block == plan.block_size * manifest.kv.bytes_per_token
-    assert "keys and values in int8" in str(plan)
+    assert "keys and values in int8: more tokens fit" in str(plan)
     together = {name: whole(deltas) for name, deltas in run_to_end(engine, requests).items()}
     again = {name: whole(deltas) for name, deltas in run_to_end(engine, requests).items()}
     cold, _ = open_engine(tmp_path / "out", manifest, replace(config, prompt_cache="none", max_rows=1))
