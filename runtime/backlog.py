@@ -14,7 +14,7 @@ from heapq import heapify, heapreplace
 from itertools import islice
 
 from ortserve.runtime.errors import OverloadedError, WaitTooLongError
-from ortserve.runtime.fair_order import FairOrder
+from ortserve.runtime.fair_order import FairOrder, spared_for
 from ortserve.runtime.pace import Costs
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Request, Usage
@@ -195,7 +195,9 @@ class Backlog:
         kind, known = (request.tenant, request.priority, request.weight), self._kept_turns(now_s).wait_s
         if kind not in known:
             order = self._arranged([*self._waiting(), entry], now_s)
-            known[kind] = next(start for one, start in zip(order, self._starts(order), strict=False) if one is entry)
+            is_spared = order[0] is entry and bool(spared_for(entry, self._running_entries()))
+            starts = zip(order, self._starts(order), strict=False)
+            known[kind] = 0.0 if is_spared else next(start for one, start in starts if one is entry)
         return known[kind]
 
     def _seconds_until(self, now_s: float, *, num_requests: int = 0, num_tokens: int = 0) -> float:
@@ -219,8 +221,10 @@ class Backlog:
         return turns
 
     def _arranged(self, waiting: list[_Entry], now_s: float) -> list[_Entry]:
-        running = [self._entries[name] for name in self._running()]
-        return self._progress.fair.copy().arrange(waiting, running, now_s)
+        return self._progress.fair.copy().arrange(waiting, self._running_entries(), now_s)
+
+    def _running_entries(self) -> list[_Entry]:
+        return [self._entries[name] for name in self._running()]
 
     def _starts(self, order: list[_Entry]) -> Iterator[float]:
         """Seconds until each of them gets a row, and at last until one more would; 0 while nothing is measured."""

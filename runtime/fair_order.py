@@ -2,10 +2,12 @@
 
 Start-time fair queueing: each tenant has a clock that runs with the tokens computed for it, divided by its weight; the
 slowest clock is next. A tenant that comes back starts at the slowest clock of those at work: idling saves nothing up.
+Who is next and has fewer rows than a fair share is given one that another tenant can spare.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from heapq import heapify, heappop, heapreplace
 from typing import Protocol, TypeVar
@@ -14,7 +16,7 @@ from ortserve.runtime.request import Request
 
 AGEING_S = 30.0  # so long in the queue counts as one more priority
 
-Turn = tuple[int, float, int, bytes]  # priority negated, clock, arrival, tenant
+Turn = tuple[int, float, int, int, bytes]  # priority negated, clock, rows, arrival, tenant
 
 
 class Waiting(Protocol):
@@ -72,12 +74,13 @@ class FairOrder:
         waiting: dict[bytes, list[Queued]] = {}
         for sequence in queue:
             waiting.setdefault(sequence.request.tenant, []).append(sequence)
-        self._keep(waiting.keys() | {sequence.request.tenant for sequence in running})
+        rows = Counter(sequence.request.tenant for sequence in running)
+        self._keep(waiting.keys() | rows.keys())
         for own in waiting.values():
             own.sort(key=lambda sequence: (-aged_priority(sequence, now_s), sequence.arrival))
         if len(waiting) <= 1:
             return [sequence for own in waiting.values() for sequence in own]
-        return self._in_turns(waiting, now_s)
+        return self._in_turns(waiting, rows, now_s)
 
     def admit(self, request: Request, now_s: float) -> None:
         """A sequence of this request has been given a row."""
@@ -88,16 +91,17 @@ class FairOrder:
         clock = self._clocks.get(request.tenant, self._floor)
         self._clocks[request.tenant] = clock + num_tokens / request.weight
 
-    def _in_turns(self, waiting: dict[bytes, list[Queued]], now_s: float) -> list[Queued]:
+    def _in_turns(self, waiting: dict[bytes, list[Queued]], rows: Counter[bytes], now_s: float) -> list[Queued]:
+        """One at a time from the tenant with the slowest clock; who has just come has the slowest, and fewest rows."""
         heap = [
-            self._turn(own[0], self._clocks[tenant], self._admitted_s.get(tenant, float("-inf")), now_s)
+            self._turn(own[0], self._clocks[tenant], rows[tenant], self._admitted_s.get(tenant, float("-inf")), now_s)
             for tenant, own in waiting.items()
         ]
         heapify(heap)
         places = dict.fromkeys(waiting, 0)
         order: list[Queued] = []
         while heap:
-            _, clock, _, tenant = heap[0]
+            _, clock, _, _, tenant = heap[0]
             own, place = waiting[tenant], places[tenant]
             order.append(own[place])
             places[tenant] = place = place + 1
@@ -106,12 +110,12 @@ class FairOrder:
                 continue
             before = own[place - 1]
             clock += before.num_pending / before.request.weight  # what its first step will be charged
-            heapreplace(heap, self._turn(own[place], clock, now_s, now_s))
+            heapreplace(heap, self._turn(own[place], clock, rows[tenant] + place, now_s, now_s))
         return order
 
-    def _turn(self, head: Waiting, clock: float, admitted_s: float, now_s: float) -> Turn:
+    def _turn(self, head: Waiting, clock: float, num_rows: int, admitted_s: float, now_s: float) -> Turn:
         waited_s = now_s - max(head.waiting_since_s, admitted_s)
-        return -(head.request.priority + int(waited_s / AGEING_S)), clock, head.arrival, head.request.tenant
+        return -(head.request.priority + int(waited_s / AGEING_S)), clock, num_rows, head.arrival, head.request.tenant
 
     def _keep(self, tenants: Iterable[bytes]) -> None:
         """Forget those that have left, and let those that come begin at the slowest clock."""
@@ -125,3 +129,20 @@ class FairOrder:
 def aged_priority(sequence: Waiting, now_s: float) -> int:
     """Its priority, and one more for each while it has waited."""
     return sequence.request.priority + int((now_s - sequence.waiting_since_s) / AGEING_S)
+
+
+def spared_for(sequence: Waiting, running: Iterable[Queued]) -> list[Queued]:
+    """Whom another tenant can spare so that this one gets a row: while rows, by weights, are more even afterwards.
+
+    The last one of `running` that the tenant with the most rows has, or nobody. Without this, whoever comes into a
+    flood waits until one of its replies is complete.
+    """
+    rows: dict[bytes, list[Queued]] = {}
+    for other in running:
+        rows.setdefault(other.request.tenant, []).append(other)
+    num_own = len(rows.pop(sequence.request.tenant, ()))
+    crowd = max(rows.values(), key=lambda held: len(held) / held[-1].request.weight, default=[])
+    if not crowd or crowd[-1].request.priority > sequence.request.priority:
+        return []
+    is_fairer = (num_own + 1) / sequence.request.weight <= (len(crowd) - 1) / crowd[-1].request.weight
+    return crowd[-1:] if is_fairer else []

@@ -7,7 +7,7 @@ computed again from its tokens.
 from __future__ import annotations
 
 from ortserve.runtime.blocks import BlockPool
-from ortserve.runtime.fair_order import FairOrder, aged_priority
+from ortserve.runtime.fair_order import FairOrder, aged_priority, spared_for
 from ortserve.runtime.page_reuse import share_blocks
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.reuse import Reuse
@@ -82,7 +82,9 @@ class Placement:
         self._add(self.reuse.save(sequence))
 
     def admit(self, now_s: float) -> None:
-        """Give rows to the head of the queue while rows and memory last, and to larger priorities at others' cost.
+        """Give rows to the head of the queue while rows and memory last.
+
+        Larger priorities, and tenants with fewer rows than their share, get them at others' cost.
 
         Whose turn it is, `FairOrder` says.
         """
@@ -165,12 +167,16 @@ class Placement:
                 self.reuse.abandon(other)
             return self._has_room(self._num_missing(sequence, len(sequence.tokens) + 1), 0)
         lower = [other for other in self.by_age() if other.held_priority < sequence.request.priority]
-        freed = sum(len(other.blocks) for other in lower)
-        if not lower or self.blocks.num_free + freed < num_blocks:
+        return self._displace(lower, num_blocks) or self._displace(spared_for(sequence, self.by_age()), num_blocks)
+
+    def _displace(self, victims: list[Sequence], num_blocks: int) -> bool:
+        """Whether a row and blocks are free, after preempting the last ones if that is enough."""
+        freed = sum(len(other.blocks) for other in victims)
+        if not victims or self.blocks.num_free + freed < num_blocks:
             return False
-        while not self._has_room(num_blocks, 0):
-            self._preempt(lower.pop())
-        return True
+        while victims and not self._has_room(num_blocks, 0):
+            self._preempt(victims.pop())
+        return self._has_room(num_blocks, 0)
 
     def _has_room(self, num_blocks: int, num_spare: int) -> bool:
         """`num_spare` blocks stay free, so that running sequences can grow before anyone is preempted again."""

@@ -114,6 +114,11 @@ def test_a_flood_of_others_is_not_waited_for(synthetic: SyntheticModel) -> None:
     assert queue.wait_s(1.0, request("other", tenant=b"quiet")) <= 2 * each
     assert queue.wait_s(1.0, request("urgent", tenant=b"flood", priority=1)) == pytest.approx(each)
     assert queue.stats(1.0).wait_s == pytest.approx(101 * each)
+    wide = backlog(synthetic, rows=2, waiting=1000)
+    for name in names:
+        wide.add(request(name, tenant=b"flood"), 0.0)
+    wide.advance(running({"0": (10, 0), "1": (10, 0)}))
+    assert wide.wait_s(1.0, request("other", tenant=b"quiet")) == 0.0  # a row is spared for it
 
 
 def test_who_would_wait_too_long_is_refused_and_told_when_to_return(synthetic: SyntheticModel) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 
 from ortserve.runtime.admission import new_sequence
 from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.engine import Engine
 from ortserve.runtime.fair_order import AGEING_S, FairOrder
-from ortserve.runtime.request import Request, SamplingParams
+from ortserve.runtime.request import Delta, Request, SamplingParams
 from ortserve.runtime.sequence import Sequence
 from tests.runtime.synthetic import Clock, SyntheticModel, greedy_tokens, whole
 
@@ -119,3 +123,55 @@ def test_one_flooding_tenant_does_not_starve_another(synthetic: SyntheticModel, 
     for request in (requests | others).values():  # and what they say does not depend on their turn
         own = [delta for delta in deltas if delta.request_id == request.id]
         assert list(whole(own).token_ids) == greedy_tokens(request.prompt, request.sampling)
+
+
+LONG = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+
+
+def flooded(model: SyntheticModel, *, rows: int, priority: int = 0) -> tuple[Engine, dict[str, Request], list[Delta]]:
+    """An engine whose rows one tenant has, with as many requests again in the queue."""
+    plan = model.plan(EngineConfig(max_rows=rows, max_context=256, deterministic=True, prompt_cache="none"))
+    engine = model.engine(replace(plan, num_host_blocks=plan.num_blocks))
+    requests = {
+        f"a{place}": Request(f"a{place}", (1, 2, place), LONG, tenant=b"a", priority=priority)
+        for place in range(2 * rows)
+    }
+    for request in requests.values():
+        engine.add(request)
+    return engine, requests, engine.step() + engine.step()
+
+
+def rows_of(engine: Engine) -> Counter[bytes]:
+    return Counter(sequence.request.tenant for sequence in engine.scheduler.placement.running)
+
+
+@pytest.mark.parametrize(("num_others", "weight", "wanted"), [(1, 1, 1), (6, 1, 2), (6, 3, 3)])
+def test_who_comes_into_a_flood_has_a_row_at_once_and_its_share_soon(
+    synthetic: SyntheticModel, num_others: int, weight: int, wanted: int
+) -> None:
+    engine, requests, deltas = flooded(synthetic, rows=4)
+    for place in range(num_others):
+        request = Request(f"b{place}", (3, 4, place), LONG, tenant=b"b", weight=weight)
+        requests[request.id] = request
+        engine.add(request)
+    deltas += engine.step()
+    assert rows_of(engine) == {b"a": 3, b"b": 1}
+    assert [delta.request_id for delta in deltas if delta.token_ids and delta.request_id[0] == "b"] == ["b0"]
+    for _ in range(12):
+        deltas += engine.step()
+    assert rows_of(engine) == {b"a": 4 - wanted, b"b": wanted}
+    assert engine.stats().num_preemptions == wanted
+    while engine.has_work:
+        deltas += engine.step()
+    for request in requests.values():  # those that gave way too
+        own = [delta for delta in deltas if delta.request_id == request.id]
+        assert list(whole(own).token_ids) == greedy_tokens(request.prompt, request.sampling)
+    assert engine.stats().num_preemptions <= 2 * wanted  # rows are not passed to and fro
+
+
+def test_nobody_gives_way_to_a_smaller_priority_or_within_a_tenant(synthetic: SyntheticModel) -> None:
+    engine, _, _ = flooded(synthetic, rows=4, priority=1)
+    engine.add(Request("b", (3, 4), LONG, tenant=b"b"))
+    engine.step()
+    assert rows_of(engine) == {b"a": 4}
+    assert engine.stats().num_preemptions == 0
