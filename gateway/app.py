@@ -18,16 +18,17 @@ from starlette.routing import Match, Route
 from ortserve.gateway.access.access import Access
 from ortserve.gateway.access.grant import Grant
 from ortserve.gateway.batch_jobs import BatchJobs
-from ortserve.gateway.catalog import Catalog
-from ortserve.gateway.directory import Directory
 from ortserve.gateway.dispatch import Dispatcher, Handler
 from ortserve.gateway.edge import Edge, Gate, problem_response
 from ortserve.gateway.edge_options import EdgeOptions
 from ortserve.gateway.errors import ApiError, Problem, invalid_url, method_not_allowed
 from ortserve.gateway.exchange import Exchange
+from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.metrics import Metrics
+from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.response_record import interrupted
 from ortserve.gateway.routes.admin import CacheRoute
+from ortserve.gateway.routes.admin_models import AdminModelsRoute, NewModel
 from ortserve.gateway.routes.chat import ChatRoute
 from ortserve.gateway.routes.completions import CompletionRoute
 from ortserve.gateway.routes.documentation import DocumentationRoute
@@ -38,10 +39,8 @@ from ortserve.gateway.routes.metrics import MetricsRoute
 from ortserve.gateway.routes.models import ModelsRoute
 from ortserve.gateway.routes.scoring import ScoringRoute
 from ortserve.gateway.routes.tokenizing import TokenizingRoute
-from ortserve.gateway.routes.wrong_model import WrongModelRoute
 from ortserve.gateway.runs import Runs
 from ortserve.gateway.schema.batches import ENDPOINTS
-from ortserve.gateway.service import ModelService
 from ortserve.gateway.state_routes import kept_routes, response_routes
 from ortserve.gateway.store.state import State
 from ortserve.gateway.tracing import Tracing
@@ -56,14 +55,10 @@ RATE_HEADERS = [
     for word in ("limit", "remaining", "reset")
     for name in (f"x-ratelimit-{word}-{noun}", f"anthropic-ratelimit-{noun}-{word}")
 ]
-GENERATION_PATHS = (
-    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/responses/input_tokens", "/v1/messages",
-    "/v1/messages/count_tokens", "/v1/tokenize", "/v1/detokenize",
-)  # fmt: skip
 
 
 def build_app(
-    catalog: Catalog,
+    fleet: Fleet,
     *,
     api_key: str | None = None,
     admin_key: str | None = None,
@@ -76,6 +71,7 @@ def build_app(
     admin_metrics: bool = False,
     log_prompts: bool = False,
     tracing: Tracing | None = None,
+    new_model: NewModel | None = None,
 ) -> Starlette:
     """Routes and layers. `patience` bounds silent and stalled streams.
 
@@ -83,44 +79,35 @@ def build_app(
     administrate. With `strict_parameters`, fields that no table knows are refused instead of reported. `state` (None:
     one in memory) is closed when the application ends. What is used goes to the `ledger`, which keeps the budgets. With
     `admin_metrics` only administrators read metrics, with `log_prompts` the bodies of requests are logged. `tracing`
-    takes the spans of requests.
+    takes the spans of requests. `new_model` makes specs of the sources that an administrator names (None: none may be).
     """
     patience = patience or Patience()
     edge = edge or EdgeOptions()
-    decoder = catalog.decoder
-    metrics = Metrics(decoder.driver if decoder else None, {one.name: one.driver for one in catalog.encoders})
-    models = ModelsRoute(catalog)
-    health = HealthRoute(catalog)
-    scoring = ScoringRoute(catalog, patience)
+    metrics = Metrics(fleet)
+    models = ModelsRoute(fleet)
+    health = HealthRoute(fleet)
+    pool = WorkPool()  # of what no model is needed for
+    scoring = ScoringRoute(fleet, pool, patience)
     state = state or State()
     runs = Runs(lambda exchange, seconds: metrics.count_generated(exchange, "/v1/responses", seconds))
     access = access or Access(api_key=api_key, admin_key=admin_key)
     settle = partial(_settle, [one.record for one in (ledger, tracing) if one is not None])
     check_budget = _unbounded if ledger is None else ledger.spending.check
     answering = [
-        *(_decoder_routes(decoder, state, patience, access.whose) if decoder else ()),
-        *(response_routes(decoder, state, runs, patience) if decoder else ()),
+        *_generating_routes(fleet, pool, state, patience),
+        *response_routes(fleet, pool, state, runs, patience),
+        Route("/v1/embeddings", EmbeddingsRoute(fleet, pool, patience).post, methods=["POST"]),
     ]
-    embeddings = Route("/v1/embeddings", EmbeddingsRoute(catalog, patience).post, methods=["POST"])
-    jobs = BatchJobs(
-        state,
-        Dispatcher(
-            _handlers([*answering, embeddings] if catalog.encoders else answering),
-            metrics.count,
-            access,
-            catalog.directory,
-            settle,
-            check_budget,
-        ),
-    )
+    dispatcher = Dispatcher(_handlers(answering), metrics.count, access, lambda: fleet.directory, settle, check_budget)
+    jobs = BatchJobs(state, dispatcher)
     routes = [
-        *(answering if decoder else _refusing_routes(catalog.directory)),
-        *kept_routes(state, runs, jobs, catalog.services[0].pool, patience),
-        embeddings,
+        *answering,
+        *kept_routes(state, runs, jobs, pool, patience),
         Route("/v1/rerank", scoring.rerank, methods=["POST"]),
         Route("/v1/score", scoring.score, methods=["POST"]),
         Route("/v1/models", models.index),
         Route("/v1/models/{id:path}", models.one),
+        *_admin_routes(fleet, pool, access.whose, new_model),
         Route("/health", health.get),
         Route("/health/live", health.live),
         Route("/health/ready", health.ready),
@@ -143,7 +130,7 @@ def build_app(
         Middleware(
             Gate,
             access=access,
-            directory=catalog.directory,
+            directory=lambda: fleet.directory,
             settle=settle,
             check_budget=check_budget,
             max_body_bytes=edge.max_body_bytes,
@@ -153,7 +140,7 @@ def build_app(
     app = Starlette(
         routes=routes,
         middleware=middleware,
-        lifespan=partial(_living, state, runs, jobs, access),
+        lifespan=partial(_living, state, runs, jobs, access, pool),
         exception_handlers={HTTPException: _http_problem, ApiError: _api_problem},
     )
     app.router.redirect_slashes = False
@@ -185,23 +172,34 @@ def _unbounded(_: Grant) -> None:
     """Without accounts there are no budgets."""
 
 
-def _decoder_routes(service: ModelService, state: State, patience: Patience, whose: Whose) -> list[Route]:
-    """The endpoints of the model that generates; `whose` tells the administrator's tenants."""
-    messages = MessagesRoute(service, patience)
-    tokenizing = TokenizingRoute(service)
-    cache = CacheRoute(service, whose)
+def _generating_routes(fleet: Fleet, pool: WorkPool, state: State, patience: Patience) -> list[Route]:
+    """The endpoints of models that generate."""
+    messages = MessagesRoute(fleet, pool, patience)
+    tokenizing = TokenizingRoute(fleet, pool)
     return [
-        Route("/v1/chat/completions", ChatRoute(service, state.completions, patience).post, methods=["POST"]),
-        Route("/v1/completions", CompletionRoute(service, patience).post, methods=["POST"]),
+        Route("/v1/chat/completions", ChatRoute(fleet, pool, state.completions, patience).post, methods=["POST"]),
+        Route("/v1/completions", CompletionRoute(fleet, pool, patience).post, methods=["POST"]),
         Route("/v1/messages", messages.post, methods=["POST"]),
         Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
         Route("/v1/tokenize", tokenizing.tokenize, methods=["POST"]),
         Route("/v1/detokenize", tokenizing.detokenize, methods=["POST"]),
         Route("/v1/tokenizer_info", tokenizing.info),
+    ]
+
+
+def _admin_routes(fleet: Fleet, pool: WorkPool, whose: Whose, new_model: NewModel | None) -> list[Route]:
+    """The administrator's; `whose` tells which tenant a key belongs to."""
+    cache = CacheRoute(fleet, pool, whose)
+    models = AdminModelsRoute(fleet, pool, new_model)
+    return [
         Route("/admin/cache/stats", cache.stats),
         Route("/admin/cache/entries", cache.entries),
         Route("/admin/cache/clear", cache.clear, methods=["POST"]),
         Route("/admin/cache/warm", cache.warm, methods=["POST"]),
+        Route("/admin/models", models.index),
+        Route("/admin/models/load", models.load, methods=["POST"]),
+        Route("/admin/models/unload", models.unload, methods=["POST"]),
+        Route("/admin/models/swap", models.swap, methods=["POST"]),
     ]
 
 
@@ -210,14 +208,10 @@ def _handlers(routes: Sequence[Route]) -> Mapping[str, Handler]:
     return {route.path: route.endpoint for route in routes if route.path in ENDPOINTS}
 
 
-def _refusing_routes(directory: Directory) -> list[Route]:
-    """The same paths where no model generates: which of the models the caller named is for something else."""
-    refusal = WrongModelRoute(directory)
-    return [Route(path, refusal.post, methods=["POST"]) for path in GENERATION_PATHS]
-
-
 @asynccontextmanager
-async def _living(state: State, runs: Runs, jobs: BatchJobs, access: Access, _: Starlette) -> AsyncIterator[None]:
+async def _living(
+    state: State, runs: Runs, jobs: BatchJobs, access: Access, pool: WorkPool, _: Starlette
+) -> AsyncIterator[None]:
     """What runs beside requests, from the server's start to its end."""
     state.responses.end_interrupted(interrupted)
     jobs.resume()
@@ -230,6 +224,7 @@ async def _living(state: State, runs: Runs, jobs: BatchJobs, access: Access, _: 
         await jobs.close()
         await runs.close()
         await state.close()
+        pool.close()
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:

@@ -7,6 +7,7 @@ import asyncio
 import msgspec
 
 from ortserve.gateway.batch_job import BatchJob, BatchParts
+from ortserve.gateway.directory import Task
 from ortserve.gateway.dispatch import Dispatcher
 from ortserve.gateway.errors import ApiError, too_many
 from ortserve.gateway.schema.batches import BatchReply
@@ -26,8 +27,10 @@ class BatchJobs:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def can_run(self, endpoint: str) -> bool:
-        """Whether this server has it."""
-        return endpoint in self._parts.dispatcher.handlers
+        """Whether this server has it, and a model for it."""
+        dispatcher = self._parts.dispatcher
+        task: Task = "embeddings" if endpoint == "/v1/embeddings" else "generate"
+        return endpoint in dispatcher.handlers and dispatcher.directory().default(task) is not None
 
     def check_room(self) -> None:
         """Raise `ApiError` (429) when no more may run."""

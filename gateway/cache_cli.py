@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
-from ortserve.gateway.environment import default_of
+from ortserve.gateway.admin_client import admin_client, admin_parser, call, seconds_text, size_text, table_text
 from ortserve.runtime.errors import OrtserveError
-
-if TYPE_CHECKING:
-    import httpx
 
 EXAMPLE = """example:
   ortserve serve --admin-key SECRET &
@@ -28,12 +25,11 @@ EXAMPLE = """example:
 The key may also be set as ORTSERVE_ADMIN_KEY, the address as ORTSERVE_URL.
 """
 WARM_HELP = 'JSON lines such as {"messages": [{"role": "system", "content": "..."}]} or {"prompt": "..."}; - is stdin'
-TIMEOUT_S = 600.0  # a long prefix is computed while the client waits
 NUM_ROWS = 200
 
 
-class CacheClientError(OrtserveError):
-    """The server could not be reached, or refused the request."""
+class CacheFilesError(OrtserveError):
+    """Files cannot be read or moved."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,11 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    common = argparse.ArgumentParser(add_help=False)
-    add = common.add_argument
-    add("--url", default=default_of("--url", "http://127.0.0.1:8000"), help="the server (http://127.0.0.1:8000)")
-    add("--admin-key", default=default_of("--admin-key"), help="the server's")
-    add("--json", action="store_true", help="print the server's reply as it is")
+    common = admin_parser()
+    common.add_argument("--model", metavar="NAME", help="whose cache (the first model's)")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ls|stats|warm|clear|export|import")
     listing = actions.add_parser("ls", parents=[common], help="what is kept, block by block")
     listing.add_argument("--limit", type=int, default=NUM_ROWS, metavar="N", help=f"rows at most ({NUM_ROWS})")
@@ -68,22 +61,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what was asked; 0. Raises `CacheClientError`."""
+    """Do what was asked; 0. Raises `AdminClientError` or `CacheFilesError`."""
     if arguments.action in ("export", "import"):
         return _move(arguments)
-    with _client(arguments) as client:
+    with admin_client(arguments) as client:
+        of = "" if arguments.model is None else f"&model={quote(arguments.model, safe='')}"
         match arguments.action:
             case "ls":
-                reply = _call(client, "GET", f"/admin/cache/entries?limit={arguments.limit}")
+                reply = call(client, "GET", f"/admin/cache/entries?limit={arguments.limit}{of}")
                 _print(arguments, reply, _entries_text)
             case "stats":
-                _print(arguments, _call(client, "GET", "/admin/cache/stats"), _stats_text)
+                _print(arguments, call(client, "GET", f"/admin/cache/stats?{of}"), _stats_text)
             case "warm":
                 for line in _lines(arguments.file):
-                    _print(arguments, _call(client, "POST", "/admin/cache/warm", line), _warmed_text)
+                    _print(arguments, call(client, "POST", f"/admin/cache/warm?{of}", line), _warmed_text)
             case _:
                 wanted = {"api_key": arguments.of_key, "cache_salt": arguments.cache_salt}
-                reply = _call(client, "POST", "/admin/cache/clear", msgspec.json.encode(wanted))
+                reply = call(client, "POST", f"/admin/cache/clear?{of}", msgspec.json.encode(wanted))
                 _print(arguments, reply, lambda cleared: f"{cleared['num_blocks']} blocks forgotten\n")
     return 0
 
@@ -93,11 +87,11 @@ def _move(arguments: argparse.Namespace) -> int:
 
     source, target = arguments.source, arguments.target
     if not source.exists():
-        raise CacheClientError(f"{source} does not exist: name a folder of --prompt-cache-path, or a file of export")
+        raise CacheFilesError(f"{source} does not exist: name a folder of --prompt-cache-path, or a file of export")
     try:
         moved = (export_blocks if arguments.action == "export" else import_blocks)(source, target)
     except (OSError, ValueError) as error:
-        raise CacheClientError(f"{source} cannot be moved to {target} ({error})") from None
+        raise CacheFilesError(f"{source} cannot be moved to {target} ({error})") from None
     reply = {"num_blocks": moved.num_blocks, "num_ignored": moved.num_ignored}
     _print(
         arguments, reply, lambda one: f"{one['num_blocks']} blocks to {target}, {one['num_ignored']} files ignored\n"
@@ -105,42 +99,11 @@ def _move(arguments: argparse.Namespace) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _client(arguments: argparse.Namespace) -> Iterator[httpx.Client]:
-    import httpx
-
-    if not arguments.admin_key:
-        raise CacheClientError("no admin key: give --admin-key, the one that `ortserve serve` was started with")
-    url = arguments.url.rstrip("/").removesuffix("/v1")
-    headers = [(b"authorization", f"Bearer {arguments.admin_key}".encode())]
-    try:
-        with httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(TIMEOUT_S, connect=5.0)) as client:
-            yield client
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise CacheClientError(f"{url} did not answer ({error}): check --url") from None
-
-
-def _call(client: httpx.Client, method: str, path: str, body: bytes = b"") -> Any:
-    response = client.request(method, path, content=body)
-    try:
-        reply = msgspec.json.decode(response.content)
-        if response.status_code == 200:
-            return reply
-        reason = reply["error"]["message"]
-    except (ValueError, LookupError, TypeError):
-        reason = f"the server answered {response.status_code}"
-    if response.status_code == 401:
-        reason = "the server refused the admin key: give the one it was started with"
-    if response.status_code == 404:
-        reason = "the server has no /admin/cache: start it with --admin-key"
-    raise CacheClientError(str(reason))
-
-
 def _lines(name: str) -> Iterator[bytes]:
     try:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
-        raise CacheClientError(f"{name} cannot be read ({error.strerror})") from None
+        raise CacheFilesError(f"{name} cannot be read ({error.strerror})") from None
     yield from (line for line in data.splitlines() if line.strip())
 
 
@@ -170,12 +133,8 @@ def _entries_text(reply: Any) -> str:
         )
         for entry in reply["data"]
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     left = reply["num_entries"] - len(reply["data"])
-    if left:
-        lines.append(f"and {left} more: raise --limit")
-    return "\n".join(lines) + "\n"
+    return table_text(rows) + (f"and {left} more: raise --limit\n" if left else "")
 
 
 def _stats_text(reply: Any) -> str:
@@ -197,20 +156,3 @@ def _stats_text(reply: Any) -> str:
             f" {tier['num_ignored_files']} files ignored, {tier['num_failures']} failures"
         )
     return "\n".join(lines) + "\n"
-
-
-def size_text(num_bytes: float) -> str:
-    """As 1.5 MiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if num_bytes < 1024:
-            return f"{num_bytes:.4g} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.1f} GiB"
-
-
-def seconds_text(seconds: float) -> str:
-    """As 90 s, 12 min, 3.5 h or 10 days."""
-    for limit, divisor, unit in ((100.0, 1.0, "s"), (6000.0, 60.0, "min"), (172_800.0, 3600.0, "h")):
-        if seconds < limit:
-            return f"{seconds / divisor:.3g} {unit}"
-    return f"{seconds / 86_400:.0f} days"

@@ -7,20 +7,23 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ortserve.gateway.configuration.option import add_options
 from ortserve.gateway.drafter_options import find_draft_model
 from ortserve.gateway.environment import default_of
 from ortserve.gateway.errors import ApiError
+from ortserve.gateway.exported import exported_folder
+from ortserve.gateway.fleet.options import engine_config
 from ortserve.gateway.logs import LEVELS, configure_logs
 from ortserve.gateway.model_options import MODEL_HELP
-from ortserve.gateway.opened import open_model
 from ortserve.gateway.schema.fields import Fields
-from ortserve.gateway.serve import ResolveModel, exported_folder
+from ortserve.gateway.serve import ResolveModel
 from ortserve.gateway.settings import OF_MODELS, model_settings
-from ortserve.gateway.verified import check_verified
+from ortserve.gateway.verified import check_verified, report_draft
 from ortserve.runtime.errors import OrtserveError
 
 if TYPE_CHECKING:
@@ -157,14 +160,20 @@ def _open_speaker(arguments: argparse.Namespace, resolve_model: ResolveModel) ->
         if arguments.url:
             yield _connect(arguments, stack)
             return
+        from ortserve.gateway.fleet.opening import report_plan
         from ortserve.gateway.service import open_service
+        from ortserve.runtime.workers.opening import open_engines
 
         settings = model_settings(arguments)
         find = partial(resolve_model, settings.engine)
         folder = exported_folder(arguments.model) or find(arguments.model)
         draft_model = find_draft_model(settings.drafter, arguments.model, find)
         check_verified(folder, allow=settings.engine.allow_unverified)
-        driver = open_model(folder, settings, draft_model=draft_model)
+        if draft_model is not None:
+            report_draft(Path(draft_model))
+        config = replace(engine_config(settings), draft_model=draft_model)
+        driver = open_engines(folder, config, num_engines=settings.engine.engines)
+        report_plan(driver)
         stack.callback(driver.close)
         runner = stack.enter_context(asyncio.Runner())
 

@@ -138,6 +138,12 @@ def _load_cache() -> Pair:
     return cache_cli.configure, cache_cli.run
 
 
+def _load_models() -> Pair:
+    from ortserve.gateway import models_cli
+
+    return models_cli.configure, models_cli.run
+
+
 def _load_keys() -> Pair:
     from ortserve.gateway.access import keys_cli
 
@@ -197,6 +203,7 @@ VERBS = (
     Verb("verify", "check an exported model, or prove it again", partial(_load_export, "verify")),
     Verb("inspect", "print what an exported model is", partial(_load_export, "inspect")),
     Verb("cache", "look at and change the prompt cache of a running server", _load_cache),
+    Verb("models", "look at and change the models of a running server", _load_models),
     Verb("keys", "make API keys, and lines for --api-keys", _load_keys),
     Verb("usage", "sum up what a server's ledger says has been used", _load_usage),
     Verb("plugins", "list installed plugins and where they come from", _load_plugins),

@@ -35,6 +35,14 @@ class Directory:
         """Whether the model of that name is; every name here belongs to one."""
         return next(model.verified for model in self.models if name in model.names)
 
+    def knows(self, name: str) -> bool:
+        """Whether some model has that name."""
+        return any(name in model.names for model in self.models)
+
+    def default(self, task: Task) -> str | None:
+        """The name of the first model that does something; None without one."""
+        return next((model.names[0] for model in self.models if model.task == task), None)
+
     def find(self, name: str, *wanted: Task) -> ServedModel:
         """The model of that name. Raises `ApiError`: 404 for an unknown name, 400 for one that does something else."""
         model = next((model for model in self.models if name in model.names), None)

@@ -46,7 +46,7 @@ class Dispatcher:
     handlers: Mapping[str, Handler]
     count: Callable[[Exchange, str, float], None]  # into the metrics
     access: Access
-    directory: Directory
+    directory: Callable[[], Directory]  # of the models of now
     settle: Callable[[Exchange], None]  # into the ledger
     check_budget: Callable[[Grant], None]  # raises `ApiError` when it is used up
 
@@ -54,7 +54,7 @@ class Dispatcher:
         """Run one request to its end, where the tenant's keys of now allow it. Cancelling cancels what it generates."""
         grant = self.access.ring.of_tenant(tenant)
         exchange = Exchange(grant=grant or Grant("", b"", tenant), priority=priority, body=body, path=path)
-        exchange.directory = self.directory
+        exchange.directory = self.directory()
         if grant is None:
             problem = unauthorized(given=True)
             return Answer(problem.status, problem.body(), exchange.request_id)
@@ -62,7 +62,10 @@ class Dispatcher:
             "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
             "headers": [(b"content-type", b"application/json")], SCOPE_KEY: exchange,
         }  # fmt: skip
-        answer = await self._answer(path, Request(scope, _nothing_more), exchange)
+        try:
+            answer = await self._answer(path, Request(scope, _nothing_more), exchange)
+        finally:
+            exchange.end()
         exchange.status = answer.status
         self.settle(exchange)
         self.count(exchange, path, time.monotonic() - exchange.started)

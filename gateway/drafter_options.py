@@ -39,18 +39,24 @@ class DrafterSettings:
     )
 
 
+def draft_source(settings: DrafterSettings, model: str | None) -> str | None:
+    """The small model of `model`: a folder or hub id; None where none is named or none would be asked."""
+    if settings.draft_model is not None:
+        return settings.draft_model
+    is_asked = model in (None, BUNDLED) and _asks_a_model(settings.drafter, dict(settings.drafter_option))
+    return BUNDLED_DRAFT if is_asked else None
+
+
 def find_draft_model(
     settings: DrafterSettings, model: str | None, resolve_model: Callable[[str | None], Path]
 ) -> str | None:
-    """The exported folder of the small model of `model`; None where none is named or none would be asked.
+    """The exported folder of the small model of `model`; None where there is none.
 
     `resolve_model` exports a checkpoint on first use. Raises as it does.
     """
-    name = settings.draft_model
+    name = draft_source(settings, model)
     if name is None:
-        if model not in (None, BUNDLED) or not _asks_a_model(settings.drafter, dict(settings.drafter_option)):
-            return None
-        name = BUNDLED_DRAFT
+        return None
     if (Path(name) / MANIFEST_NAME).is_file():
         return str(name)
     return str(resolve_model(name))

@@ -162,7 +162,8 @@ class Edge:
 class Gate:
     """Checks the key and the body's size, tolerates spellings of paths, and turns failures into the envelope.
 
-    Paths of the administrator need a key of their own; without one they do not exist.
+    Paths of the administrator need a key of their own; without one they do not exist. `directory` tells the models of
+    now: a request goes by what it is told when it comes.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class Gate:
         app: ASGIApp,
         *,
         access: Access,
-        directory: Directory,
+        directory: Callable[[], Directory],
         settle: Callable[[Exchange], None],
         check_budget: Callable[[Grant], None],
         max_body_bytes: int = MAX_BODY_BYTES,
@@ -237,7 +238,7 @@ class Gate:
         """Note who asks; what they are told when they may not."""
         key, ring, path = given_key(Headers(scope=scope)), self._access.ring, scope["path"]
         exchange = exchange_of(scope)
-        exchange.directory = self._directory
+        exchange.directory = self._directory()
         is_admin = path == ADMIN_PATH or path.startswith(f"{ADMIN_PATH}/")
         needs_admin = is_admin or (self._hides_metrics and path == METRICS_PATH)
         grant = ring.find(key) if needs_admin else ring.caller(key)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from ortserve.gateway.directory import Directory, ServedModel
-from ortserve.gateway.encoder_tokenizer import EncoderTokenizer, load_encoder_tokenizer
+from ortserve.gateway.encoder_tokenizer import EncoderTokenizer
 from ortserve.gateway.errors import ApiError, bad_request, context_overflow, from_runtime
 from ortserve.gateway.pool import WorkPool
 from ortserve.runtime.encoder import Rows
@@ -20,7 +18,6 @@ from ortserve.runtime.errors import OrtserveError
 
 if TYPE_CHECKING:
     from ortserve.runtime.encoder_driver import EncoderDriver
-    from ortserve.runtime.encoder_manifest import EncoderManifest
 
 INLINE_CHARACTERS = 1024  # tokenizing that much stays below 1 ms
 QUERY_PROMPTS = ("query",)
@@ -57,16 +54,14 @@ class EncoderService:
         *,
         name: str,
         created: int,
-        directory: Directory | None = None,
         accepts_token_ids: bool = False,
     ) -> None:
-        """`directory` names all models of the server, this one among them; None: it is the only one."""
+        """`name` is the one that replies carry."""
         self.driver = driver
         self.manifest = driver.manifest
         self.name = name
         self.created = created
         self.pool = pool
-        self.directory = directory or Directory((encoder_entry(driver.manifest, name),))
         self.accepts_token_ids = accepts_token_ids
         self._tokenizer = tokenizer
 
@@ -194,32 +189,6 @@ def normalized(rows: Rows) -> Rows:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: Rows = rows / np.maximum(lengths, np.float32(1e-12))
     return unit
-
-
-def encoder_entry(manifest: EncoderManifest, name: str | None) -> ServedModel:
-    """What the directory says of an encoder, served as `name`."""
-    return ServedModel((name or manifest.name, manifest.name), manifest.task)
-
-
-def open_encoder_service(
-    folder: Path,
-    driver: EncoderDriver,
-    *,
-    name: str | None = None,
-    created: int = 0,
-    directory: Directory | None = None,
-    accepts_token_ids: bool = False,
-) -> EncoderService:
-    """The service of an opened encoder; call it inside the running event loop. Raises `ModelError`."""
-    return EncoderService(
-        driver,
-        load_encoder_tokenizer(folder),
-        WorkPool(),
-        name=name or driver.manifest.name,
-        created=created,
-        directory=directory,
-        accepts_token_ids=accepts_token_ids,
-    )
 
 
 def _least(one: int | None, other: int | None) -> int | None:

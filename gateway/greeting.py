@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ortserve.gateway.catalog import Catalog
+from ortserve.gateway.fleet.state import ModelState
+from ortserve.gateway.service import ModelService
+from ortserve.runtime.encoder_manifest import EncoderManifest
 
 MESSAGES = '[{"role": "user", "content": "Hello!"}]'
 
@@ -21,19 +22,19 @@ class Trial:
     body: str
 
 
-def greeting(catalog: Catalog, url: str, *, needs_key: bool, unix: str | None = None) -> str:
+def greeting(states: Sequence[ModelState], url: str, *, needs_key: bool, unix: str | None = None) -> str:
     """What is printed once requests are answered; `url` is the server's, with its base path and without /v1."""
     url = f"{url}/v1"
     key = "YOUR-KEY" if needs_key else "any"
     header = " -H 'Authorization: Bearer YOUR-KEY'" if needs_key else ""
-    trial = _trial(catalog)
+    trial = _trial(states[0])
     imports, client, curl, place = "", "", "curl", url
     if unix is not None:
         imports = "import httpx\n"
         client = f", http_client=httpx.Client(transport=httpx.HTTPTransport(uds={unix!r}))"
         curl = f"curl --unix-socket {shlex.quote(unix)}"
         place = f"{url} over {unix}"
-    return f"""{_models(catalog)} is served on {place}
+    return f"""{_models(states)} is served on {place}
 
 {imports}from openai import OpenAI
 
@@ -45,32 +46,31 @@ client = OpenAI(base_url="{url}", api_key="{key}"{client})
 """
 
 
-def _models(catalog: Catalog) -> str:
+def _models(states: Sequence[ModelState]) -> str:
     lines = []
-    if catalog.decoder is not None:
-        decoder = catalog.decoder
-        doubt = _doubt(catalog, decoder.name)
-        lines.append(f"{decoder.name} ({decoder.manifest.precision}, context {decoder.max_context}{doubt})")
-    for one in catalog.encoders:
-        doubt = _doubt(catalog, one.name)
-        lines.append(f"{one.name} ({one.manifest.precision}, {one.manifest.task}, inputs of {one.max_length}{doubt})")
+    for state in states:
+        service, prepared = state.service, state.prepared
+        doubt = "" if prepared is None or prepared.verified else ", UNVERIFIED"
+        if isinstance(service, ModelService):
+            about = f"{service.manifest.precision}, context {service.max_context}"
+        elif service is not None:
+            about = f"{service.manifest.precision}, {service.manifest.task}, inputs of {service.max_length}"
+        elif prepared is not None:
+            about = f"{prepared.manifest.precision}, loaded when it is asked for"
+        else:
+            about = "exported and loaded when it is asked for"
+        lines.append(f"{state.name} ({about}{doubt})")
     return " and ".join(lines)
 
 
-def _doubt(catalog: Catalog, name: str) -> str:
-    return "" if catalog.directory.is_verified(name) else ", UNVERIFIED"
-
-
-def _trial(catalog: Catalog) -> Trial:
-    if catalog.decoder is not None:
-        name = catalog.decoder.name
+def _trial(state: ModelState) -> Trial:
+    name, manifest = state.name, None if state.prepared is None else state.prepared.manifest
+    if not isinstance(manifest, EncoderManifest):
         python = f"""messages = {MESSAGES}
 for chunk in client.chat.completions.create(model="{name}", messages=messages, stream=True):
     print(chunk.choices[0].delta.content or "", end="", flush=True)"""
         return Trial(python, "chat/completions", f'{{"model": "{name}", "messages": {MESSAGES}}}')
-    encoder = catalog.encoders[0]
-    name = encoder.name
-    if encoder.manifest.task == "rerank":
+    if manifest.task == "rerank":
         body = f'{{"model": "{name}", "query": "a greeting", "documents": ["Hello!", "17"]}}'
         return Trial(f'print(client.post("/rerank", body={body}, cast_to=object))', "rerank", body)
     python = f'print(client.embeddings.create(model="{name}", input="Hello!").data[0].embedding)'

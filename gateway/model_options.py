@@ -42,6 +42,18 @@ class ModelEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class FleetSettings:
+    """Several models."""
+
+    SECTION: ClassVar[str] = "fleet"
+
+    model_memory: int | None = option(
+        None, SIZE, "host memory for all models and their caches, as 24GiB (what is free at the start)", metavar="SIZE"
+    )
+    load_on_demand: bool = option(False, SWITCH, "load every model but the first when it is first asked for")
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSettings:
     """Model. How one that generates is opened."""
 

@@ -72,7 +72,7 @@ class Run:
 
     def exchange(self) -> Exchange:
         """Its counts, for a request that has been answered long ago."""
-        exchange = Exchange(started=self._started)
+        exchange = Exchange(started=self._started, model=self.reply.model)
         exchange.note(self._generation)
         return exchange
 

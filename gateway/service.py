@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from ortserve.gateway.calling import after_reasoning
 from ortserve.gateway.choice import Choice, NothingToGenerate
-from ortserve.gateway.directory import Directory, ServedModel
 from ortserve.gateway.errors import ApiError, from_runtime, internal_error, unsupported_parameter
 from ortserve.gateway.fingerprint import installed_versions, system_fingerprint
 from ortserve.gateway.generation import Generation
@@ -67,11 +66,9 @@ class ModelService:
         name: str,
         defaults: SamplingDefaults,
         created: int,
-        directory: Directory | None = None,
     ) -> None:
-        """`directory` names all models of the server, this one among them; None: it is the only one."""
+        """`name` is the one that replies carry."""
         manifest = driver.manifest
-        self.directory = directory or Directory((decoder_entry(manifest, name),))
         self.driver = driver
         self.name = name
         self.defaults = defaults
@@ -97,10 +94,6 @@ class ModelService:
         """Tokens of prompt and output together."""
         return self.driver.max_context
 
-    def check_model(self, name: str) -> None:
-        """Raise `ApiError` unless this is a name of this model: 404, or 400 for a model of another kind."""
-        self.directory.find(name, "generate")
-
     async def start_chat(
         self,
         request: ChatRequest,
@@ -113,7 +106,6 @@ class ModelService:
 
         `param` is the field that carried the conversation, as errors name it.
         """
-        self.check_model(request.model)
         self._check_room(param)
         if request.demands_reasoning and self._style.reasoning is None:
             raise unsupported_parameter("thinking", "cannot be enabled: this model has no channel for it.")
@@ -136,13 +128,11 @@ class ModelService:
 
     async def count_tokens(self, request: ChatRequest, *, num_body_bytes: int, param: str = "messages") -> int:
         """Tokens of the prompt that `start_chat` would submit. Raises `ApiError` where that would."""
-        self.check_model(request.model)
         prompt = await self.prompts.encode_chat(request, num_body_bytes=num_body_bytes, param=param)
         return len(prompt.ids)
 
     async def read_prompts(self, request: CompletionRequest) -> tuple[Prompt, ...]:
         """The prompts as ids; raises `ApiError` for the first that cannot be continued."""
-        self.check_model(request.model)
         self._check_room("prompt")
         await self._prepared(request.structure)
         if request.suffix is not None:
@@ -310,11 +300,6 @@ class ModelService:
         return assembler.feed(ids).text
 
 
-def decoder_entry(manifest: Manifest, name: str | None) -> ServedModel:
-    """What the directory says of a model that generates, served as `name`."""
-    return ServedModel((name or manifest.name, manifest.name), "generate")
-
-
 def open_service(
     folder: Path,
     driver: EngineDriver,
@@ -322,7 +307,6 @@ def open_service(
     name: str | None = None,
     defaults: DefaultsSource = "model",
     created: int = 0,
-    directory: Directory | None = None,
     chat_template: Path | None = None,
 ) -> ModelService:
     """The service of an opened model; call it inside the running event loop. Raises `ModelError`."""
@@ -336,7 +320,6 @@ def open_service(
         name=name or manifest.name,
         defaults=sampling_defaults(manifest, defaults),
         created=created,
-        directory=directory,
     )
 
 

@@ -19,7 +19,14 @@ from ortserve.gateway.configuration.option import Section, add_options
 from ortserve.gateway.drafter_options import DrafterSettings
 from ortserve.gateway.edge_options import EdgeSettings, InputSettings, TlsSettings
 from ortserve.gateway.environment import default_of
-from ortserve.gateway.model_options import MODEL_HELP, EncoderSettings, EngineSettings, ModelEntry, ModelSettings
+from ortserve.gateway.model_options import (
+    MODEL_HELP,
+    EncoderSettings,
+    EngineSettings,
+    FleetSettings,
+    ModelEntry,
+    ModelSettings,
+)
 from ortserve.gateway.server_options import LoggingSettings, ServerSettings
 from ortserve.gateway.state_options import StateSettings
 from ortserve.gateway.tracing import TracingSettings
@@ -42,6 +49,7 @@ class Settings:
     access: AccessSettings = field(default_factory=AccessSettings)
     usage: UsageSettings = field(default_factory=UsageSettings)
     state: StateSettings = field(default_factory=StateSettings)
+    fleet: FleetSettings = field(default_factory=FleetSettings)
     encoders: EncoderSettings = field(default_factory=EncoderSettings)
     defaults: ModelSettings = field(default_factory=ModelSettings)  # of a model that no table is about
     models: tuple[ModelSettings, ...] = field(default_factory=lambda: (ModelSettings(),))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.routing import Route
 
 from ortserve.gateway.batch_jobs import BatchJobs
+from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.routes.batches import BatchesRoute
 from ortserve.gateway.routes.conversations import ConversationsRoute
@@ -13,14 +14,13 @@ from ortserve.gateway.routes.kept_chat import KeptChatRoute
 from ortserve.gateway.routes.kept_responses import KeptResponsesRoute
 from ortserve.gateway.routes.responses import ResponsesRoute
 from ortserve.gateway.runs import Runs
-from ortserve.gateway.service import ModelService
 from ortserve.gateway.store.state import State
 from ortserve.gateway.watch import Patience
 
 
-def response_routes(service: ModelService, state: State, runs: Runs, patience: Patience) -> list[Route]:
-    """Of the model that generates."""
-    responses = ResponsesRoute(service, state, runs, patience)
+def response_routes(fleet: Fleet, pool: WorkPool, state: State, runs: Runs, patience: Patience) -> list[Route]:
+    """Of models that generate."""
+    responses = ResponsesRoute(fleet, pool, state, runs, patience)
     return [
         Route("/v1/responses", responses.post, methods=["POST"]),
         Route("/v1/responses/input_tokens", responses.input_tokens, methods=["POST"]),

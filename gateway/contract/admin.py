@@ -1,4 +1,4 @@
-"""Bodies of /admin/cache/..., field by field."""
+"""Bodies of /admin/..., field by field."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import replace
 from ortserve.gateway.contract.chat import MESSAGES
 from ortserve.gateway.contract.rules import extension
 from ortserve.gateway.contract.sampling import TOKEN_ID
-from ortserve.gateway.contract.shapes import STRING, array, one_of
+from ortserve.gateway.contract.shapes import BOOLEAN, STRING, array, number, one_of, string
 from ortserve.gateway.contract.table import FieldTable
+from ortserve.gateway.schema.admin_models import MAX_ALIASES, MAX_DRAIN_S, MAX_NAME
 
 KEY = extension("api_key", STRING, "whose prefixes are meant")
 SALT = extension("cache_salt", STRING)
@@ -23,3 +24,22 @@ WARM = FieldTable(
     )
 )
 CLEAR = FieldTable((KEY, SALT))
+DRAIN = extension("drain", number(0, MAX_DRAIN_S), "seconds for what runs (`--drain`)")
+LOAD = FieldTable(
+    (
+        extension("model", string(MAX_NAME), "one that `GET /admin/models` lists"),
+        extension("source", STRING, "another one instead: a folder or hub id, as `ortserve serve` takes them"),
+        extension("name", string(MAX_NAME), "of a `source`; absent: its own"),
+        extension("aliases", array(string(MAX_NAME), max_items=MAX_ALIASES), "further names of a `source`"),
+        extension("pinned", BOOLEAN, "a `source` that never gives way to another model"),
+        extension("wait", BOOLEAN, "false: answer at once"),
+    )
+)
+UNLOAD = FieldTable((replace(extension("model", STRING), is_required=True), DRAIN))
+SWAP = FieldTable(
+    (
+        replace(extension("model", STRING, "whose names go over"), is_required=True),
+        replace(extension("source", STRING, "what comes in its place"), is_required=True),
+        DRAIN,
+    )
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ortserve.gateway.contract.admin import CLEAR, WARM
+from ortserve.gateway.contract.admin import CLEAR, LOAD, SWAP, UNLOAD, WARM
 from ortserve.gateway.contract.batches import BATCHES
 from ortserve.gateway.contract.chat import CHAT
 from ortserve.gateway.contract.completions import COMPLETIONS
@@ -43,6 +43,9 @@ BODIES = (
     BodyContract("/v1/detokenize", DETOKENIZE),
     BodyContract("/admin/cache/warm", WARM),
     BodyContract("/admin/cache/clear", CLEAR),
+    BodyContract("/admin/models/load", LOAD),
+    BodyContract("/admin/models/unload", UNLOAD),
+    BodyContract("/admin/models/swap", SWAP),
 )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ortserve.gateway.routes.admin import ClearedReply, EntriesReply, StatsReply, WarmedReply
 from ortserve.gateway.routes.deleted import DeletedReply
 from ortserve.gateway.routes.pages import ListReply
+from ortserve.gateway.schema.admin_models import ManagedModel, ManagedModels
 from ortserve.gateway.schema.anthropic_replies import MessageReply, TokenCountReply
 from ortserve.gateway.schema.batches import BatchReply
 from ortserve.gateway.schema.conversations import ConversationReply
@@ -81,6 +82,10 @@ OPERATIONS = (
     Operation("GET", "/admin/cache/entries", "What the prompt cache holds", EntriesReply),
     Operation("POST", "/admin/cache/clear", "Forget cached prefixes", ClearedReply),
     Operation("POST", "/admin/cache/warm", "Compute a prefix and keep it", WarmedReply),
+    Operation("GET", "/admin/models", "All models, and the memory they share", ManagedModels),
+    Operation("POST", "/admin/models/load", "Load a model", ManagedModel),
+    Operation("POST", "/admin/models/unload", "Let go of a model", ManagedModel),
+    Operation("POST", "/admin/models/swap", "Put another model in the place of one", ManagedModel),
 )
 
 

@@ -17,8 +17,10 @@ from ortserve.gateway.contract.rules import Verdict
 from ortserve.gateway.contract.table import FieldTable
 from ortserve.gateway.errors import ApiError, Problem, bad_request
 from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.schema.fields import Fields, kind
+from ortserve.gateway.service import ModelService
 
 INLINE_BYTES = 8 * 1024  # reading that much stays near 1 ms, if it is the shortest messages
 
@@ -51,26 +53,58 @@ async def read_request(request: Request, table: FieldTable, read: Callable[[Fiel
     Raises `ApiError`: 400 for a body that is wrong or has another type than JSON, or, where that was asked for, fields
     that the table does not know; 403 for a model that the caller may not use; 415 for a coding.
     """
+    parse = _parsing(request, table)
+    return await _run(request, lambda: read(parse()), pool)
+
+
+async def read_addressed(
+    request: Request, table: FieldTable, read: Callable[[Fields, ModelService], Result], fleet: Fleet, pool: WorkPool
+) -> tuple[ModelService, Result]:
+    """The model that a body names (the first that generates, where it names none), and what it asks of it.
+
+    Raises as `read_request` does, and as `Fleet.generator`.
+    """
+    fields = await _run(request, _parsing(request, table), pool)
+    named = fields.get("model")
+    service = await fleet.generator(named if isinstance(named, str) else None, exchange_of(request.scope))
+    return service, await _run(request, lambda: read(fields, service), pool)
+
+
+async def asked_model(request: Request, fleet: Fleet) -> ModelService:
+    """The model of `?model=NAME`, or the first that generates. Raises `ApiError` as `read_addressed` does."""
+    exchange = exchange_of(request.scope)
+    named = request.query_params.get("model") or exchange.directory.default("generate")
+    if named is not None:
+        exchange.check_model(named)
+    return await fleet.generator(named, exchange)
+
+
+async def _run(request: Request, work: Callable[[], Result], pool: WorkPool) -> Result:
+    return work() if len(exchange_of(request.scope).body) <= INLINE_BYTES else await pool.run(work)
+
+
+def _parsing(request: Request, table: FieldTable) -> Callable[[], Fields]:
+    """Work that parses and checks what no model is needed for."""
     exchange = exchange_of(request.scope)
     _check_headers(request.headers)
     body = exchange.body
 
-    def work() -> Result:
+    def work() -> Fields:
         fields = parse_object(body)
         if exchange.is_strict:
             _refuse_repetition(body)
         named, verdict = fields.get("model"), table.verdict_of("model")
-        if named is None and verdict is Verdict.HONOURED and exchange.directory.models:
-            named = exchange.directory.models[0].names[0]  # who names none means the first
+        if named is None and verdict is Verdict.HONOURED:
+            named = exchange.directory.default("generate")  # who names none means the first
         if isinstance(named, str) and verdict is not None:
             exchange.check_model(named)
         exchange.unheeded = unheeded = table.unheeded(fields.data)
         if exchange.is_strict and unheeded.unknown:
             name = unheeded.unknown[0]
             raise bad_request(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
-        return read(fields)
+        return fields
 
-    return work() if len(body) <= INLINE_BYTES else await pool.run(work)
+    return work
 
 
 def reply_id(prefix: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import msgspec
 from starlette.requests import Request
@@ -13,8 +12,10 @@ from starlette.responses import Response
 from ortserve.gateway.chat_record import ChatRecord, RecordedChunks
 from ortserve.gateway.contract.chat import CHAT
 from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.generation import Generation, TokenUsage, WholeChoice
-from ortserve.gateway.routes.bodies import json_response, now, read_request, reply_id
+from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.routes.bodies import json_response, now, read_addressed, reply_id
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
 from ortserve.gateway.schema.chat import ChatRequest, read_chat
 from ortserve.gateway.schema.replies import ChatChoice, ChatReply, chat_finish, chat_logprobs, chat_message, usage_reply
@@ -27,18 +28,22 @@ from ortserve.gateway.watch import Patience
 
 @dataclass(frozen=True, slots=True)
 class ChatRoute:
-    """The endpoint of one model. Replies whose callers say so are kept in `completions`."""
+    """The endpoint of all models that generate. Replies whose callers say so are kept in `completions`."""
 
-    service: ModelService
+    fleet: Fleet
+    pool: WorkPool
     completions: Completions
     patience: Patience
 
     async def post(self, request: Request) -> Response | EventStream:
         """Answer one conversation, whole or streamed."""
-        service = self.service
         exchange = exchange_of(request.scope)
-        chat = await read_request(
-            request, CHAT, lambda fields: read_chat(fields, service.defaults, service.vocabulary), service.pool
+        service, chat = await read_addressed(
+            request,
+            CHAT,
+            lambda fields, service: read_chat(fields, service.defaults, service.vocabulary),
+            self.fleet,
+            self.pool,
         )
         generation = await service.start_chat(
             chat,
@@ -47,42 +52,61 @@ class ChatRoute:
         )
         record = ChatRecord(self.completions, exchange.tenant, chat.messages_to_keep)
         if chat.stream:
-            return self._streamed(chat, generation, record)
-        return await self._whole(request, chat, generation, record)
+            return self._streamed(service, chat, generation, record)
+        return await self._whole(request, service, chat, generation, record)
 
-    def _streamed(self, chat: ChatRequest, generation: Generation, record: ChatRecord) -> EventStream:
+    def _streamed(
+        self, service: ModelService, chat: ChatRequest, generation: Generation, record: ChatRecord
+    ) -> EventStream:
         id, created = reply_id("chatcmpl"), now()
         chunks = ChatChunks(
             reply_id=id,
             created=created,
-            model=self.service.name,
-            fingerprint=self.service.fingerprint,
+            model=service.name,
+            fingerprint=service.fingerprint,
             include_usage=chat.include_usage,
             tools=chat.tools,
             includes_reasoning=chat.includes_reasoning,
         )
         if record.messages is None:
             return EventStream(generation, chunks, self.patience)
-        recorded = RecordedChunks(chunks, record, partial(self._reply, chat, id, created))
+        recorded = RecordedChunks(chunks, record, _Answer(service, chat, id, created).reply)
         return EventStream(generation, recorded, self.patience, recorded.keep)
 
-    async def _whole(self, request: Request, chat: ChatRequest, generation: Generation, record: ChatRecord) -> Response:
+    async def _whole(
+        self,
+        request: Request,
+        service: ModelService,
+        chat: ChatRequest,
+        generation: Generation,
+        record: ChatRecord,
+    ) -> Response:
         created = now()
         choices = await wait_for_choices(request, generation, self.patience)
         if choices is None:
             return Response(status_code=CLIENT_CLOSED)
-        reply = self._reply(chat, reply_id("chatcmpl"), created, choices, generation.usage())
+        reply = _Answer(service, chat, reply_id("chatcmpl"), created).reply(choices, generation.usage())
         await record.add(reply)
         return json_response(reply)
 
-    def _reply(
-        self, chat: ChatRequest, id: str, created: int, choices: Sequence[WholeChoice], usage: TokenUsage
-    ) -> ChatReply:
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a reply says before anything has been generated."""
+
+    service: ModelService
+    chat: ChatRequest
+    id: str
+    created: int
+
+    def reply(self, choices: Sequence[WholeChoice], usage: TokenUsage) -> ChatReply:
+        """All of it."""
+        chat = self.chat
         with_logprobs = chat.sampling.num_logprobs is not None
         no_metadata: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET if chat.messages_to_keep is None else {}
         return ChatReply(
-            id=id,
-            created=created,
+            id=self.id,
+            created=self.created,
             model=self.service.name,
             choices=[
                 ChatChoice(

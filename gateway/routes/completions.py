@@ -11,8 +11,10 @@ from starlette.responses import Response
 
 from ortserve.gateway.contract.completions import COMPLETIONS
 from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.generation import Generation, WholeChoice
-from ortserve.gateway.routes.bodies import json_response, now, read_request, reply_id
+from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.routes.bodies import json_response, now, read_addressed, reply_id
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
 from ortserve.gateway.schema.completions import CompletionRequest, read_completion
 from ortserve.gateway.schema.replies import CompletionChoice, CompletionReply, completion_logprobs, usage_reply
@@ -24,26 +26,27 @@ from ortserve.gateway.watch import Patience
 
 @dataclass(frozen=True, slots=True)
 class CompletionRoute:
-    """The endpoint of one model."""
+    """The endpoint of all models that generate."""
 
-    service: ModelService
+    fleet: Fleet
+    pool: WorkPool
     patience: Patience
 
     async def post(self, request: Request) -> Response | EventStream:
         """Continue one or more prompts, whole or streamed."""
-        service = self.service
         exchange = exchange_of(request.scope)
-        completion = await read_request(
+        service, completion = await read_addressed(
             request,
             COMPLETIONS,
-            lambda fields: read_completion(fields, service.defaults, service.vocabulary),
-            service.pool,
+            lambda fields, service: read_completion(fields, service.defaults, service.vocabulary),
+            self.fleet,
+            self.pool,
         )
         prompts = await service.read_prompts(completion)
         echoes = [prompt.echo for prompt in prompts for _ in range(completion.num_choices)]
         generation = service.start_completion(completion, prompts, turn=exchange.turn(is_streamed=completion.stream))
         if not completion.stream:
-            return await self._whole(request, completion, generation, echoes)
+            return await self._whole(request, service, completion, generation, echoes)
         chunks = CompletionChunks(
             tuple(echoes),
             reply_id=reply_id("cmpl"),
@@ -56,7 +59,12 @@ class CompletionRoute:
         return EventStream(generation, chunks, self.patience)
 
     async def _whole(
-        self, request: Request, completion: CompletionRequest, generation: Generation, echoes: Sequence[str]
+        self,
+        request: Request,
+        service: ModelService,
+        completion: CompletionRequest,
+        generation: Generation,
+        echoes: Sequence[str],
     ) -> Response:
         created = now()
         choices = await wait_for_choices(request, generation, self.patience)
@@ -66,13 +74,13 @@ class CompletionRoute:
         reply = CompletionReply(
             id=reply_id("cmpl"),
             created=created,
-            model=self.service.name,
+            model=service.name,
             choices=[
                 _choice(index, choice, echo, with_logprobs=completion.with_logprobs)
                 for index, (choice, echo) in enumerate(zip(choices, echoes, strict=True))
             ],
             usage=usage_reply(generation.usage()),
-            system_fingerprint=self.service.fingerprint,
+            system_fingerprint=service.fingerprint,
         )
         return json_response(reply)
 

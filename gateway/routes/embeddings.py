@@ -8,11 +8,12 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ortserve.gateway.catalog import Catalog
 from ortserve.gateway.contract.encoders import EMBEDDINGS
 from ortserve.gateway.encoder_service import Encoded, EncoderService, Truncation, normalized
 from ortserve.gateway.errors import bad_request
 from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.fleet.fleet import Fleet
+from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.routes.bodies import read_request
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_while_connected
 from ortserve.gateway.schema.embeddings import (
@@ -31,15 +32,15 @@ INLINE_NUMBERS = 8192  # writing so many as decimals stays below 1 ms
 class EmbeddingsRoute:
     """The endpoint of all encoders that make embeddings."""
 
-    catalog: Catalog
+    fleet: Fleet
+    pool: WorkPool
     patience: Patience
 
     async def post(self, request: Request) -> Response:
         """Embed every input."""
         exchange = exchange_of(request.scope)
-        pool = self.catalog.services[0].pool
-        call = await read_request(request, EMBEDDINGS, read_embedding, pool)
-        service = self.catalog.encoder(call.model, "embeddings")
+        call = await read_request(request, EMBEDDINGS, read_embedding, self.pool)
+        service = await self.fleet.encoder(call.model, exchange, "embeddings")
         service.check_dimensions(call.dimensions)
         _check_token_ids(call, service)
         truncation = Truncation(service.max_length if call.truncate == -1 else call.truncate)

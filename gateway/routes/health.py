@@ -8,55 +8,94 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ortserve.gateway.catalog import Catalog
+from ortserve.gateway.encoder_service import EncoderService
 from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.fleet.fleet import Fleet
+from ortserve.gateway.fleet.state import ModelState
+from ortserve.gateway.service import ModelService
+from ortserve.runtime.engine_driver import WorkerState
+
+QUIET = ("ready", "unloaded")  # nothing has to be said about them
+RETRY_S = 5
 
 
 @dataclass(frozen=True, slots=True)
 class HealthRoute:
     """Whether this server can take requests."""
 
-    catalog: Catalog
+    fleet: Fleet
 
     async def live(self, _: Request) -> Response:
-        """200 unless only a restart helps: 503 when an engine's thread has died."""
-        return _status("failed", 503) if self.catalog.has_failed else _status("ok", 200)
+        """200 unless only a restart helps: 503 when models have failed for good and none is left that could answer."""
+        states = self.fleet.states()
+        is_over = all(state.phase in ("failed", "unloaded") and not state.can_serve for state in states)
+        if is_over and any(state.phase == "failed" for state in states):
+            return _response({"status": "failed"}, 503)
+        return _response({"status": "ok"}, 200)
 
-    async def ready(self, _: Request) -> Response:
-        """200 while requests are taken; 503 when a model drains or has failed."""
-        return _status("ok", 200) if self.catalog.healthy else _status("unavailable", 503)
+    async def ready(self, request: Request) -> Response:
+        """200 while requests are taken; 503 with progress until the models are loaded, and while the server ends.
+
+        A model that has failed beside others that answer makes it `degraded`: taking the server away would not help.
+        """
+        states = self.fleet.states()
+        word, status = self._verdict(states)
+        body: dict[str, object] = {"status": word}
+        if exchange_of(request.scope).is_known:
+            noted = [_progress(state) for state in states if state.phase not in QUIET or not state.can_serve]
+            if noted:
+                body["models"] = noted
+        return _response(body, status)
 
     async def get(self, request: Request) -> Response:
         """As `ready`, and what runs for those whose key is known."""
-        if not exchange_of(request.scope).is_known:
+        states = self.fleet.states()
+        word, status = self._verdict(states)
+        if not exchange_of(request.scope).is_known or status != 200:
             return await self.ready(request)
-        catalog = self.catalog
-        model = catalog.services[0].name
-        if not catalog.healthy:
-            body = msgspec.json.encode({"status": "unavailable", "model": model})
-            return Response(body, 503, {"retry-after": "5"}, "application/json")
-        state: dict[str, object] = {"status": "ok", "model": model}
-        if catalog.decoder is not None:
-            stats = catalog.decoder.driver.stats()
-            state |= {"running": stats.num_running, "waiting": stats.num_waiting, "swapped": stats.num_swapped}
-            workers = catalog.decoder.driver.workers()
+        body: dict[str, object] = {"status": word, "model": states[0].name}
+        generating = [state.service for state in states if isinstance(state.service, ModelService)]
+        if generating:
+            stats = [service.driver.stats() for service in generating]
+            body["running"] = sum(one.num_running for one in stats)
+            body["waiting"] = sum(one.num_waiting for one in stats)
+            body["swapped"] = sum(one.num_swapped for one in stats)
+            workers = [_worker(one) for service in generating for one in service.driver.workers()]
             if workers:
-                state["workers"] = [
-                    {
-                        "worker": one.name,
-                        "status": "failed" if one.pid is None else "ok",
-                        "requests": one.num_requests,
-                        "restarts": one.num_restarts,
-                    }
-                    for one in workers
-                ]
-        if catalog.encoders:
-            state["encoders"] = [
-                {"model": service.name, "waiting": service.driver.stats().num_waiting} for service in catalog.encoders
-            ]
-        return Response(msgspec.json.encode(state), media_type="application/json")
+                body["workers"] = workers
+        encoders = [state.service for state in states if isinstance(state.service, EncoderService)]
+        if encoders:
+            body["encoders"] = [{"model": one.name, "waiting": one.driver.stats().num_waiting} for one in encoders]
+        noted = [_progress(state) for state in states if state.phase not in QUIET or not state.can_serve]
+        if noted:
+            body["models"] = noted
+        return _response(body, status)
+
+    def _verdict(self, states: list[ModelState]) -> tuple[str, int]:
+        if self.fleet.is_closing:
+            return "unavailable", 503
+        if not self.fleet.is_started:
+            return "loading", 503
+        if not any(state.can_serve for state in states):
+            return "unavailable", 503
+        is_whole = all(state.can_serve or state.phase == "unloaded" for state in states)
+        return ("ok" if is_whole else "degraded"), 200
 
 
-def _status(word: str, status: int) -> Response:
-    headers = {} if status == 200 else {"retry-after": "5"}
-    return Response(msgspec.json.encode({"status": word}), status, headers, "application/json")
+def _worker(state: WorkerState) -> dict[str, object]:
+    return {
+        "worker": state.name,
+        "status": "failed" if state.pid is None else "ok",
+        "requests": state.num_requests,
+        "restarts": state.num_restarts,
+    }
+
+
+def _progress(state: ModelState) -> dict[str, object]:
+    fields: dict[str, object] = {"model": state.name, "state": state.phase, "seconds": round(state.phase_s, 1)}
+    return fields if state.error is None else {**fields, "error": state.error}
+
+
+def _response(body: dict[str, object], status: int) -> Response:
+    headers = {} if status == 200 else {"retry-after": str(RETRY_S)}
+    return Response(msgspec.json.encode(body), status, headers, "application/json")

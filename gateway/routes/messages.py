@@ -12,8 +12,10 @@ from starlette.responses import Response
 from ortserve.gateway.anthropic_sse import MessageEvents
 from ortserve.gateway.contract.messages import MESSAGES
 from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.generation import Generation
-from ortserve.gateway.routes.bodies import json_response, read_request
+from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.routes.bodies import json_response, read_addressed
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
 from ortserve.gateway.schema.anthropic import read_counted_call, read_message_call
 from ortserve.gateway.schema.anthropic_replies import (
@@ -33,16 +35,16 @@ from ortserve.gateway.watch import Patience
 
 @dataclass(frozen=True, slots=True)
 class MessagesRoute:
-    """The endpoints of one model."""
+    """The endpoints of all models that generate."""
 
-    service: ModelService
+    fleet: Fleet
+    pool: WorkPool
     patience: Patience
 
     async def post(self, request: Request) -> Response | EventStream:
         """Answer one conversation, whole or streamed."""
-        service = self.service
         exchange = exchange_of(request.scope)
-        chat = await self._read(request, read_message_call)
+        service, chat = await self._read(request, read_message_call)
         generation = await service.start_chat(
             chat,
             turn=exchange.turn(is_streamed=chat.stream),
@@ -50,7 +52,7 @@ class MessagesRoute:
         )
         reply_id = f"msg_{secrets.token_hex(14)}"
         if not chat.stream:
-            return await self._whole(request, chat, generation, reply_id)
+            return await self._whole(request, service, chat, generation, reply_id)
         num_prompt_tokens = generation.usage().num_prompt_tokens
         events = MessageEvents(
             reply_id=reply_id,
@@ -62,26 +64,31 @@ class MessagesRoute:
 
     async def count_tokens(self, request: Request) -> Response:
         """How long the prompt of such a call is."""
-        chat = await self._read(request, read_counted_call)
+        service, chat = await self._read(request, read_counted_call)
         size = len(exchange_of(request.scope).body)
-        return json_response(TokenCountReply(await self.service.count_tokens(chat, num_body_bytes=size)))
+        return json_response(TokenCountReply(await service.count_tokens(chat, num_body_bytes=size)))
 
     async def _read(
         self, request: Request, read: Callable[[Fields, SamplingDefaults, Vocabulary], ChatRequest]
-    ) -> ChatRequest:
-        service = self.service
-        return await read_request(
-            request, MESSAGES, lambda fields: read(fields, service.defaults, service.vocabulary), service.pool
+    ) -> tuple[ModelService, ChatRequest]:
+        return await read_addressed(
+            request,
+            MESSAGES,
+            lambda fields, service: read(fields, service.defaults, service.vocabulary),
+            self.fleet,
+            self.pool,
         )
 
-    async def _whole(self, request: Request, chat: ChatRequest, generation: Generation, reply_id: str) -> Response:
+    async def _whole(
+        self, request: Request, service: ModelService, chat: ChatRequest, generation: Generation, reply_id: str
+    ) -> Response:
         choices = await wait_for_choices(request, generation, self.patience)
         if choices is None:
             return Response(status_code=CLIENT_CLOSED)
         (choice,) = choices
         reply = MessageReply(
             id=reply_id,
-            model=self.service.name,
+            model=service.name,
             content=content_blocks(choice, includes_reasoning=chat.includes_reasoning),
             stop_reason=stop_reason(choice.finish, choice.stop),
             stop_sequence=choice.stop,

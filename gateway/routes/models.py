@@ -1,4 +1,4 @@
-"""GET /v1/models and GET /v1/models/{id}. Knows no engine state."""
+"""GET /v1/models and GET /v1/models/{id}. Knows no engine."""
 
 from __future__ import annotations
 
@@ -7,29 +7,33 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ortserve.gateway.catalog import Catalog
 from ortserve.gateway.encoder_service import EncoderService
+from ortserve.gateway.errors import ApiError, unavailable
 from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.fleet.fleet import Fleet
+from ortserve.gateway.fleet.prepared import Prepared
+from ortserve.gateway.fleet.state import ModelState
 from ortserve.gateway.routes.bodies import json_response
 from ortserve.gateway.schema.replies import EncoderReply, GenerationValues, ModelList, ModelReply
 from ortserve.gateway.service import ModelService
+from ortserve.runtime.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
 class ModelsRoute:
     """The endpoints of all models."""
 
-    catalog: Catalog
+    fleet: Fleet
 
     async def index(self, request: Request) -> Response:
-        """All models that the caller may use: clients discover names here."""
+        """All models that the caller may use, loaded or not: clients discover names here."""
         exchange = exchange_of(request.scope)
         return json_response(
             ModelList(
                 [
-                    self._reply(service)
-                    for service in self.catalog.services
-                    if exchange.grant.may_use(service.name, exchange.directory)
+                    _reply(state, state.prepared)
+                    for state in self.fleet.states()
+                    if state.prepared is not None and exchange.grant.may_use(state.name, exchange.directory)
                 ]
             )
         )
@@ -37,33 +41,39 @@ class ModelsRoute:
     async def one(self, request: Request) -> Response:
         """One model by id, which may contain slashes."""
         exchange_of(request.scope).check_model(request.path_params["id"])
-        return json_response(self._reply(self.catalog.service(request.path_params["id"])))
+        state = self.fleet.state(request.path_params["id"])
+        if state.prepared is None:
+            raise ApiError(unavailable(f"The model `{state.name}` is {state.phase}."))
+        return json_response(_reply(state, state.prepared))
 
-    def _reply(self, service: ModelService | EncoderService) -> ModelReply | EncoderReply:
-        verified = self.catalog.directory.is_verified(service.name)
-        if isinstance(service, EncoderService):
-            manifest = service.manifest
-            sizes = sorted({*manifest.dimensions, manifest.num_outputs})
-            return EncoderReply(
-                id=service.name,
-                created=service.created,
-                owned_by="ortserve",
-                verified=verified,
-                max_model_len=service.max_length,
-                context_length=service.max_length,
-                task=manifest.task,
-                dimensions=sizes if manifest.task == "embeddings" else [],
-                prompt_names=sorted(manifest.prompts),
-            )
-        defaults = service.defaults
+
+def _reply(state: ModelState, prepared: Prepared) -> ModelReply | EncoderReply:
+    service, manifest = state.service, prepared.manifest
+    if isinstance(manifest, Manifest):
+        longest = service.max_context if isinstance(service, ModelService) else prepared.max_length
+        defaults = prepared.sampling_defaults
         return ModelReply(
-            id=service.name,
-            created=service.created,
+            id=state.name,
+            created=prepared.created,
             owned_by="ortserve",
-            verified=verified,
-            max_model_len=service.max_context,
-            context_length=service.max_context,
+            verified=prepared.verified,
+            max_model_len=longest,
+            context_length=longest,
             generation_defaults=GenerationValues(
                 defaults.temperature, defaults.top_p, defaults.top_k, defaults.repetition_penalty
             ),
+            state=state.phase,
         )
+    longest = service.max_length if isinstance(service, EncoderService) else prepared.max_length
+    return EncoderReply(
+        id=state.name,
+        created=prepared.created,
+        owned_by="ortserve",
+        verified=prepared.verified,
+        max_model_len=longest,
+        context_length=longest,
+        task=manifest.task,
+        dimensions=sorted({*manifest.dimensions, manifest.num_outputs}) if manifest.task == "embeddings" else [],
+        prompt_names=sorted(manifest.prompts),
+        state=state.phase,
+    )

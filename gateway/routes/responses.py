@@ -11,12 +11,14 @@ from starlette.responses import Response
 from ortserve.gateway.contract.responses import RESPONSES
 from ortserve.gateway.errors import ApiError
 from ortserve.gateway.exchange import Exchange, exchange_of
+from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.followed import FollowedRun
 from ortserve.gateway.generation import Generation
+from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.response_draft import ResponseDraft
 from ortserve.gateway.response_record import ResponseRecord
 from ortserve.gateway.response_sse import ResponseEvents
-from ortserve.gateway.routes.bodies import INLINE_BYTES, json_response, now, read_request
+from ortserve.gateway.routes.bodies import INLINE_BYTES, json_response, now, read_addressed
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_reply
 from ortserve.gateway.runs import Run, Runs
 from ortserve.gateway.schema.chat import ChatRequest
@@ -37,7 +39,8 @@ PARAM = "input"
 class ResponsesRoute:
     """The endpoints of one model."""
 
-    service: ModelService
+    fleet: Fleet
+    pool: WorkPool
     state: State
     runs: Runs
     patience: Patience
@@ -45,13 +48,13 @@ class ResponsesRoute:
     async def post(self, request: Request) -> Response | EventStream | FollowedRun:
         """Answer one conversation: whole, streamed, or in the background."""
         exchange = exchange_of(request.scope)
-        call = await self._read(request)
+        service, call = await self._read(request)
         if call.echo.background:
             self.runs.check_room()
-        thread = await find_thread(self.state, exchange.tenant, call, self.service.pool)
+        thread = await find_thread(self.state, exchange.tenant, call, service.pool)
         created_at = now()
-        generation = await self._start(call, thread, exchange)
-        draft = ResponseDraft(call.echo, model=self.service.name, created_at=created_at, namespaces=call.namespaces)
+        generation = await self._start(service, call, thread, exchange)
+        draft = ResponseDraft(call.echo, model=service.name, created_at=created_at, namespaces=call.namespaces)
         record = ResponseRecord(self.state, exchange.tenant, thread)
         if call.echo.background:
             return await self._behind(call, generation, draft, record, exchange)
@@ -61,29 +64,23 @@ class ResponsesRoute:
 
     async def input_tokens(self, request: Request) -> Response:
         """How long the prompt of such a call is."""
-        call = await self._read(request)
-        thread = await find_thread(self.state, exchange_of(request.scope).tenant, call, self.service.pool)
-        _, chat = await self._chat(call, thread)
-        num_tokens = await self.service.count_tokens(chat, num_body_bytes=thread.num_bytes, param=PARAM)
+        service, call = await self._read(request)
+        thread = await find_thread(self.state, exchange_of(request.scope).tenant, call, service.pool)
+        _, chat = await _chat(service, call, thread)
+        num_tokens = await service.count_tokens(chat, num_body_bytes=thread.num_bytes, param=PARAM)
         return json_response(InputTokensReply(num_tokens))
 
-    async def _read(self, request: Request) -> ResponseCall:
-        service = self.service
-        call = await read_request(
+    async def _read(self, request: Request) -> tuple[ModelService, ResponseCall]:
+        return await read_addressed(
             request,
             RESPONSES,
-            lambda fields: read_response_call(fields, service.defaults, service.vocabulary),
-            service.pool,
+            lambda fields, service: read_response_call(fields, service.defaults, service.vocabulary),
+            self.fleet,
+            self.pool,
         )
-        exchange_of(request.scope).check_model(self._model(call))
-        return call
 
-    def _model(self, call: ResponseCall) -> str:
-        return self.service.name if call.model is None else call.model
-
-    async def _start(self, call: ResponseCall, thread: Thread, exchange: Exchange) -> Generation:
-        service, model = self.service, self._model(call)
-        items, chat = await self._chat(call, thread)
+    async def _start(self, service: ModelService, call: ResponseCall, thread: Thread, exchange: Exchange) -> Generation:
+        items, chat = await _chat(service, call, thread)
         num_bytes = thread.num_bytes + len(call.echo.instructions or "")
         turn = exchange.turn(is_streamed=call.stream)
         start = partial(
@@ -98,16 +95,7 @@ class ResponsesRoute:
         except ApiError as error:
             if call.echo.truncation == "disabled" or not is_overflow(error):
                 raise
-        return await start(await fitting_chat(service, call, items, model, num_bytes=num_bytes))
-
-    async def _chat(self, call: ResponseCall, thread: Thread) -> tuple[tuple[Item, ...], ChatRequest]:
-        """The whole conversation, as items and as a chat."""
-
-        def work() -> tuple[tuple[Item, ...], ChatRequest]:
-            items = thread.items()
-            return items, call.with_items(items, self._model(call))
-
-        return work() if thread.num_bytes <= INLINE_BYTES else await self.service.pool.run(work)
+        return await start(await fitting_chat(service, call, items, service.name, num_bytes=num_bytes))
 
     async def _whole(
         self, request: Request, generation: Generation, draft: ResponseDraft, record: ResponseRecord
@@ -142,3 +130,13 @@ class ResponsesRoute:
 
         self.runs.start(run, settle)
         return FollowedRun(run.follow(-1), self.patience) if call.stream else queued
+
+
+async def _chat(service: ModelService, call: ResponseCall, thread: Thread) -> tuple[tuple[Item, ...], ChatRequest]:
+    """The whole conversation, as items and as a chat."""
+
+    def work() -> tuple[tuple[Item, ...], ChatRequest]:
+        items = thread.items()
+        return items, call.with_items(items, service.name)
+
+    return work() if thread.num_bytes <= INLINE_BYTES else await service.pool.run(work)

@@ -9,10 +9,11 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ortserve.gateway.catalog import Catalog
 from ortserve.gateway.contract.encoders import RERANK, SCORE
 from ortserve.gateway.encoder_service import Encoded, EncoderService, Truncation
 from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.fleet.fleet import Fleet
+from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.routes.bodies import json_response, now, read_request, reply_id
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_while_connected
 from ortserve.gateway.schema.embeddings import EncoderUsage
@@ -33,14 +34,14 @@ from ortserve.gateway.watch import Patience
 class ScoringRoute:
     """The endpoints of all encoders."""
 
-    catalog: Catalog
+    fleet: Fleet
+    pool: WorkPool
     patience: Patience
 
     async def rerank(self, request: Request) -> Response:
         """Documents by their relevance to one query."""
-        pool = self.catalog.services[0].pool
-        call = await read_request(request, RERANK, read_rerank, pool)
-        service = self.catalog.encoder(call.model, "rerank", "embeddings")
+        call = await read_request(request, RERANK, read_rerank, self.pool)
+        service = await self.fleet.encoder(call.model, exchange_of(request.scope), "rerank", "embeddings")
         truncation = _truncation(service, call.truncate, call.longest_document)
         queries = [call.query] * len(call.documents)
         encoded = await self._score(request, service, queries, call.documents, truncation)
@@ -51,9 +52,8 @@ class ScoringRoute:
 
     async def score(self, request: Request) -> Response:
         """One score for each pair."""
-        pool = self.catalog.services[0].pool
-        call = await read_request(request, SCORE, read_score, pool)
-        service = self.catalog.encoder(call.model, "rerank", "embeddings")
+        call = await read_request(request, SCORE, read_score, self.pool)
+        service = await self.fleet.encoder(call.model, exchange_of(request.scope), "rerank", "embeddings")
         truncation = _truncation(service, call.truncate, None)
         encoded = await self._score(request, service, call.firsts, call.seconds, truncation)
         if encoded is None:

@@ -11,8 +11,10 @@ from starlette.responses import Response
 
 from ortserve.gateway.contract.tokenizing import DETOKENIZE, TOKENIZE
 from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.fleet.fleet import Fleet
+from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.prompt import INLINE_BYTES
-from ortserve.gateway.routes.bodies import json_response, read_request
+from ortserve.gateway.routes.bodies import asked_model, json_response, read_addressed
 from ortserve.gateway.schema.tokenizing import (
     DetokenizeReply,
     TokenizeReply,
@@ -29,41 +31,46 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class TokenizingRoute:
-    """The endpoints of one model."""
+    """The endpoints of all models that generate."""
 
-    service: ModelService
+    fleet: Fleet
+    pool: WorkPool
 
     async def tokenize(self, request: Request) -> Response:
         """Ids of a text, which may be longer than the context, or of a conversation's prompt."""
-        service = self.service
-        call = await read_request(
-            request, TOKENIZE, lambda fields: read_tokenize(fields, service.vocabulary), service.pool
+        service, call = await read_addressed(
+            request,
+            TOKENIZE,
+            lambda fields, service: read_tokenize(fields, service.vocabulary),
+            self.fleet,
+            self.pool,
         )
-        self._check_model(call.model)
         size = len(exchange_of(request.scope).body)
         source = call.source
         if isinstance(source, str):
-            ids: Sequence[int] = await self._run(
-                lambda: service.tokenizer.encode(source, add_special_tokens=call.adds_special_tokens), size
+            ids: Sequence[int] = await _run(
+                service, lambda: service.tokenizer.encode(source, add_special_tokens=call.adds_special_tokens), size
             )
         else:
             ids = (await service.prompts.encode_chat(source, num_body_bytes=size)).ids
-        return await self._run(lambda: json_response(self._reply(call, ids)), size)
+        return await _run(service, lambda: json_response(_reply(service, call, ids)), size)
 
     async def detokenize(self, request: Request) -> Response:
         """The text of ids."""
-        service = self.service
-        call = await read_request(
-            request, DETOKENIZE, lambda fields: read_detokenize(fields, service.vocabulary), service.pool
+        service, call = await read_addressed(
+            request,
+            DETOKENIZE,
+            lambda fields, service: read_detokenize(fields, service.vocabulary),
+            self.fleet,
+            self.pool,
         )
-        self._check_model(call.model)
         size = len(exchange_of(request.scope).body)
-        text = await self._run(lambda: service.tokenizer.decode_whole(call.ids), size)
+        text = await _run(service, lambda: service.tokenizer.decode_whole(call.ids), size)
         return json_response(DetokenizeReply(text, text))
 
-    async def info(self, _: Request) -> Response:
-        """What clients that tokenize elsewhere need to know."""
-        service = self.service
+    async def info(self, request: Request) -> Response:
+        """What clients that tokenize elsewhere need to know; `?model=NAME`."""
+        service = await asked_model(request, self.fleet)
         manifest = service.manifest
         spelling = service.tokenizer.spelling
         reply = TokenizerInfoReply(
@@ -76,20 +83,18 @@ class TokenizingRoute:
         )
         return json_response(reply)
 
-    def _check_model(self, name: str | None) -> None:
-        if name is not None:
-            self.service.check_model(name)
 
-    def _reply(self, call: TokenizeRequest, ids: Sequence[int]) -> TokenizeReply:
-        tokenizer = self.service.tokenizer
-        tokens: list[int] | list[TokenPiece] = list(ids)
-        if call.with_pieces:
-            tokens = [TokenPiece(token, _piece(tokenizer.whole_bytes(token))) for token in ids]
-        names = [tokenizer.spelling(token) for token in ids] if call.names_tokens else None
-        return TokenizeReply(len(ids), self.service.max_context, tokens, names)
+def _reply(service: ModelService, call: TokenizeRequest, ids: Sequence[int]) -> TokenizeReply:
+    tokenizer = service.tokenizer
+    tokens: list[int] | list[TokenPiece] = list(ids)
+    if call.with_pieces:
+        tokens = [TokenPiece(token, _piece(tokenizer.whole_bytes(token))) for token in ids]
+    names = [tokenizer.spelling(token) for token in ids] if call.names_tokens else None
+    return TokenizeReply(len(ids), service.max_context, tokens, names)
 
-    async def _run(self, work: Callable[[], Result], size: int) -> Result:
-        return work() if size <= INLINE_BYTES else await self.service.pool.run(work)
+
+async def _run(service: ModelService, work: Callable[[], Result], size: int) -> Result:
+    return work() if size <= INLINE_BYTES else await service.pool.run(work)
 
 
 def _piece(data: bytes) -> str | list[int]:

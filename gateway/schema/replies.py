@@ -173,7 +173,7 @@ class GenerationValues(msgspec.Struct, frozen=True):
 
 
 class ModelReply(msgspec.Struct, frozen=True):
-    """One entry of GET /v1/models. The last four fields are extensions."""
+    """One entry of GET /v1/models. All fields after the third are extensions."""
 
     id: str
     created: int
@@ -182,6 +182,7 @@ class ModelReply(msgspec.Struct, frozen=True):
     context_length: int
     verified: bool
     generation_defaults: GenerationValues
+    state: str  # ready, or what it is instead: loading, unloaded, ...
     object: Literal["model"] = "model"
 
 
@@ -197,6 +198,7 @@ class EncoderReply(msgspec.Struct, frozen=True):
     task: str
     dimensions: list[int]
     prompt_names: list[str]
+    state: str
     object: Literal["model"] = "model"
 
 

@@ -25,11 +25,11 @@ from typing import Any
 import httpx
 
 from ortserve.gateway.app import build_app
-from ortserve.gateway.catalog import Catalog
 from ortserve.gateway.logs import configure_logs
 from ortserve.gateway.server import Limits, run_server
 from ortserve.gateway.transport.listener import listen
 from tests.bench.measurement import HOST, Goal, finish, script_parser, spread
+from tests.gateway.fleets import fleet_of
 from tests.gateway.scripted import make_driver, make_service, saying
 
 TOKENS = 256
@@ -54,16 +54,16 @@ def serve(kind: str, recording: Path) -> None:
         return
 
     async def main() -> None:
-        app: Any = _bare(recording) if kind == "hypercorn" else _gateway(kind)
+        app: Any = _bare(recording) if kind == "hypercorn" else await _gateway(kind)
         await run_server(app, listener, limits=limits, stop=asyncio.Event(), drain=lambda: None)
 
     asyncio.run(main())
 
 
-def _gateway(kind: str) -> Any:
+async def _gateway(kind: str) -> Any:
     configure_logs("error")
     driver = make_driver(saying("hello world, ok! " * TOKENS), pace_s=3600.0 if kind == WAITING else 0.0)
-    return build_app(Catalog(make_service(driver)))
+    return build_app(await fleet_of(make_service(driver)))
 
 
 def _bare(recording: Path) -> Any:

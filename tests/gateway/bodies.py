@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from ortserve.gateway.contract.items import MEDIA
 from ortserve.gateway.contract.messages import OTHER_RESULTS, OTHER_TOOLS
 from ortserve.gateway.routes.admin import read_clear
+from ortserve.gateway.schema.admin_models import read_load, read_swap, read_unload
 from ortserve.gateway.schema.anthropic import read_counted_call, read_message_call
 from ortserve.gateway.schema.batches import read_batch_call
 from ortserve.gateway.schema.chat import read_chat
@@ -43,6 +44,9 @@ READERS: Mapping[str, Callable[[Fields], object]] = {
     "/v1/detokenize": lambda fields: read_detokenize(fields, VOCABULARY),
     "/admin/cache/warm": lambda fields: read_warm(fields, VOCABULARY, whose=lambda key: b"me"),
     "/admin/cache/clear": read_clear,
+    "/admin/models/load": read_load,
+    "/admin/models/unload": read_unload,
+    "/admin/models/swap": read_swap,
 }
 
 USER: Body = {"role": "user", "content": "hi"}
@@ -214,6 +218,11 @@ HONOURED: Mapping[str, tuple[Body, ...]] = {
         {"prompt": "hi"},
     ),
     "/admin/cache/clear": ({"api_key": "k", "cache_salt": "s"},),
+    "/admin/models/load": (
+        {"model": "m", "wait": False}, {"source": "s", "name": "n", "aliases": ["a"], "pinned": True},
+    ),
+    "/admin/models/unload": ({"model": "m", "drain": 2.5},),
+    "/admin/models/swap": ({"model": "m", "source": "s", "drain": 2.5},),
 }  # fmt: skip
 
 
@@ -318,4 +327,7 @@ REFUSED: Mapping[str, Mapping[str, Body]] = {
         for name in ("image_url", "input_audio", "file")
     },
     "/admin/cache/clear": {},
+    "/admin/models/load": {},
+    "/admin/models/unload": {},
+    "/admin/models/swap": {},
 }

@@ -13,10 +13,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from ortserve.gateway.catalog import Catalog
-from ortserve.gateway.directory import Directory
-from ortserve.gateway.encoder_service import encoder_entry, open_encoder_service
-from ortserve.gateway.service import ModelService, decoder_entry
+from ortserve.gateway.encoder_service import EncoderService
+from ortserve.gateway.encoder_tokenizer import load_encoder_tokenizer
+from ortserve.gateway.fleet.instance import Service
+from ortserve.gateway.pool import WorkPool
 from ortserve.runtime.encoder_driver import EncoderDriver
 from ortserve.runtime.encoder_queue import EncoderInput
 from ortserve.runtime.opening import open_encoder
@@ -82,29 +82,29 @@ class Encoders:
     scripted: ScriptedDriver | None = None
     accepts_token_ids: bool = False
 
-    def catalog(self) -> Catalog:
+    def services(self) -> list[Service]:
         """Call it in the loop that serves."""
-        entries = [encoder_entry(driver.manifest, None) for driver in self.drivers]
-        if self.scripted is not None:
-            entries.insert(0, decoder_entry(self.scripted.manifest, "scripted"))
-        directory = Directory(tuple(entries))
-        decoder: ModelService | None = None
-        if self.scripted is not None:
-            decoder = make_service(self.scripted)
-            decoder.directory = directory
-        encoders = [
-            open_encoder_service(
-                folder, driver, directory=directory, created=17, accepts_token_ids=self.accepts_token_ids
-            )
-            for folder, driver in zip(self.folders, self.drivers, strict=True)
-        ]
-        return Catalog(decoder, encoders)
+        services: list[Service] = [] if self.scripted is None else [make_service(self.scripted)]
+        for folder, driver in zip(self.folders, self.drivers, strict=True):
+            services.append(encoder_service(folder, driver, accepts_token_ids=self.accepts_token_ids))
+        return services
 
     def close(self, *, drain_s: float = 0.0) -> None:
         for driver in self.drivers:
             driver.close(drain_s=drain_s)
         if self.scripted is not None:
             self.scripted.close()
+
+
+def encoder_service(folder: Path, driver: EncoderDriver, *, accepts_token_ids: bool = False) -> EncoderService:
+    return EncoderService(
+        driver,
+        load_encoder_tokenizer(folder),
+        WorkPool(),
+        name=driver.manifest.name,
+        created=17,
+        accepts_token_ids=accepts_token_ids,
+    )
 
 
 def open_encoders(

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import msgspec
 
-from ortserve.gateway.catalog import Catalog
-from ortserve.gateway.encoder_service import open_encoder_service
 from ortserve.gateway.server import Limits
 from ortserve.runtime.encoder import Encoder, Rows
 from ortserve.runtime.encoder_driver import EncoderDriver, EncoderLimits
 from ortserve.runtime.encoder_manifest import read_encoder_manifest
 from ortserve.runtime.encoder_queue import EncoderInput
+from tests.gateway.encoders import encoder_service
 from tests.gateway.running import serving
 
 
@@ -43,7 +42,7 @@ def leave_while_encoding(folder: Path) -> tuple[int, int]:
     driver = EncoderDriver(encoder, EncoderLimits(batch_tokens=16))
     body = msgspec.json.encode({"model": "averages", "input": ["one two three"] * 50})
     head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-    with serving(lambda: Catalog(None, [open_encoder_service(folder, driver)]), driver.close, Limits(drain_s=1.0)) as (
+    with serving(lambda: encoder_service(folder, driver), driver.close, Limits(drain_s=1.0)) as (
         port,
         _,
     ):

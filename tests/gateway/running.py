@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from ortserve.gateway.app import build_app
-from ortserve.gateway.catalog import Catalog
+from ortserve.gateway.fleet.fleet import Fleet
+from ortserve.gateway.fleet.instance import Service
 from ortserve.gateway.server import Limits, run_server
-from ortserve.gateway.service import ModelService
 from ortserve.gateway.transport.listener import Listener, listen
 from ortserve.gateway.transport.tls import Tls
+from tests.gateway.fleets import fleet_of
 from tests.gateway.scripted import CHATML, ScriptedDriver, make_service
 
 
@@ -55,7 +56,7 @@ def running(
 
 @contextmanager
 def serving(
-    make: Callable[[], ModelService | Catalog],
+    make: Callable[[], Service | Sequence[Service] | Fleet],
     close: Callable[..., None],
     limits: Limits,
     *,
@@ -63,7 +64,10 @@ def serving(
     listener: Listener | None = None,
     **options: Any,
 ) -> Iterator[tuple[int, Callable[[], None]]]:
-    """Serve one model or several until the block ends; fails if the server does not end. Yields port and stop."""
+    """Serve one model or several until the block ends; fails if the server does not end. Yields port and stop.
+
+    A fleet is started while the server already answers.
+    """
     listener = listener or listen("127.0.0.1", 0, stall_s=limits.stall_s)
     port = 0 if listener.unix else listener.socket.getsockname()[1]
     started = threading.Event()
@@ -71,14 +75,19 @@ def serving(
     failures: list[BaseException] = []
 
     async def main() -> None:
-        service = make()
+        made = make()
+        if isinstance(made, Fleet):
+            fleet, starting = made, asyncio.create_task(made.start())
+        else:
+            fleet, starting = await fleet_of(*(made if isinstance(made, Sequence) else [made])), None
         stop = asyncio.Event()
         handles.append((asyncio.get_running_loop(), stop))
         started.set()
         drain = partial(close, drain_s=limits.drain_s)
-        catalog = service if isinstance(service, Catalog) else Catalog(service)
-        await run_server(build_app(catalog, **options), listener, limits=limits, stop=stop, drain=drain, tls=tls)
-        catalog.close()
+        await run_server(build_app(fleet, **options), listener, limits=limits, stop=stop, drain=drain, tls=tls)
+        if starting is not None:
+            starting.cancel()
+        await fleet.close()
 
     def run() -> None:
         try:

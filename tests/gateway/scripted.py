@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from time import monotonic, sleep
@@ -103,6 +104,7 @@ class ScriptedDriver:
         self._changed = threading.Condition()
         self._closed = False
         self._drain_until: float | None = None
+        self.ended: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -169,6 +171,7 @@ class ScriptedDriver:
             sleep(self.pace_s)
         for request_id in list(self._running):
             self.cancel(request_id)
+        self.ended.set_result(None)
 
     def _step(self) -> None:
         by_outlet: dict[int, tuple[Outlet, list[Delta]]] = {}

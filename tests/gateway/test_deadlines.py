@@ -145,7 +145,7 @@ def test_embeddings_have_deadlines_too(tmp_path: Path) -> None:
     driver._encoder.encode = held  # type: ignore[method-assign]
     limits = Limits(drain_s=1.0, stall_s=5.0)
     call = {"model": driver.manifest.name, "input": ["one two", "three"]}
-    with serving(encoders.catalog, encoders.close, limits) as (port, _):
+    with serving(encoders.services, encoders.close, limits) as (port, _):
         http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
         with http:
             reply = http.post("/v1/embeddings", json=call, headers={"x-ortserve-timeout": "0.2"})

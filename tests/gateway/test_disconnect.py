@@ -14,10 +14,10 @@ import httpx
 import pytest
 
 from ortserve.gateway.app import build_app
-from ortserve.gateway.catalog import Catalog
 from ortserve.gateway.server import Limits
 from ortserve.gateway.watch import Patience
 from ortserve.runtime.request import Request
+from tests.gateway.fleets import fleet_of
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import MAX_CONTEXT, ScriptedDriver, make_driver, make_service, saying
 from tests.gateway.test_chat import body
@@ -215,7 +215,8 @@ def drive(driver: ScriptedDriver, client_body: dict[str, Any], act: Callable[[Cl
     """Run one exchange; `act` is called once the first byte has been sent, or the request submitted."""
 
     async def main() -> Client:
-        app = build_app(Catalog(make_service(driver)), **options)
+        app = build_app(await fleet_of(make_service(driver)), **options)
+        num_tasks = len(asyncio.all_tasks())
         client = Client(client_body)
         task = asyncio.create_task(app(client.scope(), client.receive, client.send))
         async with asyncio.timeout(5):
@@ -224,14 +225,14 @@ def drive(driver: ScriptedDriver, client_body: dict[str, Any], act: Callable[[Cl
         act(client)
         async with asyncio.timeout(5):
             await task
-        assert len(asyncio.all_tasks()) <= 1 or await settled()
+        assert len(asyncio.all_tasks()) <= num_tasks or await settled(num_tasks)
         return client
 
-    async def settled() -> bool:
+    async def settled(num_tasks: int) -> bool:
         """Cancelled helpers need one more turn of the loop."""
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        return len(asyncio.all_tasks()) == 1
+        return len(asyncio.all_tasks()) == num_tasks
 
     try:
         return asyncio.run(main())

@@ -14,10 +14,11 @@ import openai
 import pytest
 from starlette.routing import Route
 
-from ortserve.gateway.app import GENERATION_PATHS, build_app
+from ortserve.gateway.app import build_app
 from ortserve.gateway.server import Limits
 from ortserve.runtime.encoder_queue import EncoderInput as Ids
 from tests.gateway.encoders import CLS, SEP, Encoders, ids_of, open_encoders, vector_of, write_encoder
+from tests.gateway.fleets import fleet_of
 from tests.gateway.running import serving
 from tests.gateway.scripted import make_driver, saying
 from tests.gateway.test_batches import begin, line, results, wait_for
@@ -25,6 +26,10 @@ from tests.runtime.synthetic_encoder import MAX_LENGTH, expected
 
 PATH = "/v1/embeddings"
 PROMPTS = {"query": "query: ", "document": "document: "}
+GENERATION_PATHS = (
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/responses/input_tokens", "/v1/messages",
+    "/v1/messages/count_tokens", "/v1/tokenize", "/v1/detokenize",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Encoders:
 @pytest.fixture(scope="module")
 def http(encoders: Encoders) -> Iterator[httpx.Client]:
     with (
-        serving(encoders.catalog, encoders.close, Limits(drain_s=1.0)) as (port, _),
+        serving(encoders.services, encoders.close, Limits(drain_s=1.0)) as (port, _),
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
     ):
         yield client
@@ -198,7 +203,7 @@ def test_all_models_are_listed(http: httpx.Client) -> None:
     assert one == {
         "id": "matryoshka", "object": "model", "created": 17, "owned_by": "ortserve", "max_model_len": MAX_LENGTH,
         "context_length": MAX_LENGTH, "verified": True, "task": "embeddings", "dimensions": [2, 4, 8],
-        "prompt_names": ["document", "query"],
+        "prompt_names": ["document", "query"], "state": "ready",
     }  # fmt: skip
     assert http.get("/v1/models/nothing").status_code == 404
 
@@ -210,7 +215,7 @@ def test_token_ids_are_refused_unless_they_are_wanted(http: httpx.Client, encode
         assert error["param"] == "input"
     wanted = open_encoders(encoders.folders[:1], accepts_token_ids=True)
     with (
-        serving(wanted.catalog, wanted.close, Limits(drain_s=1.0)) as (port, _),
+        serving(wanted.services, wanted.close, Limits(drain_s=1.0)) as (port, _),
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
     ):
         np.testing.assert_allclose(
@@ -227,7 +232,7 @@ def test_token_ids_are_refused_unless_they_are_wanted(http: httpx.Client, encode
 def test_a_server_of_encoders_alone(tmp_path: Path) -> None:
     alone = open_encoders([write_encoder(tmp_path)])
     with (
-        serving(alone.catalog, alone.close, Limits(drain_s=1.0)) as (port, _),
+        serving(alone.services, alone.close, Limits(drain_s=1.0)) as (port, _),
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
     ):
         post(client)
@@ -243,7 +248,7 @@ def test_a_server_of_encoders_alone(tmp_path: Path) -> None:
 
 def test_every_path_that_needs_a_model_that_generates_is_known(encoders: Encoders) -> None:
     async def paths() -> set[str]:
-        routes = build_app(encoders.catalog()).routes
+        routes = build_app(await fleet_of(*encoders.services())).routes
         return {route.path for route in routes if isinstance(route, Route) and "POST" in (route.methods or ())}
 
     own = {"/v1/embeddings", "/v1/rerank", "/v1/score"}

@@ -13,14 +13,14 @@ from typing import Any
 import httpx
 import pytest
 
+from ortserve.gateway import cli
 from ortserve.gateway.doctor import wheels
 from ortserve.gateway.doctor.findings import Verdict
-from ortserve.gateway.opened import open_models
 from ortserve.runtime import cuda_devices
 from ortserve.runtime.cuda_devices import CudaFacts
-from ortserve.runtime.errors import ConfigurationError, DeviceError
+from ortserve.runtime.errors import DeviceError
 from tests.gateway.synthetic import expected, write_synthetic_text_model
-from tests.gateway.test_serve import process, read_greeting, settings_of
+from tests.gateway.test_serve import process, read_greeting
 
 NUM_CORES = len(os.sched_getaffinity(0))
 
@@ -60,8 +60,8 @@ def test_a_server_of_two_engines(tmp_path: Path) -> None:
         assert httpx.get(f"{url}/health/ready", timeout=20).status_code == 200
         assert ask(url, "abc")["choices"][0]["message"]["content"] == expected(b"abc", 12)
         metrics = httpx.get(f"{url}/metrics", timeout=20).text
-        assert len(re.findall(r'^ortserve_worker_up\{worker="cpu-[01]"\} [01]\.0$', metrics, re.M)) == 2
-        assert 'ortserve_worker_requests{worker="cpu-1"} 0.0' in metrics
+        assert len(re.findall(r'^ortserve_worker_up\{.*worker="cpu-[01]"\} [01]\.0$', metrics, re.M)) == 2
+        assert 'ortserve_worker_requests{model="synthetic",worker="cpu-1"} 0.0' in metrics
         assert sum(map(float, re.findall(r"^ortserve_worker_restarts_total\{.*\} (.*)$", metrics, re.M))) == 1
         child.send_signal(signal.SIGTERM)
         _, stderr = child.communicate(timeout=30)
@@ -75,11 +75,11 @@ def test_a_server_of_two_engines(tmp_path: Path) -> None:
     assert "was killed by SIGKILL" in restart["reason"]
 
 
-def test_more_engines_than_cores_are_refused(tmp_path: Path) -> None:
+def test_more_engines_than_cores_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_synthetic_text_model(tmp_path)
-    settings = settings_of(str(folder), "--engines", str(NUM_CORES + 1))
-    with pytest.raises(ConfigurationError, match=f"{NUM_CORES + 1} engines need a thread each, and there are"):
-        open_models([(folder, settings.models[0])], settings.encoders)
+    words = ("--engines", str(NUM_CORES + 1), "--port", "0", "--log-level", "error")
+    assert cli.main(["serve", str(folder), *words]) == 2
+    assert f"{NUM_CORES + 1} engines need a thread each, and there are" in capsys.readouterr().err
 
 
 def test_the_doctor_lists_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,13 @@ def scrape(http: httpx.Client, **headers: str) -> Samples:
 
 
 def value(samples: Samples, name: str, **labels: str) -> float:
-    return samples.get((f"ortserve_{name}", frozenset(labels.items())), 0.0)
+    """Of all models together, unless one is named."""
+    wanted = [
+        number
+        for (found, pairs), number in samples.items()
+        if found == f"ortserve_{name}" and pairs >= labels.items() and dict(pairs).keys() - labels.keys() <= {"model"}
+    ]
+    return sum(wanted)
 
 
 @pytest.fixture

@@ -7,18 +7,16 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-from ortserve.gateway.opened import open_models
-from ortserve.runtime.errors import ConfigurationError
+from ortserve.gateway import cli
 from tests.gateway.encoders import vector_of, write_encoder
 from tests.gateway.synthetic import expected, write_synthetic_text_model
-from tests.gateway.test_serve import process, read_greeting, settings_of
+from tests.gateway.test_serve import process, read_greeting
 
 
 @pytest.fixture(scope="module")
@@ -68,33 +66,26 @@ def test_an_encoder_s_snippet_runs(tmp_path: Path, changes: dict[str, object]) -
         assert done.stdout
 
 
-def open_of(*folders: Path, words: Sequence[str] = ()) -> None:
-    settings = settings_of(*map(str, folders), *words)
-    open_models(list(zip(folders, settings.models, strict=True)), settings.encoders)
-
-
-def test_two_models_that_generate_are_refused(chat_model: Path) -> None:
-    with pytest.raises(ConfigurationError, match="both generate text"):
-        open_of(chat_model, chat_model)
-
-
-def test_two_models_of_one_name_are_refused(encoder: Path) -> None:
-    with pytest.raises(ConfigurationError, match="two models are called averages"):
-        open_of(encoder, encoder)
-
-
-def test_more_threads_than_cores_are_refused(chat_model: Path, encoder: Path) -> None:
-    with pytest.raises(ConfigurationError, match="exceed"):
-        open_of(chat_model, encoder, words=("--threads", "500", "--encoder-threads", "500"))
-
-
-def test_a_served_name_that_another_model_has_is_refused(chat_model: Path, encoder: Path) -> None:
-    with process(
-        "serve", str(chat_model), str(encoder), "--port", "0", "--served-name", "averages", "--log-level", "error"
-    ) as child:
-        _, stderr = child.communicate(timeout=30)
-    assert child.returncode != 0
-    assert "is the name of another model" in stderr
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("{chat}", "{chat}"), "two models are called synthetic"),
+        (("{encoder}", "{encoder}"), "two models are called averages"),
+        (("{chat}", "{encoder}", "--served-name", "averages"), "two models are called averages"),
+        (("{chat}", "--model-memory", "1MiB"), "raise --model-memory"),
+        (("{chat}", "{encoder}", "--threads", "500", "--encoder-threads", "500"), "exceed"),
+        (("{encoder}", "--warm", "x"), "no model here generates"),
+        (("{chat}", "{encoder}", "--engines", "2"), "divides the cores among processes of one model"),
+    ],
+)
+def test_what_cannot_be_served_together_is_one_line(
+    words: tuple[str, ...], reason: str, chat_model: Path, encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [word.format(chat=chat_model, encoder=encoder) for word in words]
+    assert cli.main(["serve", *given, "--port", "0", "--log-level", "error"]) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
 
 
 def test_a_client_that_leaves_ends_the_work(tmp_path: Path) -> None:

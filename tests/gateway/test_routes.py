@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from ortserve.gateway.app import build_app
-from ortserve.gateway.catalog import Catalog
 from ortserve.gateway.edge import canonical_path
 from ortserve.gateway.edge_options import EdgeOptions
+from tests.gateway.fleets import fleet_of
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, make_service, saying
 
@@ -208,7 +208,7 @@ def test_an_application_that_never_begins_leaves_no_thread_and_no_file(
         return list(tmp_path.iterdir())
 
     async def build() -> None:
-        build_app(Catalog(make_service(driver)))
+        build_app(await fleet_of(make_service(driver)))
         assert set(threading.enumerate()) - before
         assert files()
 

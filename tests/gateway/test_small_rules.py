@@ -24,6 +24,9 @@ from tests.gateway.test_verdicts import OWN, names, smallest, top_level
 CHAT = "/v1/chat/completions"
 BASES: dict[str, dict[str, Any]] = {
     "/admin/cache/clear": {"api_key": "k"},
+    "/admin/models/load": {"model": "m"},
+    "/admin/models/unload": {"model": "m"},
+    "/admin/models/swap": {"model": "m", "source": "s"},
     "/v1/responses": {"input": [{"id": "msg_1", "type": "message", "role": "user", "content": "hi"}]},
 }
 

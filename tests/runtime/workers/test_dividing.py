@@ -42,8 +42,8 @@ def test_threads_are_divided_and_never_more_than_the_cores() -> None:
 
 
 def test_host_memory_is_divided_with_the_weights_of_each_set_aside() -> None:
-    assert [one.memory for one in divide(EngineConfig(), "cpu", "cpu")] == [(3000 - 2 * 550) // 2] * 2
-    assert [one.memory for one in divide(EngineConfig(memory=1550), "cpu", "cpu")] == [500] * 2
+    assert [one.memory for one in divide(EngineConfig(), "cpu", "cpu")] == [(3000 - 2 * 650) // 2] * 2
+    assert [one.memory for one in divide(EngineConfig(memory=1650), "cpu", "cpu")] == [500] * 2
     assert [one.memory for one in divide(EngineConfig(), "cuda:0", "cuda:1")] == [1500] * 2
     assert divide(EngineConfig(memory=10), "cpu", "cpu")[0].memory == 0
     config = EngineConfig(kv_memory=100, swap_memory=50, prompt_cache_memory=31, max_waiting=5, max_waiting_tokens=9)

@@ -1,0 +1,357 @@
+"""The models of one server: the only one who changes which there are. Knows no HTTP route and no wire format.
+
+Belongs to the event loop. Readers get values: `directory` and `states` are copies of one moment, and a request that has
+been given a model's service keeps it (`Instance.hold`) until the request is over, whatever becomes of the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from time import monotonic
+
+from ortserve.gateway.directory import Directory, Task
+from ortserve.gateway.encoder_service import EncoderService
+from ortserve.gateway.errors import ApiError, Problem, missing_parameter, unavailable
+from ortserve.gateway.exchange import Exchange
+from ortserve.gateway.fleet.instance import Instance
+from ortserve.gateway.fleet.member import Member, Tools
+from ortserve.gateway.fleet.memory import GIB, Allotment, NoRoomError, allot
+from ortserve.gateway.fleet.prepared import Prepared
+from ortserve.gateway.fleet.roster import roster_of
+from ortserve.gateway.fleet.spec import ModelSpec
+from ortserve.gateway.fleet.state import ModelState, state_of
+from ortserve.gateway.logs import log
+from ortserve.gateway.service import ModelService
+from ortserve.runtime.errors import ConfigurationError, MemoryBudgetError, OrtserveError
+
+HOLD_S = 30.0  # how long a request waits for a model that is on its way
+MAX_HELD = 256  # requests that wait so
+ALL_TASKS: tuple[Task, ...] = ("generate", "embeddings", "rerank")
+
+
+class Fleet:
+    """Models by name. Changes of one model come one after another; those of several may run side by side."""
+
+    def __init__(
+        self,
+        specs: Sequence[ModelSpec],
+        tools: Tools,
+        *,
+        memory: int,
+        drain_s: float = 30.0,
+        hold_s: float = HOLD_S,
+    ) -> None:
+        """`memory`: bytes for all models together; `drain_s`: how long one that is let go may finish its requests.
+
+        Raises `ConfigurationError` for two models of one name, `ManifestError` for an unreadable folder.
+        """
+        self.memory = memory
+        self.is_started = False  # all that are to be there from the start have been loaded
+        self._tools = tools
+        self._drain_s = drain_s
+        self._hold_s = hold_s
+        self._num_held = 0
+        self._is_closing = False
+        self._making_room = asyncio.Lock()
+        self._loads: dict[Member, asyncio.Task[None]] = {}
+        self._members = [Member(spec, tools) for spec in specs]
+        self._arriving: list[Member] = []  # that will take another's place
+        self._roster = roster_of(self._members)
+
+    # What there is.
+
+    @property
+    def directory(self) -> Directory:
+        """Every name now, and what its model does."""
+        return self._roster.directory
+
+    def states(self) -> list[ModelState]:
+        """All models, those that generate first."""
+        return [state_of(member) for member in self._roster.members]
+
+    @property
+    def num_bytes(self) -> int:
+        """Set aside for models."""
+        return sum(member.num_bytes for member in (*self._members, *self._arriving))
+
+    @property
+    def is_closing(self) -> bool:
+        """The server ends."""
+        return self._is_closing
+
+    def state(self, name: str) -> ModelState:
+        """The model of that name. Raises `ApiError` (404)."""
+        return state_of(self._find(name, *ALL_TASKS))
+
+    # Who asks for what.
+
+    async def generator(self, name: str | None, exchange: Exchange) -> ModelService:
+        """The model of that name (None: the first that generates), for as long as the exchange lasts.
+
+        Raises `ApiError`: 404 for an unknown name, 400 for one that does something else, 503 for one that is not there.
+        """
+        name = name or self.directory.default("generate")
+        if name is None:
+            self._refuse_while_starting()
+            raise missing_parameter("model")
+        service = (await self._hold(name, exchange, "generate")).service
+        assert isinstance(service, ModelService)
+        return service
+
+    async def encoder(self, name: str, exchange: Exchange, *wanted: Task) -> EncoderService:
+        """The encoder of that name, for as long as the exchange lasts. Raises as `generator` does."""
+        service = (await self._hold(name, exchange, *wanted)).service
+        assert isinstance(service, EncoderService)
+        return service
+
+    # Who changes what.
+
+    async def start(self) -> None:
+        """Load what is to be there from the start. Raises `OrtserveError` for the first that cannot be loaded."""
+        for member in list(self._members):
+            if member.spec.preload:
+                await self._load(member)
+        self.is_started = True
+
+    async def load(self, name: str) -> None:
+        """Load a model that is not there, or has failed. Raises `ApiError` (404) or `OrtserveError`."""
+        await self._load(self._find(name, *ALL_TASKS))
+
+    def enlist(self, spec: ModelSpec) -> str:
+        """Add one that is not known yet; the name it is shown by. `load_enlisted` is to follow.
+
+        Raises `ConfigurationError` for a name that is taken, `ManifestError` for an unreadable folder.
+        """
+        if spec.name is None:  # whatever is found out about it later: it is asked for by what it is called now
+            spec = replace(spec, name=Member(spec, self._tools).name)
+        member = Member(spec, self._tools)
+        self._roster = roster_of((*self._members, member))
+        self._members.append(member)
+        return member.name
+
+    async def load_enlisted(self, name: str) -> None:
+        """Load it for the first time. Raises `OrtserveError`; it is gone then."""
+        member = self._roster.find(name)
+        try:
+            await self._load(member)
+        except BaseException:
+            self._members.remove(member)
+            self._publish()
+            raise
+
+    async def unload(self, name: str, drain_s: float | None = None) -> None:
+        """Let go of one until it is loaded again: no request brings it back. Raises `ApiError` (404)."""
+        member = self._find(name, *ALL_TASKS)
+        member.stop_restarting()
+        async with member.lock:
+            member.is_on_demand = False
+            await member.close(self._drain_s if drain_s is None else drain_s)
+
+    async def swap(self, name: str, spec: ModelSpec, drain_s: float | None = None) -> None:
+        """Put another model in the place of one, under the same names.
+
+        The new one is loaded beside the old where memory is free, else after it; requests wait meanwhile. When it
+        cannot be loaded the old one stays, or comes back. Raises `ApiError` (404) or `OrtserveError`.
+        """
+        old = self._find(name, *ALL_TASKS)
+        aliases = tuple(dict.fromkeys((name, *old.spec.aliases)))
+        spec = replace(spec, name=old.name, aliases=aliases, pinned=old.spec.pinned, preload=old.spec.preload)
+        new = Member(spec, self._tools)
+        drain_s = self._drain_s if drain_s is None else drain_s
+        prepared = await new.prepare()
+        old.stop_restarting()
+        async with old.lock:
+            if old not in self._members:
+                raise ConfigurationError(f"{name} has been replaced by another model meanwhile: look, and try again")
+            if new.entry.task != old.entry.task:
+                raise ConfigurationError(f"{spec.source} does not do what {old.name} does: name a model of its kind")
+            roster_of(new if member is old else member for member in self._members)
+            allotment = allot(self.memory, prepared, self._others(old))
+            self._arriving.append(new)
+            old.is_moving = True
+            try:
+                if self.num_bytes + allotment.num_bytes <= self.memory:
+                    await new.open(allotment)
+                    self._install(new, old)
+                    await old.close(drain_s)
+                else:
+                    await self._replace(old, new, allotment, drain_s)
+            finally:
+                old.is_moving = False
+                if new in self._arriving:
+                    self._arriving.remove(new)
+                old.turn_to(old.phase, old.error)  # wakes those who wait: their model may be the new one now
+
+    def drain(self, drain_s: float) -> None:
+        """The server ends: accept nothing more, give what runs so many seconds, and stop. Called on any thread."""
+        self._is_closing = True
+        drivers = [member.instance.service.driver for member in list(self._members) if member.instance is not None]
+        closers = [threading.Thread(target=driver.close, kwargs={"drain_s": drain_s}) for driver in drivers]
+        for closer in closers:
+            closer.start()
+        for closer in closers:
+            closer.join()
+
+    async def close(self) -> None:
+        """Stop everything, and drop what waits in the worker pools."""
+        self._is_closing = True
+        for task in list(self._loads.values()):
+            task.cancel()
+        for member in self._members:
+            if member.instance is not None:
+                await member.close(0.0)
+            member.stop_restarting()
+
+    # How it is done.
+
+    async def _hold(self, name: str, exchange: Exchange, *wanted: Task) -> Instance:
+        deadline = asyncio.get_running_loop().time() + self._hold_s
+        while True:
+            member = self._find(name, *wanted)
+            instance = member.instance
+            if member.phase == "ready" and instance is not None:
+                exchange.endings.append(instance.hold())
+                return instance
+            self._refuse(member)
+            if self._num_held >= MAX_HELD:
+                raise ApiError(unavailable(f"Too many requests wait for the model `{name}`.", retry_after_s=10.0))
+            self._num_held += 1
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._wait_for(member)
+            except TimeoutError:
+                raise ApiError(_not_yet(member)) from None
+            finally:
+                self._num_held -= 1
+
+    async def _wait_for(self, member: Member) -> None:
+        """Until it has changed; one that is loaded on demand is loaded. Raises `ApiError` when that fails."""
+        if member.phase != "unloaded":
+            await member.changed.wait()
+            return
+        task = self._loads.get(member)
+        if task is None:
+            task = self._loads[member] = asyncio.get_running_loop().create_task(self._load(member))
+            task.add_done_callback(partial(self._forget_load, member))
+        try:
+            await asyncio.shield(task)
+        except OrtserveError as error:
+            raise ApiError(unavailable(f"The model cannot be loaded now: {error}.", retry_after_s=10.0)) from error
+
+    def _forget_load(self, member: Member, task: asyncio.Task[None]) -> None:
+        self._loads.pop(member, None)
+        if not task.cancelled() and isinstance(task.exception(), Exception):
+            log().warning("model_not_loaded", model=member.name, reason=str(task.exception()))
+
+    def _refuse(self, member: Member) -> None:
+        """Raise `ApiError` (503) when waiting would not help, or not soon."""
+        name = f"`{member.name}`"
+        if self._is_closing:
+            raise ApiError(unavailable("The server is shutting down."))
+        if member.phase == "failed":
+            raise ApiError(unavailable(f"The model {name} has failed, and is not loaded.", retry_after_s=60.0))
+        if member.phase in ("unloaded", "draining") and not member.is_on_demand and not member.is_moving:
+            raise ApiError(unavailable(f"The model {name} is not loaded.", retry_after_s=60.0))
+        if not self.is_started and member.phase != "ready":
+            raise ApiError(_not_yet(member))
+
+    def _refuse_while_starting(self) -> None:
+        if not self.is_started:
+            member = next((one for one in self._members if one.phase != "ready"), self._members[0])
+            raise ApiError(_not_yet(member))
+
+    def _find(self, name: str, *wanted: Task) -> Member:
+        if any(member.prepared is None for member in self._members) and not self.directory.knows(name):
+            self._refuse_while_starting()  # it may be the name of one that is being exported
+        return self._roster.find(self.directory.find(name, *wanted).names[0])
+
+    async def _load(self, member: Member) -> None:
+        async with member.lock:
+            if member.phase == "ready":
+                return
+            if member not in self._members:  # another one has taken its place meanwhile
+                return
+            prepared = await member.prepare()
+            try:
+                self._publish()
+            except ConfigurationError as error:
+                member.prepared = None
+                member.turn_to("failed", str(error))
+                raise
+            try:
+                allotment = await self._make_room(member, prepared)
+            except MemoryBudgetError as error:
+                member.turn_to("unloaded", str(error))
+                raise
+            member.is_on_demand = True
+            await member.open(allotment)
+
+    async def _make_room(self, member: Member, prepared: Prepared) -> Allotment:
+        """Memory that is free for it. Idle models that are not pinned give way, the least recently used one first."""
+        async with self._making_room:
+            allotment = allot(self.memory, prepared, self._others(member))
+            while self.num_bytes - member.num_bytes + allotment.num_bytes > self.memory:
+                victims = [one for one in self._members if one.is_idle and not one.spec.pinned]
+                if not (victims and self.is_started):
+                    raise self._no_room(member, allotment)
+                victim = min(victims, key=_last_used)
+                log().info("model_gives_way", model=victim.name, to=member.name)
+                async with victim.lock:
+                    await victim.close(self._drain_s)
+            member.allotment = allotment  # at once: nobody else may count on it
+            return allotment
+
+    async def _replace(self, old: Member, new: Member, allotment: Allotment, drain_s: float) -> None:
+        """Swap where both do not fit: the old one goes first, and comes back if the new one cannot be loaded."""
+        former = old.allotment
+        if self.num_bytes - old.num_bytes + allotment.num_bytes > self.memory:
+            raise self._no_room(new, allotment)
+        new.allotment = allotment  # at once, in the old one's place
+        old.allotment = None
+        await old.close(drain_s)
+        old.turn_to("loading")
+        try:
+            await new.open(allotment)
+        except BaseException:
+            if former is not None:
+                await old.open(former)
+            else:
+                old.turn_to("unloaded")
+            raise
+        self._install(new, old)
+
+    def _install(self, new: Member, old: Member) -> None:
+        self._arriving.remove(new)
+        self._members[self._members.index(old)] = new
+        self._publish()
+
+    def _no_room(self, member: Member, allotment: Allotment) -> NoRoomError:
+        held = ", ".join(f"{one.name} {one.num_bytes / GIB:.2f} GiB" for one in self._members if one.num_bytes)
+        return NoRoomError(
+            f"{member.name} needs {allotment.num_bytes / GIB:.2f} GiB of the {self.memory / GIB:.2f} GiB for models,"
+            f" and those that are loaded cannot give way ({held}): unload one, lower --kv-memory or"
+            " --prompt-cache-memory, or raise --model-memory"
+        )
+
+    def _others(self, member: Member) -> list[Prepared]:
+        others = sorted((one for one in self._members if one is not member), key=lambda one: not one.spec.preload)
+        return [one.prepared for one in others if one.prepared is not None]
+
+    def _publish(self) -> None:
+        """Let readers see which models there are now. Raises `ConfigurationError` for two of one name."""
+        self._roster = roster_of(self._members)
+
+
+def _last_used(member: Member) -> float:
+    assert member.instance is not None
+    return member.instance.last_used
+
+
+def _not_yet(member: Member) -> Problem:
+    phase_s = monotonic() - member.since_s
+    wait_s = 5.0 if member.load_s is None else max(member.load_s - phase_s, 1.0)
+    return unavailable(f"The model `{member.name}` is {member.phase} (since {phase_s:.0f} s).", retry_after_s=wait_s)

@@ -1,0 +1,36 @@
+"""Which name means which model, at one moment. Frozen once made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ortserve.gateway.directory import Directory
+from ortserve.gateway.fleet.member import Member
+from ortserve.runtime.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """Members, those that generate first, and what callers are shown of them."""
+
+    members: tuple[Member, ...]
+    directory: Directory
+
+    def find(self, shown: str) -> Member:
+        """The one that is shown by that name. Raises `StopIteration` for none."""
+        return next(member for member in self.members if member.entry.names[0] == shown)
+
+
+def roster_of(members: Iterable[Member]) -> Roster:
+    """Raises `ConfigurationError` for two models of one name."""
+    ordered = tuple(sorted(members, key=lambda one: one.entry.task != "generate"))
+    taken: set[str] = set()
+    for member in ordered:
+        for name in member.entry.names:
+            if name in taken:
+                raise ConfigurationError(
+                    f"two models are called {name}: give one of them another name, or export it under another one"
+                )
+            taken.add(name)
+    return Roster(ordered, Directory(tuple(member.entry for member in ordered)))

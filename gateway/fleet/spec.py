@@ -1,0 +1,36 @@
+"""One model as the operator wants it, before anything of it has been read. Frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ortserve.gateway.drafter_options import BUNDLED
+from ortserve.gateway.model_options import EngineSettings
+from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.encoder_driver import EncoderLimits
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """`source` is an exported folder, a checkpoint folder or a hub id; None: the bundled model."""
+
+    source: str | None
+    name: str | None = None  # shown instead of the model's own, which is answered to as well
+    aliases: tuple[str, ...] = ()  # further names
+    preload: bool = True  # False: loaded when it is first asked for
+    pinned: bool = False  # never gives way to another model
+    options: EngineSettings = field(default_factory=EngineSettings)  # as given: how it is exported and what it says
+    engine: EngineConfig = field(default_factory=EngineConfig)  # of a model that generates
+    draft_source: str | None = None  # of its drafter's small model
+    warm: Path | None = None  # prefixes computed whenever it has been loaded
+    encoder: EncoderLimits = field(default_factory=EncoderLimits)  # of an encoder
+    accepts_token_ids: bool = False  # of an encoder
+
+    @property
+    def provisional_name(self) -> str:
+        """What its own name will be most likely, while its manifest has not been read."""
+        if self.source is None:
+            return BUNDLED
+        path = Path(self.source)
+        return path.stem if path.suffix == ".gguf" else path.name
