@@ -60,8 +60,8 @@ class Listener:
 def listen(host: str, port: int, *, stall_s: float) -> Listener:
     """Bind and listen at once. Raises `AddressError`.
 
-    Called before the model is loaded: a taken port shows within milliseconds, and clients that come early wait in the
-    kernel's queue for the first answer instead of being refused. A peer that takes nothing for `stall_s` is dropped.
+    Called before anything is loaded: a taken port shows within milliseconds, and clients that come that early wait in
+    the kernel's queue for a moment instead of being refused. A peer that takes nothing for `stall_s` is dropped.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(

@@ -160,7 +160,7 @@ def serving(*words: str | Path, limit_s: float = 120.0) -> Iterator[Server]:
 
 
 def _healthy(port: int) -> bool:
-    """One GET /health; an early connection may wait in the kernel's queue until the server is ready."""
+    """One GET /health: 503 while the models are being loaded."""
     try:
         with socket.create_connection((HOST, port), timeout=30) as connection:
             connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
