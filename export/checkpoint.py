@@ -27,7 +27,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 RANDOM_WEIGHTS = "ortserve_random_weights"  # true in config.json: written by `ortserve toy`, never trained
 GENERATION = "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
-ENCODER_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", CARD]
+FOREIGN_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", CARD]
 MORE_TEMPLATES = "additional_chat_templates"  # as transformers names the folder: one file per template
 WEIGHT_PATTERNS = ["*.safetensors", "*.safetensors.index.json"]
 HUB_PATTERNS = [
@@ -145,7 +145,7 @@ def is_hub_id(source: str | Path) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) is not None and not Path(source).exists()
 
 
-def encoder_folder(source: str | Path) -> tuple[Path, str]:
+def foreign_folder(source: str | Path) -> tuple[Path, str]:
     """Folder and name of a checkpoint that another library will read: any format of weights, and nested modules.
 
     Raises `ExportError` when the folder or the download is missing.
@@ -154,7 +154,7 @@ def encoder_folder(source: str | Path) -> tuple[Path, str]:
     if folder.is_dir():
         return folder, folder.resolve().name
     if is_hub_id(source):
-        return _download(str(source), ENCODER_PATTERNS), str(source).rsplit("/", 1)[-1]
+        return _download(str(source), FOREIGN_PATTERNS), str(source).rsplit("/", 1)[-1]
     raise ExportError(f"{source} is neither a checkpoint folder nor a hub id such as org/model: check the path")
 
 

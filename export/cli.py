@@ -8,7 +8,9 @@ are imported where work is done, so that `ortserve --help` is fast.
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ortserve.export.bundled import bundled_draft, bundled_model, resolve_source
 from ortserve.export.encoders.cli import (
@@ -21,6 +23,7 @@ from ortserve.export.encoders.cli import (
 )
 from ortserve.export.errors import CheckFailedError, ExportError, UnprovenError
 from ortserve.export.imported.cli import configure_import, run_import
+from ortserve.export.optimum.cli import add_via_argument, run_via_optimum
 from ortserve.export.precisions import (
     ACTIVATIONS,
     BLOCK_SIZES,
@@ -34,6 +37,9 @@ from ortserve.export.precisions import (
 )
 from ortserve.export.printing import print_export, print_failure, print_json, print_text, print_verdict
 from ortserve.export.shapes import SHAPES, find_shape
+
+if TYPE_CHECKING:
+    from ortserve.export.checkpoint import Checkpoint
 
 __all__ = [
     "bundled_draft",
@@ -110,6 +116,7 @@ def configure_export(parser: ArgumentParser) -> None:
         help="AWQ and GPTQ checkpoints: quantize their values anew instead of taking their integers over",
     )
     add_encoder_arguments(parser)
+    add_via_argument(parser)
     _add_force(parser)
     _add_reference(parser)
     parser.add_argument(
@@ -129,9 +136,13 @@ def run_export(arguments: Namespace) -> int:
     if arguments.task != GENERATE:
         if arguments.adapter is not None:
             raise ExportError("--adapter is for models that generate: leave it out, or leave out --task")
+        if arguments.via is not None:
+            raise ExportError("--via is for models that generate, encoders always go through optimum: leave it out")
         return run_encoder_export(arguments)
     if arguments.name is not None or arguments.dimensions:
         raise ExportError("--name and --dimensions are for encoders: leave them out, or add --task embeddings")
+    if arguments.via is not None:
+        return run_via_optimum(arguments)
     if arguments.dry_run:
         return _run_dry(arguments)
     from ortserve.export.open_source import open_source
@@ -203,7 +214,6 @@ def run_verify(arguments: Namespace) -> int:
     """Prints the report and the verdict, which is the exit status."""
     if is_encoder(arguments.folder):
         return run_encoder_verify(arguments)
-    from ortserve.export.open_source import open_source
     from ortserve.export.verifying import verify_folder
 
     if arguments.adapter is not None and arguments.against is None:
@@ -212,11 +222,29 @@ def run_verify(arguments: Namespace) -> int:
         if arguments.against is None:
             report = verify_folder(arguments.folder, None)
         else:
-            with open_source(resolve_source(arguments.against), arguments.adapter) as checkpoint:
+            with _open_against(arguments) as checkpoint:
                 report = verify_folder(arguments.folder, checkpoint, reference=arguments.reference)
     except CheckFailedError as error:
         return print_failure(error)
     return print_verdict(arguments.folder, report, measured=arguments.against is not None, as_json=arguments.json)
+
+
+def _open_against(arguments: Namespace) -> AbstractContextManager[Checkpoint]:
+    """The checkpoint that is compared with, opened as its export opened it."""
+    from ortserve.export.open_source import open_source
+    from ortserve.export.optimum.decoders import is_through_optimum
+    from ortserve.export.optimum.source import open_for_optimum
+    from ortserve.runtime.manifest import read_manifest
+
+    source = resolve_source(arguments.against)
+    if not is_through_optimum(read_manifest(arguments.folder)):
+        return open_source(source, arguments.adapter)
+    if arguments.adapter is not None or arguments.reference == "numpy":
+        raise ExportError(
+            f"{arguments.folder} came through optimum: it holds no adapter and is compared with transformers alone:"
+            " leave out --adapter and --reference"
+        )
+    return nullcontext(open_for_optimum(source))
 
 
 def configure_inspect(parser: ArgumentParser) -> None:

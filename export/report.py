@@ -62,6 +62,7 @@ def make_report(
         parity=decoder,
         encoder=encoder,
         license=source.license,
+        path=manifest.via if isinstance(manifest, EncoderManifest) else manifest.path,
     )
 
 

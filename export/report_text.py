@@ -13,6 +13,8 @@ def describe_report(report: Report | None) -> Iterator[str]:
     if report is None:
         yield f"{'proof':12} none: UNVERIFIED, there is no report.json that can be read"
         return
+    if report.path:
+        yield f"{'via':12} {report.path}"
     if report.parity is None and report.encoder is None:
         yield f"{'proof':12} none"
     if report.parity is not None:

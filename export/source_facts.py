@@ -29,7 +29,7 @@ def describe_source(checkpoint: Checkpoint) -> SourceFacts:
 
 def describe_folder(folder: Path) -> SourceFacts:
     """The same of a checkpoint's folder that another library reads."""
-    weights = {path for path in folder.iterdir() if path.suffix == ".safetensors"}
+    weights = {path for path in folder.iterdir() if path.suffix == ".safetensors"} or {*folder.glob("*.bin")}
     return _describe(folder, read_optional_json(folder / "config.json"), weights, "")
 
 

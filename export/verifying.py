@@ -9,11 +9,14 @@ from pathlib import Path
 from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import CheckFailedError, ExportError
 from ortserve.export.families import read_architecture
+from ortserve.export.imported.layout import read_layout
 from ortserve.export.integrity import check_adapter, check_integrity
+from ortserve.export.optimum.decoders import is_through_optimum
+from ortserve.export.optimum.reference import optimum_reference
 from ortserve.export.precisions import ReferenceName
 from ortserve.export.report import make_report, with_doubts, write_report
-from ortserve.export.source_facts import SourceFacts, describe_source
-from ortserve.export.verify import check_parity
+from ortserve.export.source_facts import SourceFacts, describe_folder, describe_source
+from ortserve.export.verify import check_parity, compare_with
 from ortserve.runtime.encoder_manifest import EncoderManifest, read_any_manifest
 from ortserve.runtime.errors import ModelError
 from ortserve.runtime.manifest import Manifest
@@ -34,6 +37,8 @@ def verify_folder(folder: Path, checkpoint: Checkpoint | None, *, reference: Ref
         raise
     if checkpoint is None:
         return repeat_report(folder, manifest)
+    if is_through_optimum(manifest):
+        return _measure_through_optimum(folder, manifest, checkpoint)
     check_adapter(folder, manifest, checkpoint)
     try:
         proof = check_parity(folder, manifest, read_architecture(checkpoint), checkpoint, reference=reference)
@@ -41,6 +46,15 @@ def verify_folder(folder: Path, checkpoint: Checkpoint | None, *, reference: Ref
         mark_unverified(folder, str(error))
         raise
     return renew_report(folder, manifest, proof, source=describe_source(checkpoint))
+
+
+def _measure_through_optimum(folder: Path, manifest: Manifest, checkpoint: Checkpoint) -> Report:
+    """Against transformers in optimum's environment, with the folder's own tokenizer."""
+    reference = optimum_reference(checkpoint.folder, manifest, progress=True)
+    proof = compare_with(folder, manifest, read_layout(folder).checkpoint, reference)
+    return renew_report(
+        folder, manifest, proof, source=describe_folder(checkpoint.folder), versions=reference.libraries
+    )
 
 
 def repeat_report(folder: Path, manifest: Manifest | EncoderManifest) -> Report:

@@ -60,6 +60,7 @@ class Report:
     parity: ParityReport | None = None  # of a decoder
     encoder: EncoderProof | None = None
     license: str = ""  # as the checkpoint states it
+    path: str = ""  # which way a graph came that ortserve did not build, and why
 
 
 def read_report(folder: Path) -> Report:

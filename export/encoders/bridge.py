@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ortserve.export.encoders.environment import default_environments, optimum_python
-from ortserve.export.encoders.transformers4 import readable_copy
-from ortserve.export.errors import ExportError
+from ortserve.export.optimum.process import read_done, run_worker
 from ortserve.runtime.encoder_manifest import EncoderTask
-
-WORKER = Path(__file__).with_name("worker.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +43,14 @@ def export_through_optimum(
     progress: bool = True,
 ) -> OptimumExport:
     """Export `checkpoint` into `folder`. Raises `ExportError` with the last line of what went wrong."""
-    python = optimum_python(default_environments(), progress=progress)
-    readable = readable_copy(checkpoint, folder / "checkpoint")
-    request = folder / "request.json"
     out = folder / "optimum"
-    asked = {"checkpoint": str(readable), "folder": str(out), "task": task, "texts": [*texts], "pairs": [*pairs]}
-    request.write_text(json.dumps(asked), encoding="utf-8")
-    done = subprocess.run([str(python), str(WORKER), str(request)], capture_output=True, text=True, check=False)  # noqa: S603
-    if done.returncode != 0 or not (out / "done.json").exists():
-        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason given")
-        raise ExportError(f"optimum cannot export {checkpoint.name} ({reason.strip()[:300]})")
+    run_worker(checkpoint, out, task, texts=[*texts], pairs=[*pairs], progress=progress)
     return read_optimum_export(out)
 
 
 def read_optimum_export(folder: Path) -> OptimumExport:
     """What the worker wrote into `folder`."""
-    facts = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+    facts = read_done(folder)
     reference = np.load(folder / "reference.npy")
     return OptimumExport(folder / "model.onnx", reference, _dense(folder, facts), facts["libraries"])
 

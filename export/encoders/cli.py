@@ -93,14 +93,14 @@ def run_encoder_verify(arguments: Namespace) -> int:
 
 
 def _measure(folder: Path, manifest: EncoderManifest, against: str) -> Report:
-    from ortserve.export.checkpoint import encoder_folder
+    from ortserve.export.checkpoint import foreign_folder
     from ortserve.export.encoders.bridge import export_through_optimum
     from ortserve.export.encoders.proof import prove
     from ortserve.export.encoders.proof_texts import PAIRS, TEXTS
     from ortserve.export.source_facts import describe_folder
     from ortserve.export.verifying import renew_report
 
-    checkpoint, _ = encoder_folder(against)
+    checkpoint, _ = foreign_folder(against)
     with TemporaryDirectory(prefix="ortserve-optimum-") as scratch:
         made = export_through_optimum(checkpoint, Path(scratch), manifest.task, texts=TEXTS, pairs=PAIRS)
         reference = f"sentence-transformers {made.libraries['sentence-transformers']} in float32"

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from ortserve.export.checkpoint import encoder_folder
+from ortserve.export.checkpoint import foreign_folder
 from ortserve.export.data_file import DataFile
 from ortserve.export.encoders.bridge import OptimumExport, export_through_optimum
 from ortserve.export.encoders.graph import SourceGraph, take_over
@@ -69,7 +69,7 @@ def export_encoder(
     """
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r} is not for encoders: choose {' or '.join(PRECISIONS)}")
-    folder, own_name = encoder_folder(source)
+    folder, own_name = foreign_folder(source)
     shown = own_name if Path(source).is_dir() else str(source)
     plan = plan_encoder(
         folder, name=name or own_name, source=shown, task=task, precision=precision, dimensions=dimensions

@@ -39,7 +39,6 @@ def describe_encoder(manifest: EncoderManifest, report: Report | None) -> str:
     rows = [
         ("name", f"{manifest.name} ({manifest.family}, {manifest.precision}, {manifest.task})"),
         ("source", manifest.source),
-        ("via", manifest.via),
         ("exporter", manifest.exporter),
         ("digest", manifest.digest),
         ("size", f"{manifest.num_parameters:,} parameters, {manifest.weight_bytes / 1e6:,.1f} MB of weights"),

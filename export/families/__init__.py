@@ -41,5 +41,7 @@ def read_architecture(checkpoint: Checkpoint) -> Architecture:
         if name in READERS:
             return READERS[name](checkpoint)
     found = ", ".join(str(name) for name in named) or f"model_type {checkpoint.config.get('model_type')!r}"
-    encoders = "; an encoder is exported with --task embeddings or --task rerank"
-    raise ExportError(f"the architecture {found} is not supported: export knows {', '.join(sorted(READERS))}{encoders}")
+    raise ExportError(
+        f"the architecture {found} is not supported: export knows {', '.join(sorted(READERS))}; an encoder is exported"
+        " with --task embeddings or --task rerank, many other decoders with --via optimum"
+    )

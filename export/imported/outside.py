@@ -74,6 +74,13 @@ def read_outside(path: Path, names: Names) -> Outside:
     )
 
 
+def check_data_files(path: Path, outside: Outside) -> None:
+    """Raise `ExportError` unless every file of weights lies beside the graph at `path`."""
+    for name in outside.data_files:
+        if Path(name).name != name or not (path.parent / name).is_file():
+            raise ExportError(f"{path} has weights in {name}, which is not beside it: download it too")
+
+
 def _num_layers(path: Path, inputs: Mapping[str, object], outputs: Mapping[str, object], names: Names) -> int:
     pattern = re.compile(re.escape(names.past_key).replace(re.escape(LAYER), r"(\d+)"))
     found = {int(match[1]) for name in inputs if (match := pattern.fullmatch(name))}

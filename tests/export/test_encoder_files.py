@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from ortserve.export.checkpoint import encoder_folder, open_checkpoint
+from ortserve.export.checkpoint import foreign_folder, open_checkpoint
 from ortserve.export.cli import configure_export, run_export
-from ortserve.export.encoders import environment
 from ortserve.export.encoders.bridge import export_through_optimum
-from ortserve.export.encoders.environment import optimum_python, optimum_requirements
 from ortserve.export.encoders.modules import read_classifier, read_modules
-from ortserve.export.encoders.transformers4 import readable_copy, translate_config, translate_tokenizer
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
+from ortserve.export.optimum import environment
+from ortserve.export.optimum.environment import optimum_python, optimum_requirements
+from ortserve.export.optimum.transformers4 import readable_copy, translate_config, translate_tokenizer
 from tests.export.encoder_fixtures import checkpoint_of, copy_checkpoint
 
 
@@ -180,9 +180,9 @@ def test_this_environment_is_used_where_the_extra_is_installed(tmp_path: Path, m
 
 def test_what_fails_in_the_other_process_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here the worker runs where its libraries are missing."""
-    from ortserve.export.encoders import bridge
+    from ortserve.export.optimum import process
 
-    monkeypatch.setattr(bridge, "optimum_python", lambda *_, **__: Path(sys.executable))
+    monkeypatch.setattr(process, "optimum_python", lambda *_, **__: Path(sys.executable))
     with pytest.raises(ExportError, match=r"optimum cannot export checkpoint .*ModuleNotFoundError") as caught:
         export_through_optimum(checkpoint_of("bert"), tmp_path, "embeddings", texts=["a"], progress=False)
     assert "\n" not in str(caught.value)
@@ -192,9 +192,9 @@ def test_int8_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Told by how far it comes: the process for optimum is only started with a precision."""
     import argparse
 
-    from ortserve.export.encoders import bridge
+    from ortserve.export.optimum import process
 
-    monkeypatch.setattr(bridge, "optimum_python", lambda *_, **__: Path(sys.executable))
+    monkeypatch.setattr(process, "optimum_python", lambda *_, **__: Path(sys.executable))
     parser = argparse.ArgumentParser()
     configure_export(parser)
     words = ["--task", "embeddings", str(checkpoint_of("bert")), str(tmp_path / "out")]
@@ -216,7 +216,7 @@ def test_bad_usage(tmp_path: Path) -> None:
         with pytest.raises(ExportError, match=message):
             run_export(parser.parse_args(["--task", "embeddings", source, out, *words]))
     with pytest.raises(ExportError, match="neither a checkpoint folder nor a hub id"):
-        encoder_folder("/nowhere/at all")
+        foreign_folder("/nowhere/at all")
 
 
 def test_an_encoder_without_the_task_says_which_one() -> None:

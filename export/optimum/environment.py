@@ -70,17 +70,18 @@ def _make(folder: Path, requirements: tuple[str, ...], *, progress: bool) -> Non
     try:
         venv.create(folder, with_pip=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise ExportError(f"{folder} cannot be made ({error}): {_remedy()}") from None
+        raise ExportError(f"{folder} cannot be made ({error}): {remedy()}") from None
     command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*command, *requirements], capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0:
         shutil.rmtree(folder, ignore_errors=True)
         reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "pip failed")
-        raise ExportError(f"optimum's libraries cannot be installed ({reason.strip()[:200]}): {_remedy()}")
+        raise ExportError(f"optimum's libraries cannot be installed ({reason.strip()[:200]}): {remedy()}")
     (folder / COMPLETE).write_text("\n".join(requirements) + "\n")
 
 
-def _remedy() -> str:
+def remedy() -> str:
+    """What to do where there is no environment."""
     return f"connect to a package index, or prepare one environment for both with pip install 'ortserve[{EXTRA}]'"
 
 
