@@ -35,6 +35,9 @@ def write_source(folder: Path, *, tokenizer: bool = True, **fields: object) -> P
     save_file({"transformer.wte.weight": np.zeros((4, 4), np.float32)}, folder / "model.safetensors")
     for name in OWN if tokenizer else ():
         shutil.copyfile(GPT2 / name, folder / name)
+    if tokenizer:  # told from what optimum writes
+        fields = json.loads((folder / "tokenizer_config.json").read_text())
+        write_json(folder / "tokenizer_config.json", {**fields, "padding_side": "left"})
     return folder
 
 
@@ -77,6 +80,7 @@ def test_a_decoder_is_exported_proved_and_served(tmp_path: Path, capsys: pytest.
     assert report.source_digest
     for text in (printed, (folder / "README.md").read_text()):
         assert manifest.path in text
+    assert all((folder / name).read_bytes() == (source / name).read_bytes() for name in OWN)
     assert find_doubts(folder, digest=manifest.digest, thorough=True) == []
     sampling = runtime.SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
     with runtime.open(str(folder), runtime.EngineConfig(max_rows=2)) as model:
