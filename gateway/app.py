@@ -116,7 +116,28 @@ def build_app(
     ]
     described = DocumentationRoute(routes, base_path=edge.base_path)
     routes += [Route("/openapi.json", described.document), Route("/docs", described.page)]
-    middleware = [
+    gate = Middleware(
+        Gate,
+        access=access,
+        directory=lambda: fleet.directory,
+        settle=settle,
+        check_budget=check_budget,
+        max_body_bytes=edge.max_body_bytes,
+        admin_metrics=admin_metrics,
+    )
+    app = Starlette(
+        routes=routes,
+        middleware=[*_edge_layers(edge, metrics, strict_parameters, log_prompts), gate],
+        lifespan=partial(_living, state, runs, jobs, access, pool),
+        exception_handlers={HTTPException: _http_problem, ApiError: _api_problem},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _edge_layers(edge: EdgeOptions, metrics: Metrics, strict_parameters: bool, log_prompts: bool) -> list[Middleware]:
+    """What a request passes before any key is asked for, the outermost first."""
+    return [
         Middleware(Forwarded, trusted=edge.trusted_proxies, base_path=edge.base_path),
         Middleware(
             Edge,
@@ -127,24 +148,7 @@ def build_app(
             log_prompts=log_prompts,
         ),
         *_cors(edge.cors_origins),
-        Middleware(
-            Gate,
-            access=access,
-            directory=lambda: fleet.directory,
-            settle=settle,
-            check_budget=check_budget,
-            max_body_bytes=edge.max_body_bytes,
-            admin_metrics=admin_metrics,
-        ),
     ]
-    app = Starlette(
-        routes=routes,
-        middleware=middleware,
-        lifespan=partial(_living, state, runs, jobs, access, pool),
-        exception_handlers={HTTPException: _http_problem, ApiError: _api_problem},
-    )
-    app.router.redirect_slashes = False
-    return app
 
 
 def _cors(origins: Sequence[str]) -> list[Middleware]:
