@@ -21,3 +21,25 @@ def without_user_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's ORTSERVE_* variables must not change what is tested."""
     for name in [name for name in os.environ if name.startswith("ORTSERVE_")]:
         monkeypatch.delenv(name)
+
+
+# Files of few tests that take long. Tests are handed out file by file: whatever comes last is waited for.
+FIRST = (
+    "tests/test_readme.py",
+    "tests/runtime/test_equalities.py",
+    "tests/runtime/test_paged_equalities.py",
+    "tests/runtime/test_padded.py",
+    "tests/identity/test_pocket.py",
+    "tests/plugins/test_contract_bites.py",
+    "tests/gateway_bench/test_speculation.py",
+    "tests/structured/test_noise.py",
+    "tests/export/test_encoder_files.py",
+    "tests/export/test_outlier_twin.py",
+    "tests/runtime/test_drafted_distribution.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """After the tests have been put in random order, begin with those files."""
+    items.sort(key=lambda item: item.nodeid.partition("::")[0] not in FIRST)

@@ -121,7 +121,7 @@ def test_another_format_version_is_named_before_anything_else_is_read(
         ("kv", {"kind": "heaps", "num_layers": 1, "num_kv_heads": 1, "head_dim": 8, "dtype": "float32"}),
         ("kv", {"kind": "slots", "num_layers": 1, "num_kv_heads": 1, "head_dim": 8, "dtype": "float8"}),
         ("generation", {"temperature": "hot"}),
-        ("parity", {"reference": "numpy"}),
+        ("rotary_regimes", [{"max_tokens": "many"}]),
         ("graph", ...),
         ("num_tokens", ...),
     ],
