@@ -59,10 +59,11 @@ async def serve_connections(
         await stop.wait()
     finally:
         await context.terminated.set()  # ends idle connections, and busy ones after their reply
+        loop.remove_reader(listener.socket)
+        for _ in range(4):  # turns from accepting to `connect`: asyncio loses what is between them at `close`
+            await asyncio.sleep(0)
         server.close()
         listener.close()
-        for _ in range(3):  # turns of the loop from accepting to `connect`
-            await asyncio.sleep(0)
         if connections:
             _, late = await asyncio.wait(connections, timeout=config.graceful_timeout)
             for task in late:
