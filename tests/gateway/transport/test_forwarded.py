@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 from typing import Any
 
 import httpx
@@ -15,7 +16,6 @@ from ortserve.gateway.logs import configure_logs
 from ortserve.gateway.transport.forwarded import Forwarded
 from tests.gateway.running import running
 from tests.gateway.scripted import make_driver, saying
-from tests.gateway.transport.test_raw_requests import lines_of
 
 TRUSTED = tuple(ipaddress.ip_network(text) for text in ("10.0.0.0/8", "2001:db8::/32"))
 CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}
@@ -113,7 +113,8 @@ def test_the_log_names_who_asked_the_proxy(capfd: pytest.CaptureFixture[str]) ->
     with running(make_driver(saying("hello"))) as server:
         httpx.get(f"{server.url}/health/live", headers={"x-forwarded-for": "198.51.100.7"})
     configure_logs("error")
-    assert [line["client"] for line in lines_of(capfd) if line["event"] == "request"] == ["198.51.100.7", "127.0.0.1"]
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    assert [line["client"] for line in lines if line["event"] == "request"] == ["198.51.100.7", "127.0.0.1"]
 
 
 def preflight(url: str, origin: str) -> httpx.Response:
