@@ -7,7 +7,7 @@ VENV ?= .venv
 HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL ?=
-PYTEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST_FLAGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 E2E_FLAGS ?=
 BENCH_FLAGS ?= --concurrency 1,8,16
 
