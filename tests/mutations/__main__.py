@@ -1,6 +1,6 @@
 """Does every rule of the checklist have a test that fails when the rule is broken? Plants breaks and runs those tests.
 
-  python -m tests.mutations                     all of tests/mutations/breaks.toml
+  python -m tests.mutations                     all of tests/mutations/breaks/
   python -m tests.mutations --only role-comes   those whose rule contains a word
   python -m tests.mutations --sample 10         so many, drawn by --seed
 
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-BREAKS = Path(__file__).parent / "breaks.toml"
+BREAKS = Path(__file__).parent / "breaks"  # one file per section of the checklist
 CHECKLIST = ROOT / "tests" / "gateway" / "checklist.toml"
 PASSED, FAILED = 0, 1  # pytest's words; anything else is no verdict
 LIMIT_S = 600.0
@@ -43,9 +43,10 @@ def read_breaks() -> list[Break]:
     """Raises `KeyError` for a rule that the checklist does not have."""
     rules = tomllib.loads(CHECKLIST.read_text(encoding="utf-8"))
     found = []
-    for one in tomllib.loads(BREAKS.read_text(encoding="utf-8"))["break"]:
-        section, _, rule = one["rule"].partition(".")
-        found.append(Break(**one, tests=tuple(rules[section][rule])))
+    for path in sorted(BREAKS.glob("*.toml")):
+        for one in tomllib.loads(path.read_text(encoding="utf-8"))["break"]:
+            section, _, rule = one["rule"].partition(".")
+            found.append(Break(**one, tests=tuple(rules[section][rule])))
     return found
 
 
