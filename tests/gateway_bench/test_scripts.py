@@ -12,9 +12,11 @@ from ortserve.runtime.opening import open_driver
 from ortserve.runtime.runner import load_session
 from ortserve.runtime.testing import write_synthetic_model
 from tests.bench.engine_overhead import measure
+from tests.bench.loaded.client import Reply, goodput, is_proper
+from tests.bench.loaded.report import Report
 from tests.bench.measurement import Goal, spread
 from tests.bench.prefill_interference import Interference
-from tests.bench.under_load import Reply, Report, cores, goodput, is_proper
+from tests.bench.under_load import cores
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""What `under_load` asks a server, and how. Needs ortserve and what that needs, nothing else."""
