@@ -84,6 +84,8 @@ def test_usage_is_the_last_chunk_when_asked_for(http: httpx.Client) -> None:
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"] == http.post(PATH, json=body()).json()["usage"]
+    for unasked in ({}, {"include_usage": False}, {"include_usage": None}):
+        assert all("usage" not in chunk and chunk["choices"] for chunk in stream(http, stream_options=unasked))
 
 
 def test_choices_begin_in_order_and_are_all_complete(http: httpx.Client) -> None:
@@ -98,6 +100,19 @@ def test_choices_begin_in_order_and_are_all_complete(http: httpx.Client) -> None
     usage = chunks[-1]["usage"]
     assert usage["completion_tokens"] == 5 * (NUM_TOKENS + 1)
     assert usage["prompt_tokens"] == http.post(PATH, json=body()).json()["usage"]["prompt_tokens"]
+
+
+def test_choices_end_each_at_its_own_time() -> None:
+    """The longest one last: nothing comes for a choice that has ended, and nothing is lost of one that goes on."""
+    lengths = [2, 9, 5]
+    driver = make_driver(lambda request: saying("x" * lengths[request.choice])(request))
+    with running(driver) as server, httpx.Client(base_url=server.url) as http:
+        chunks = stream(http, n=3)
+        whole = http.post(PATH, json=body(n=3)).json()["choices"]
+    for index, length in enumerate(lengths):
+        own = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
+        assert [choice["finish_reason"] for choice in own] == [None] * (len(own) - 1) + ["stop"]
+        assert text_of(chunks, index) == whole[index]["message"]["content"] == "x" * length
 
 
 def test_several_whole_choices(http: httpx.Client, server: Running) -> None:
