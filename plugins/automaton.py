@@ -8,6 +8,7 @@ its link is the state of the longest of their suffixes that ends at more places.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 ROOT = 0
 _NOTHING = -1  # in place of a token: nothing has followed yet
@@ -99,6 +100,15 @@ class SuffixAutomaton:
             num_left -= 1
 
 
+class Step(NamedTuple):
+    """A token that may come next, and what says so."""
+
+    token: int
+    length: int  # of the run it follows
+    num_seen: int  # occurrences of that run; of a sequence's own end, the one that asks is among them
+    num_followed: int  # of the run with the token behind it
+
+
 class Match:
     """The longest end of some other sequence that occurs in an automaton, kept while both grow."""
 
@@ -131,20 +141,25 @@ class Match:
 
     def guess(self, count: int, least: int) -> tuple[int, ...]:
         """Up to `count` tokens, each the one that has followed most often; none from runs of fewer than `least`."""
+        return tuple(step.token for step in self.steps(count, least))
+
+    def steps(self, count: int, least: int) -> list[Step]:
+        """`guess`, with what each token rests on."""
         self._settle()
         automaton = self._automaton
-        favourites, nexts = automaton._favourites, automaton._nexts
-        state, length, found = self._state, self.length, list[int]()
+        favourites, nexts, counts = automaton._favourites, automaton._nexts, automaton._counts
+        state, length, found = self._state, self.length, list[Step]()
         while length >= least and len(found) < count:
             token = favourites[state]
             if token != _NOTHING:
-                found.append(token)
-                state = nexts[state][token]
+                follower = nexts[state][token]
+                found.append(Step(token, length, counts[state], counts[follower]))
+                state = follower
                 length += 1
             else:  # the run ended with the sequence
                 state = automaton._links[state]
                 length = automaton._lengths[state] if state > ROOT else 0
-        return tuple(found)
+        return found
 
     def _settle(self) -> None:
         """A state that was split keeps its longer runs only."""

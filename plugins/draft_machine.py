@@ -30,9 +30,10 @@ class Running:
     tokens: list[int]
 
     def view(self, max_draft: int) -> SequenceView:
-        """As it stands. Some engines have lists, some tuples."""
+        """As it stands. Some engines have lists, some tuples; some weigh chances, and have room for more then."""
         tokens = list(self.tokens) if len(self.tokens) % 2 else tuple(self.tokens)
-        return SequenceView(self.request.id, tokens, len(self.request.prompt), max_draft)
+        room = max_draft + 3 if len(self.tokens) % 3 else None
+        return SequenceView(self.request.id, tokens, len(self.request.prompt), max_draft, room=room)
 
     def ended(self) -> Ended:
         """As the engine reports its end."""
@@ -174,11 +175,16 @@ class DrafterMachine(RuleBasedStateMachine):
 
     def _check(self, draft: Draft, view: SequenceView) -> None:
         assert draft.length == len(view.tokens), f"a draft after {draft.length} tokens of {len(view.tokens)}"
-        assert len(draft.tokens) <= view.max_draft, f"{len(draft.tokens)} guesses where {view.max_draft} are allowed"
+        most = view.most if draft.chances else view.max_draft
+        assert len(draft.tokens) <= most, f"{len(draft.tokens)} guesses where {most} are allowed"
         assert isinstance(draft.tokens, tuple), "the guesses of a draft are a tuple"
         for token in draft.tokens:
             is_token = isinstance(token, int) and 0 <= token < self._context.vocab_size
             assert is_token, f"{token!r} is no token of {self._context.vocab_size}"
+        assert len(draft.chances) in (0, len(draft.tokens)), (
+            f"{len(draft.chances)} chances of {len(draft.tokens)} guesses"
+        )
+        assert all(0 <= chance <= 1 for chance in draft.chances), f"chances beyond 0 to 1: {draft.chances}"
         assert draft.source, "a draft without the name of its source"
 
     def _check_secrets(self, draft: Draft, view: SequenceView, tenant: Tenant) -> None:

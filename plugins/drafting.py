@@ -2,7 +2,8 @@
 
 A drafter guesses the next tokens of running requests; the engine feeds the guesses together with the next real token
 and draws at each position as it would have without them. A guess is accepted if and only if it equals the token drawn,
-so a bad draft costs time and never changes a reply. Drafters therefore supply tokens, no probabilities.
+so a bad draft costs time and never changes a reply. Drafters therefore supply tokens; how probably each of them holds
+they may say, so that the engine feeds those that pay.
 """
 
 from __future__ import annotations
@@ -37,6 +38,14 @@ class SequenceView:
     allowed_prefix: Callable[[Sequence[int]], int] = len
     draw: NextDraw | None = None  # how its next token is drawn, for drafters that ask a small model
     max_length: int | None = None  # tokens that it may have at the end; None: not known
+    # So many guesses are welcome where each says how probably it holds: the engine feeds those that pay. None: it
+    # does not weigh them.
+    room: int | None = None
+
+    @property
+    def most(self) -> int:
+        """Guesses that a draft with chances may have."""
+        return max(self.max_draft, self.room or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,18 @@ class Draft:
     length: int
     tokens: tuple[int, ...]
     source: str  # which of the drafter's ways of guessing, for the metrics
+    # Of each token how probably it holds if those before it do, 0 to 1; empty: not known. The engine checks it against
+    # what became of earlier ones, and believes a drafter that promises too much less.
+    chances: tuple[float, ...] = ()
+
+    @property
+    def promise(self) -> float:
+        """Tokens that will probably hold, by its chances."""
+        total, chance = 0.0, 1.0
+        for one in self.chances:
+            chance *= one
+            total += chance
+        return total
 
 
 @dataclass(frozen=True, slots=True)

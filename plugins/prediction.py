@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ortserve.plugins.api import PluginContext
+from ortserve.plugins.confidence import Confidence, Guess, Pending
 from ortserve.plugins.draft_options import read_counts
 from ortserve.plugins.drafting import Draft, DraftRequest, Ended, SequenceView, Verified
 
 _MOST_ANCHOR = 4  # tokens that must agree to be sure of a place
 _MOST_PLACES = 32  # compared for one anchor
+_PRIOR = 0.9  # a client's prediction mostly holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +31,14 @@ class PredictionOptions:
 class Cursor:
     """Where a reply stands in its prediction. Fed with the reply only, never with the prompt."""
 
-    __slots__ = ("_is_lost", "_pairs", "_place", "_reply", "_tokens", "_window")
+    __slots__ = ("_is_lost", "_pairs", "_place", "_reply", "_tokens", "_window", "num_agreed")
 
     def __init__(self, prediction: Sequence[int], window: int) -> None:
         self._tokens = prediction
         self._window = window
         self._place = 0  # of the token that should come next; when lost, of the one that should have come
         self._is_lost = False  # the reply has left the prediction
+        self.num_agreed = 0  # tokens in line with it since it was found last
         self._reply: list[int] = []  # the last tokens of it
         self._pairs: dict[tuple[int, int], list[int]] = {}  # places after each pair of tokens, ascending
         for place in range(2, len(prediction)):
@@ -47,7 +50,9 @@ class Cursor:
             self._reply.append(token)
             if not self._is_lost and self._place < len(self._tokens) and self._tokens[self._place] == token:
                 self._place += 1
+                self.num_agreed += 1
             else:
+                self.num_agreed = 0
                 self._realign()
         del self._reply[:-_MOST_ANCHOR]
 
@@ -91,6 +96,7 @@ class _Live:
 
     cursor: Cursor
     num_seen: int  # tokens, the prompt's with them
+    pending: Pending = field(default_factory=Pending)
 
 
 class PredictionDrafter:
@@ -99,6 +105,7 @@ class PredictionDrafter:
     def __init__(self, context: PluginContext) -> None:
         self._options = read_counts("prediction", PredictionOptions(), context.options)
         self._clock = context.clock
+        self._confidence = Confidence()
         self._live: dict[str, _Live] = {}
 
     def start(self, request: DraftRequest) -> None:
@@ -116,11 +123,17 @@ class PredictionDrafter:
             if live is None:
                 continue
             length = len(view.tokens)  # a late call may see the sequence grow
-            live.cursor.follow(view.tokens[live.num_seen : length])
+            grown = view.tokens[live.num_seen : length]
+            live.pending.settle(grown, live.num_seen, self._confidence)
+            live.cursor.follow(grown)
             live.num_seen = length
-            guess = live.cursor.ahead(min(view.max_draft, self._options.max_draft))
-            if guess:
-                drafts.append(Draft(view.id, length, guess, "prediction"))
+            ahead = live.cursor.ahead(min(view.most, self._options.max_draft))
+            agreed = live.cursor.num_agreed
+            kinds = [(min(agreed + place, 31).bit_length(),) for place in range(len(ahead))]
+            guesses = [Guess(token, kind, _PRIOR) for token, kind in zip(ahead, kinds, strict=True)]
+            live.pending.expect(guesses, length)
+            if guesses:
+                drafts.append(Draft(view.id, length, ahead, "prediction", tuple(map(self._confidence.chance, guesses))))
         return drafts
 
     def observe(self, results: Sequence[Verified]) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ortserve.plugins.api import PluginContext
-from ortserve.plugins.automaton import Match, SuffixAutomaton
+from ortserve.plugins.automaton import Match, Step, SuffixAutomaton
+from ortserve.plugins.confidence import Confidence, Guess, Pending
 from ortserve.plugins.draft_options import read_counts
 from ortserve.plugins.drafting import Draft, DraftRequest, Ended, SequenceView, Verified
 
@@ -26,7 +27,7 @@ class SuffixOptions:
 
     min_match: int = 2
     max_draft: int = 16
-    per_match: int = 2  # guesses per token matched: short matches are wrong soon, and a wrong guess costs time
+    per_match: int = 2  # guesses per token matched, where the engine weighs no chances: short matches are wrong soon
     tenant_tokens: int = field(default=16384, metadata={"least": 0})  # of replies kept per salt; 0: keep none
     recent_tokens: int = 65536  # of replies kept in all, within the engine's byte budget
 
@@ -58,14 +59,16 @@ class RecentReplies:
 class _Live:
     """One running request."""
 
-    __slots__ = ("_matches", "salt", "seen", "tokens")
+    __slots__ = ("_matches", "num_prompt_tokens", "pending", "salt", "seen", "tokens")
 
     def __init__(self, request: DraftRequest) -> None:
         self.salt = request.salt
+        self.num_prompt_tokens = len(request.prompt)
         self.tokens = list(request.prompt)
         self.seen = SuffixAutomaton()
         self.seen.extend(self.tokens)
         self._matches: dict[SuffixAutomaton, Match] = {}
+        self.pending = Pending()
 
     def grow(self, tokens: Sequence[int], halves: Sequence[SuffixAutomaton]) -> None:
         """Take in what is new, and look for the end of it in `halves`."""
@@ -82,13 +85,28 @@ class _Live:
             matches[half] = match
         self._matches = matches
 
-    def best(self) -> Match:
-        """The longest match, of equals the one that has seen its next token most often."""
-        best = self.seen.repeated
+    def best(self) -> tuple[Match, bool]:
+        """The longest match, of equals the one that has seen its next token most often; whether it is the request's."""
+        own = best = self.seen.repeated
         for match in self._matches.values():
             if match.length > best.length or (match.length == best.length and match.support > best.support):
                 best = match
-        return best
+        return best, best is own
+
+    def guesses(self, most: int, least: int) -> tuple[list[Guess], int]:
+        """Up to `most` guesses from runs of `least` tokens and more, and how long the run is that they continue."""
+        best, is_own = self.best()
+        steps = best.steps(most, least)
+        return [_judged(step, is_own=is_own, is_first=not place) for place, step in enumerate(steps)], best.length
+
+
+def _judged(step: Step, *, is_own: bool, is_first: bool) -> Guess:
+    """The longer the run, and the more of its occurrences agree, the better."""
+    num_seen = max(step.num_seen - (is_own and is_first), step.num_followed, 1)
+    share = step.num_followed / num_seen
+    kind = (int(is_own), min(step.length, 31).bit_length(), min(num_seen, 8).bit_length(), int(6 * share))
+    prior = step.num_followed / (num_seen + 1 / step.length) * (1 - 0.8 / step.length)
+    return Guess(step.token, kind, prior)
 
 
 class SuffixDrafter:
@@ -98,6 +116,7 @@ class SuffixDrafter:
         self._options = read_counts("suffix", SuffixOptions(), context.options)
         self._most_recent = min(self._options.recent_tokens, context.byte_budget // _BYTES_PER_TOKEN)
         self._clock = context.clock
+        self._confidence = Confidence()
         self._live: dict[str, _Live] = {}
         self._recent: OrderedDict[bytes, RecentReplies] = OrderedDict()  # by salt, the least recently used first
 
@@ -122,13 +141,19 @@ class SuffixDrafter:
             if live is None:
                 continue
             length = len(view.tokens)  # a late call may see the sequence grow
-            recent = self._recent.get(live.salt)
-            live.grow(view.tokens[len(live.tokens) : length], recent.halves if recent else ())
-            best, options = live.best(), self._options
-            count = min(view.max_draft, options.max_draft, options.per_match * best.length)
-            guess = best.guess(count, options.min_match)
-            if guess:
-                drafts.append(Draft(view.id, length, guess, "suffix"))
+            recent, begin = self._recent.get(live.salt), len(live.tokens)
+            grown = view.tokens[begin:length]
+            live.pending.settle(grown, begin, self._confidence)
+            live.grow(grown, recent.halves if recent else ())
+            most = min(view.most, self._options.max_draft)
+            guesses, matched = live.guesses(most, self._options.min_match)
+            live.pending.expect(guesses, length)
+            if view.room is None:
+                guesses = guesses[: self._options.per_match * matched]
+            if guesses:
+                tokens = tuple(guess.token for guess in guesses)
+                chances = tuple(map(self._confidence.chance, guesses))
+                drafts.append(Draft(view.id, length, tokens, "suffix", chances))
         return drafts
 
     def observe(self, results: Sequence[Verified]) -> None:
@@ -138,7 +163,10 @@ class SuffixDrafter:
         """Drop their automata, and learn their replies for their salts."""
         for request in ended:
             live = self._live.pop(request.id, None)
-            if live is not None and self._options.tenant_tokens:
+            if live is None:
+                continue
+            live.pending.settle(request.output, live.num_prompt_tokens, self._confidence)
+            if self._options.tenant_tokens:
                 self._learn(live.salt, request.output)
 
     def close(self) -> None:

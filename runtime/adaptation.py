@@ -3,13 +3,17 @@
 The j-th guess of a sequence is worth the probability that it and all before it are accepted. It costs what one more
 token adds to the step and, where it makes the longest draft longer, what the drafter needs for one more. Of all
 sequences' guesses, the most probable ones are taken as long as they raise the tokens per time of the step.
+
+A drafter that says how probably each of its guesses holds is asked for as many as there may be, and those that pay are
+taken then. What it says is believed as far as its promises to a sequence have been kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Values
 
+from ortserve.plugins.drafting import Draft
 from ortserve.runtime.pace import Pace
 from ortserve.runtime.sequence import Sequence
 
@@ -21,6 +25,8 @@ _COVER = 0.1  # weight of the newest answer, or silence, of the drafter
 _FADE = 0.02  # of the cost of drafting, per step that is not drafted for
 _LEAST_FORGET = 1e-4  # each try in vain doubles the time to the next
 _FIRST_TRIES = 4  # guesses while the cost of a step is not known yet
+_TRUST_WEIGHT = 4.0  # guesses that a drafter is believed without proof
+_TRUST_DECAY = 0.9  # per verification, of what was promised and kept
 
 
 class DraftCost:
@@ -50,20 +56,47 @@ def limits(sequences: Values[Sequence], pace: Pace, drafting: DraftCost) -> dict
     """Guesses allowed for each of the decoding `sequences`; those that get none are left out."""
     if not sequences:
         return {}
-    attended = sum(len(sequence.tokens) for sequence in sequences)
-    base = pace.predict(len(sequences), attended)
+    base, costs = _costs(sequences, pace)
     most = [_most(sequence) for sequence in sequences]
     if base is None:
         counts = [min(one, _FIRST_TRIES) for one in most]
     else:
-        # One more token attends to all before it.
-        costs = [
-            max((pace.predict(len(sequences) + 1, attended + len(sequence.tokens)) or base) - base, 0.0)
-            for sequence in sequences
-        ]
         terms = [(cost, sequence.coverage) for cost, sequence in zip(costs, sequences, strict=True)]
         counts = _best(list(_guesses(sequences, most)), terms, base, drafting)
     return {sequence.request.id: count for sequence, count in zip(sequences, counts, strict=True) if count}
+
+
+def rooms(sequences: Values[Sequence], limits: Mapping[str, int]) -> dict[str, int]:
+    """Guesses welcome for each of the sequences in `limits` from a drafter that says how probably they hold."""
+    return {sequence.request.id: _most(sequence) for sequence in sequences if sequence.request.id in limits}
+
+
+def worthwhile(
+    drafts: Mapping[str, Draft], limits: Mapping[str, int], sequences: Values[Sequence], pace: Pace
+) -> dict[str, tuple[int, ...]]:
+    """The guesses that pay, by id: of drafts with chances those that raise the tokens per time, of others as allowed.
+
+    `sequences` are all that decode: the drafted ones share the step with the others.
+    """
+    base, costs = _costs(sequences, pace)
+    if base is None or not any(draft.chances for draft in drafts.values()):
+        return {name: draft.tokens[: limits[name]] for name, draft in drafts.items()}
+    found: list[tuple[float, int, int]] = []
+    for number, sequence in enumerate(sequences):
+        draft = drafts.get(sequence.request.id)
+        if draft is not None:
+            found += _judged(sequence, draft, limits[sequence.request.id], number)
+    counts = _best(found, [(cost, 1.0) for cost in costs], base, DraftCost())  # that it was asked is paid already
+    return {
+        sequence.request.id: drafts[sequence.request.id].tokens[:count]
+        for sequence, count in zip(sequences, counts, strict=True)
+        if count
+    }
+
+
+def trust(sequence: Sequence) -> float:
+    """Share of a drafter's promises to a sequence that have been kept, at most 1."""
+    return min(1.0, (sequence.kept + _TRUST_WEIGHT) / (sequence.promised + _TRUST_WEIGHT))
 
 
 def expected(sequence: Sequence) -> float:
@@ -71,14 +104,17 @@ def expected(sequence: Sequence) -> float:
     return sequence.acceptance if sequence.num_accepted + sequence.num_rejected else PRIOR
 
 
-def learn(sequence: Sequence, num_drafts: int, num_accepted: int) -> None:
-    """Take a verification into account, or (without drafts) let an old verdict fade."""
+def learn(sequence: Sequence, num_drafts: int, num_accepted: int, chances: Values[float] = ()) -> None:
+    """Take a verification into account, or (without drafts) let an old verdict fade. `chances`: what was promised."""
     if num_drafts == 0:
         if sequence.num_accepted + sequence.num_rejected:
             sequence.acceptance += sequence.hope * (PRIOR - sequence.acceptance)
         return
     # Guesses after the first wrong one were not tried: they say nothing.
     tried = min(num_accepted + 1, num_drafts)
+    if chances:
+        sequence.promised = _TRUST_DECAY * sequence.promised + sum(chances[:tried])
+        sequence.kept = _TRUST_DECAY * sequence.kept + num_accepted
     share = num_accepted / tried
     is_first = sequence.num_accepted + sequence.num_rejected == num_drafts
     before = PRIOR if is_first else sequence.acceptance
@@ -95,6 +131,17 @@ def heard(sequence: Sequence, *, was_asked: bool, has_draft: bool) -> None:
         sequence.coverage += _FORGET * (1.0 - sequence.coverage)
 
 
+def _costs(sequences: Values[Sequence], pace: Pace) -> tuple[float | None, list[float]]:
+    """Milliseconds of a step without guesses, and of one more token of each sequence; None while nothing is known."""
+    attended = sum(len(sequence.tokens) for sequence in sequences)
+    base = pace.predict(len(sequences), attended)
+    if base is None:
+        return None, [0.0] * len(sequences)
+    # One more token attends to all before it.
+    dearer = [pace.predict(len(sequences) + 1, attended + len(sequence.tokens)) for sequence in sequences]
+    return base, [max((one or base) - base, 0.0) for one in dearer]
+
+
 def _most(sequence: Sequence) -> int:
     """Guesses beyond what the request may still say would be cut off."""
     wanted = sequence.request.draft.max_draft
@@ -109,6 +156,15 @@ def _guesses(sequences: Values[Sequence], most: Values[int]) -> Iterator[tuple[f
         for place in range(1, most[number] + 1):
             yield probability, place, number
             probability *= chance
+
+
+def _judged(sequence: Sequence, draft: Draft, limit: int, number: int) -> Iterator[tuple[float, int, int]]:
+    """As `_guesses`, of one draft."""
+    probability, belief = 1.0, trust(sequence)
+    chances = draft.chances or (min(expected(sequence), 1.0),) * min(len(draft.tokens), limit)
+    for place, chance in enumerate(chances, start=1):
+        probability *= chance * belief if draft.chances else chance
+        yield probability, place, number
 
 
 def _best(

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Values
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 
 import structlog
@@ -64,7 +64,7 @@ class Drafting:
         self._pause_s = FIRST_PAUSE_S
         self._paused_until = -math.inf
         self._known: set[str] = set()
-        self._sources: dict[str, str] = {}  # of the drafts in the step that runs, by request
+        self._drafts: dict[str, Draft] = {}  # of the step that runs, by request
         self._thread = threading.Thread(target=self._work, name="ortserve-drafter", daemon=True)
         self._thread.start()
 
@@ -87,14 +87,22 @@ class Drafting:
             self._tell(lambda: self._drafter.start(started))
 
     def propose(
-        self, sequences: Values[Sequence], limits: Mapping[str, int], step_s: float
-    ) -> dict[str, tuple[int, ...]]:
-        """Guesses for those of the decoding `sequences` that `limits` allows some; `step_s` is what a step takes."""
-        self._sources = {}
+        self,
+        sequences: Values[Sequence],
+        limits: Mapping[str, int],
+        step_s: float,
+        rooms: Mapping[str, int] | None = None,
+    ) -> dict[str, Draft]:
+        """Guesses for those of the decoding `sequences` that `limits` allows some; `step_s` is what a step takes.
+
+        With `rooms` a draft with chances may be as long as they say; without it and without chances, as `limits` say.
+        """
+        self._drafts = {}
+        rooms = rooms or {}
         wanted = [sequence for sequence in sequences if sequence.request.id in limits.keys() & self._known]
         if not self.is_asked or not wanted or (self._pending is not None and not self._pending.done()):
             return {}
-        views = [_view(sequence, limits[sequence.request.id]) for sequence in wanted]
+        views = [_view(sequence, limits[sequence.request.id], rooms.get(sequence.request.id)) for sequence in wanted]
         self.stats.num_calls += 1
         begun = self._clock()
         longest = max(limits[sequence.request.id] for sequence in wanted)
@@ -103,7 +111,7 @@ class Drafting:
         self._pending = self._ask(lambda: self._drafter.propose(views, begun + wait_s))
         by_id = {sequence.request.id: sequence for sequence in wanted}
         try:
-            drafts = self._checked(self._pending.result(wait_s), by_id, limits)
+            drafts = self._checked(self._pending.result(wait_s), by_id, limits, rooms)
         except TimeoutError:
             self._miss()
             return {}
@@ -115,18 +123,26 @@ class Drafting:
         self._num_misses = 0
         self._pause_s = FIRST_PAUSE_S
         # Not what was waited: the thread may have been busy with the prompts of new requests.
-        self.cost.observe(max(map(len, drafts.values()), default=0), 1000 * self._asked_s)
+        # Guesses beyond what was asked for by length come free: their drafter has them in memory.
+        longest = max((min(len(draft.tokens), limits[name]) for name, draft in drafts.items()), default=0)
+        self.cost.observe(longest, 1000 * self._asked_s)
+        self._drafts = drafts
         return drafts
+
+    def chances(self, request_id: str) -> tuple[float, ...]:
+        """How probably the guesses for a request in the step that runs were said to hold; none where nothing was."""
+        draft = self._drafts.get(request_id)
+        return () if draft is None else draft.chances
 
     def observe(self, results: Values[Verification]) -> None:
         """What one step did."""
         verified: list[Verified] = []
         for one in results:
-            source = self._sources.get(one.sequence.request.id)
-            if source is None or one.num_fed == 0:
+            draft = self._drafts.get(one.sequence.request.id)
+            if draft is None or one.num_fed == 0:
                 continue
-            verified.append(Verified(one.sequence.request.id, source, one.num_fed, one.num_accepted, one.tokens))
-            self.stats.add(source, one.num_fed, one.num_accepted, one.seconds)
+            verified.append(Verified(draft.id, draft.source, one.num_fed, one.num_accepted, one.tokens))
+            self.stats.add(draft.source, one.num_fed, one.num_accepted, one.seconds)
         if verified and self.is_on:
             self._tell(lambda: self._drafter.observe(verified))
 
@@ -145,18 +161,23 @@ class Drafting:
         self._thread.join(1.0)
 
     def _checked(
-        self, drafts: Values[Draft], sequences: Mapping[str, Sequence], limits: Mapping[str, int]
-    ) -> dict[str, tuple[int, ...]]:
-        """Drop what is stale, unknown, or no token of this model."""
-        found: dict[str, tuple[int, ...]] = {}
+        self,
+        drafts: Values[Draft],
+        sequences: Mapping[str, Sequence],
+        limits: Mapping[str, int],
+        rooms: Mapping[str, int],
+    ) -> dict[str, Draft]:
+        """Drop what is stale, unknown, too long, or no token of this model; chances that are none are dropped alone."""
+        found: dict[str, Draft] = {}
         for draft in drafts:
             sequence = sequences.get(draft.id)
             if sequence is None or draft.length != len(sequence.tokens):
                 continue
-            tokens = draft.tokens[: limits[draft.id]]
+            chances = draft.chances if _are_chances(draft) else ()
+            most = max(limits[draft.id], rooms.get(draft.id, 0)) if chances else limits[draft.id]
+            tokens = draft.tokens[:most]
             if tokens and all(isinstance(token, int) and 0 <= token < self._vocab_size for token in tokens):
-                found[draft.id] = tokens
-                self._sources[draft.id] = draft.source
+                found[draft.id] = replace(draft, tokens=tokens, chances=chances[:most])
         return found
 
     def _miss(self) -> None:
@@ -206,7 +227,14 @@ class Drafting:
             task()
 
 
-def _view(sequence: Sequence, limit: int) -> SequenceView:
+def _are_chances(draft: Draft) -> bool:
+    """One number from 0 to 1 for each guess."""
+    return len(draft.chances) == len(draft.tokens) and all(
+        isinstance(chance, (int, float)) and 0 <= chance <= 1 for chance in draft.chances
+    )
+
+
+def _view(sequence: Sequence, limit: int, room: int | None) -> SequenceView:
     allowed = len if sequence.constraint is None else sequence.constraint.allowed_prefix
     return SequenceView(
         sequence.request.id,
@@ -216,4 +244,5 @@ def _view(sequence: Sequence, limit: int) -> SequenceView:
         allowed,
         sequence.next_draw(),
         sequence.num_prompt_tokens + sequence.max_tokens,
+        room,
     )

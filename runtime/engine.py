@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import structlog
 
 from ortserve.plugins.none import NoCache
-from ortserve.runtime.adaptation import heard, learn, limits
+from ortserve.runtime.adaptation import heard, learn, limits, rooms, worthwhile
 from ortserve.runtime.admission import new_sequence
 from ortserve.runtime.backlog import Progress, RunningState
 from ortserve.runtime.bell import Bell
@@ -238,11 +238,11 @@ class Engine:
                 heard(sequence, was_asked=False, has_draft=False)
             return {}
         predicted = self._pace.predict(len(decoding), sum(len(sequence.tokens) for sequence in decoding))
-        drafts = self.drafting.propose(decoding, allowed, (predicted or 0.0) / 1000)
+        drafts = self.drafting.propose(decoding, allowed, (predicted or 0.0) / 1000, rooms(decoding, allowed))
         for sequence in decoding:
             name = sequence.request.id
             heard(sequence, was_asked=name in allowed, has_draft=name in drafts)
-        return drafts
+        return worthwhile(drafts, allowed, decoding, self._pace)
 
     def _learn(self, advances: list[Advance], token_s: float) -> None:
         """`token_s`: seconds of the step per token fed."""
@@ -252,7 +252,8 @@ class Engine:
         for advance in advances:
             if not advance.added:
                 continue
-            learn(advance.sequence, advance.num_drafts, advance.num_accepted)
+            chances = self.drafting.chances(advance.sequence.request.id)
+            learn(advance.sequence, advance.num_drafts, advance.num_accepted, chances)
             tokens = tuple(one.token_id for one in advance.added if one.token_id is not None)
             seconds = token_s * advance.num_drafts
             results.append(Verification(advance.sequence, advance.num_drafts, advance.num_accepted, tokens, seconds))

@@ -54,6 +54,8 @@ class Sequence:
     num_rejected: int = 0
     acceptance: float = 0.0  # expected share of drafts that are accepted, kept by `adaptation`
     coverage: float = 1.0  # expected share of calls in which the drafter has a draft for it, kept by `adaptation`
+    promised: float = 0.0  # guesses that should have held by what the drafter said of them, kept by `adaptation`
+    kept: float = 0.0  # those that did
     hope: float = 0.0  # share of the way that a bad acceptance fades with each undrafted step, kept by `adaptation`
     hit: Hit | None = None  # while queued and waiting for it, and from admission until its blocks are copied
     ticket: Ticket | None = None  # while it computes tokens that others may use

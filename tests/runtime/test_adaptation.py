@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from ortserve.runtime.adaptation import MAX_DRAFT, PRIOR, DraftCost, expected, heard, learn, limits
+from ortserve.plugins.drafting import Draft
+from ortserve.runtime.adaptation import (
+    MAX_DRAFT,
+    PRIOR,
+    DraftCost,
+    expected,
+    heard,
+    learn,
+    limits,
+    rooms,
+    trust,
+    worthwhile,
+)
 from ortserve.runtime.manifest import RotaryRegime
 from ortserve.runtime.pace import Pace
 from ortserve.runtime.request import DraftHints, Request
@@ -115,3 +127,44 @@ def test_guesses_behind_the_first_wrong_one_say_nothing() -> None:
     verify(short, 2, 1)
     verify(long, 16, 1)
     assert expected(short) == pytest.approx(expected(long))
+
+
+def kept(sequences: list[Sequence], chances: dict[str, tuple[float, ...]], pace: Pace) -> dict[str, int]:
+    """How many guesses of drafts with such chances are fed."""
+    drafts = {name: Draft(name, 3, (7,) * len(some), "x", some) for name, some in chances.items()}
+    found = worthwhile(drafts, dict.fromkeys(chances, 2), sequences, pace)
+    return {name: len(tokens) for name, tokens in found.items()}
+
+
+def test_a_draft_stops_before_a_guess_that_does_not_pay() -> None:
+    sure, doubt = (0.99,) * 6, (0.05, 0.99, 0.99)
+    for pace in (pace_of(10.0, 0.3), pace_of(2.0, 0.8)):
+        assert kept([sequence_of()], {"r": (*sure, *doubt)}, pace) == {"r": 6}
+    assert kept([sequence_of()], {"r": doubt}, pace_of(2.0, 0.8)) == {}
+    # What the others of the batch have guessed is weighed with it.
+    both = [sequence_of("good"), sequence_of("bad")]
+    assert kept(both, {"good": sure, "bad": (0.3,) * 6}, pace_of(2.0, 0.8)) == {"good": 6}
+    assert rooms(both, {"good": 1}) == {"good": MAX_DRAFT}
+
+
+def test_drafts_without_chances_are_cut_to_what_was_asked_for() -> None:
+    one, pace = sequence_of(acceptance=0.99), pace_of(10.0, 0.3)
+    plain = Draft("r", 3, (7, 8, 9), "x")
+    assert worthwhile({"r": plain}, {"r": 2}, [one], pace) == {"r": (7, 8)}
+    other = sequence_of("other")
+    mixed = {"r": plain, "other": Draft("other", 3, (1,) * 4, "x", (0.99,) * 4)}
+    assert worthwhile(mixed, {"r": 2, "other": 1}, [one, other], pace) == {"r": (7, 8), "other": (1,) * 4}
+    unknown = Pace(max_step_ms=None, max_chunk_tokens=128)
+    assert worthwhile(mixed, {"r": 2, "other": 1}, [one, other], unknown) == {"r": (7, 8), "other": (1,)}
+
+
+def test_broken_promises_are_believed_less_until_they_are_kept() -> None:
+    one, promise, pace = sequence_of(), (1.0,) * 8, pace_of(10.0, 0.3)
+    assert trust(one) == 1.0
+    for _ in range(5):
+        learn(one, 8, 0, promise)
+    assert trust(one) < 0.6
+    assert kept([one], {"r": promise}, pace)["r"] < kept([sequence_of()], {"r": promise}, pace)["r"]
+    for _ in range(10):
+        learn(one, 8, 8, promise)
+    assert trust(one) > 0.9

@@ -12,6 +12,7 @@ from typing import cast
 import pytest
 
 from ortserve.plugins.drafting import Draft, DraftRequest, Ended, SequenceView, Verified
+from ortserve.runtime.adaptation import MAX_DRAFT
 from ortserve.runtime.audit import audit
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.drafting import MAX_MISSES, Drafting
@@ -163,9 +164,10 @@ def test_right_guesses_save_steps_and_are_counted(synthetic: SyntheticModel) -> 
     assert stats.accepted["guess", 1] == stats.num_drafts >= stats.accepted["guess", 2] > 0
 
 
-def test_wrong_guesses_are_counted_and_become_rare(synthetic: SyntheticModel) -> None:
+@pytest.mark.parametrize(("kind", "most"), [("plain", 20), ("promising", 45)])
+def test_wrong_guesses_are_counted_and_become_rare(synthetic: SyntheticModel, kind: str, most: int) -> None:
     plan = plan_of(synthetic)
-    engine = drafted_engine(synthetic, plan, GuessingDrafter(wrong))
+    engine = drafted_engine(synthetic, plan, GuessingDrafter(wrong) if kind == "plain" else Promising(wrong))
     # a clock by which every token of a step costs the same: then a rejected guess never pays
     for tokens in (1, 8, 64):
         for context in (10, 1000):
@@ -174,7 +176,7 @@ def test_wrong_guesses_are_counted_and_become_rare(synthetic: SyntheticModel) ->
     sampling = replace(GREEDY, max_tokens=200)
     reply = replies_of(engine, [Request("r", (5, 6, 7), sampling)])["r"]
     assert reply.usage.num_accepted_tokens == 0
-    assert reply.usage.num_rejected_tokens < 20
+    assert reply.usage.num_rejected_tokens < most
     assert list(reply.token_ids) == greedy_tokens((5, 6, 7), sampling)
 
 
@@ -187,6 +189,46 @@ def test_a_request_can_switch_drafting_off_or_bound_it(synthetic: SyntheticModel
     replies_of(engine, [one])
     assert engine.drafting is not None
     assert max(place for _, place in engine.drafting.stats.proposed) == 1
+
+
+class Promising(GuessingDrafter):
+    """Says of every guess that it holds for sure, and makes as many as are welcome."""
+
+    def propose(self, views: Sequence[SequenceView], deadline_s: float) -> Sequence[Draft]:
+        return [
+            Draft(view.id, len(view.tokens), self._guess(view.tokens, view.most), "sure", (1.0,) * view.most)
+            for view in views
+        ]
+
+
+def test_sure_guesses_may_be_many_where_the_request_allows_them(synthetic: SyntheticModel) -> None:
+    plan = plan_of(synthetic)
+    engine = drafted_engine(synthetic, plan, Promising(right))
+    for tokens in (1, 8, 64):
+        engine._pace.observe(tokens, 10 * tokens, 100.0 + tokens)
+    engine._pace.observe = lambda *arguments: None  # type: ignore[method-assign]
+    replies_of(engine, [Request("one", (5, 6, 8), GREEDY, draft=DraftHints(max_draft=1))])
+    assert engine.drafting is not None
+    assert max(place for _, place in engine.drafting.stats.proposed) == 1
+    reply = replies_of(engine, [Request("r", (5, 6, 7), GREEDY)])["r"]
+    assert list(reply.token_ids) == greedy_tokens((5, 6, 7), GREEDY)
+    assert max(place for _, place in engine.drafting.stats.accepted) == MAX_DRAFT
+
+
+@pytest.mark.parametrize("chances", [(2.0,) * 40, (float("nan"),) * 40, (-1.0,) * 40, (0.5,)])
+def test_chances_that_are_none_are_dropped_and_the_guesses_kept(
+    synthetic: SyntheticModel, chances: tuple[float, ...]
+) -> None:
+    plan = plan_of(synthetic)
+    drafter = GuessingDrafter(right)
+    drafter.propose = lambda views, deadline_s: [  # type: ignore[method-assign]
+        Draft(view.id, len(view.tokens), right(view.tokens, 40), "x", chances) for view in views
+    ]
+    engine = drafted_engine(synthetic, plan, drafter)
+    reply = replies_of(engine, [Request("r", (5, 6, 7), GREEDY)])["r"]
+    assert list(reply.token_ids) == greedy_tokens((5, 6, 7), GREEDY)
+    assert reply.usage.num_accepted_tokens > 20
+    engine.close()
 
 
 class Hostile(GuessingDrafter):
