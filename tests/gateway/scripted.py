@@ -220,13 +220,15 @@ def make_driver(script: Script, **options: Any) -> ScriptedDriver:
     return ScriptedDriver(make_manifest(tokenizer.num_tokens, eos=eos), script, **options)
 
 
-def make_service(driver: ScriptedDriver, template: str = CHATML) -> ModelService:
+def make_service(
+    driver: ScriptedDriver, template: str = CHATML, tokenizer: TextTokenizer | None = None
+) -> ModelService:
     """A service over a scripted driver; call it in the loop that reads it."""
     real: Any = driver
+    text = ModelText(tokenizer or make_tokenizer(), ChatTemplate(template, {"eos_token": IM_END}))
     return ModelService(
-        real, AsyncEngine(real), ModelText(make_tokenizer(), ChatTemplate(template, {"eos_token": IM_END})), WorkPool(),
-        name="scripted", defaults=SamplingDefaults(), created=1_700_000_000,
-    )  # fmt: skip
+        real, AsyncEngine(real), text, WorkPool(), name="scripted", defaults=SamplingDefaults(), created=1_700_000_000
+    )
 
 
 def saying(text: str, *, tokens_per_step: int = 1) -> Script:

@@ -36,7 +36,14 @@ def stream(http: httpx.Client, **fields: Any) -> list[Any]:
     assert response.headers["cache-control"] == "no-cache"
     assert response.headers["x-accel-buffering"] == "no"
     assert response.headers["x-request-id"]
-    return frames(response.text)
+    chunks = frames(response.text)
+    for chunk in chunks:  # strict clients demand each of these in each chunk
+        assert isinstance(chunk["created"], int)
+        assert chunk["object"] == "chat.completion.chunk"
+        for choice in chunk["choices"]:
+            assert set(choice) == {"index", "delta", "logprobs", "finish_reason"}
+            assert choice["finish_reason"] in (None, "stop", "length")
+    return chunks
 
 
 def text_of(chunks: list[Any], index: int = 0) -> str:

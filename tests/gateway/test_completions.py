@@ -53,6 +53,10 @@ def test_every_kind_of_prompt(http: httpx.Client, server: Running) -> None:
     for prompt in ("say", ["say"], ids, [ids]):
         post(http, prompt=prompt)
         assert list(server.driver.submitted[-1].prompt) == ids
+    several: list[list[Any]] = [["s", "say"], [ids[:1], ids], ["s", ids]]
+    for prompts in several:
+        assert [choice["index"] for choice in post(http, prompt=prompts)["choices"]] == [0, 1]
+        assert [list(request.prompt) for request in server.driver.submitted[-2:]] == [ids[:1], ids]
     post(http, prompt=None)
     assert server.driver.submitted[-1].prompt == server.driver.manifest.eos_token_ids  # no beginning-of-sequence token
 

@@ -10,11 +10,12 @@ import pytest
 from ortserve.runtime.errors import EngineClosedError, EngineError, OverloadedError
 from ortserve.runtime.request import FinishReason
 from tests.gateway.running import Running, running
-from tests.gateway.scripted import IM_END, make_driver, saying
+from tests.gateway.scripted import IM_END, make_driver, make_tokenizer, saying
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
+NUM_TOKENS = make_tokenizer().num_tokens
 
 
 def chat(**fields: Any) -> dict[str, Any]:
@@ -90,9 +91,11 @@ def test_chat_refusals(http: httpx.Client, body: dict[str, Any], code: str, para
         (text(prompt=7), "invalid_type", "prompt"),
         (text(prompt=[]), "empty_array", "prompt"),
         (text(prompt=[1, "a"]), "invalid_type", "prompt[1]"),
-        (text(prompt=[99999]), "invalid_value", "prompt[0]"),
+        (text(prompt=[5, NUM_TOKENS]), "invalid_value", "prompt[1]"),
+        (text(prompt=[-1]), "invalid_value", "prompt[0]"),
         (text(prompt=[[1], []]), "empty_array", "prompt[1]"),
         (text(max_tokens=0), "integer_below_min_value", "max_tokens"),
+        (text(max_tokens=0, logprobs=1), "integer_below_min_value", "max_tokens"),
         (text(logprobs=21), "integer_above_max_value", "logprobs"),
         (text(suffix="x"), "unsupported_parameter", "suffix"),
         (text(prompt=["x"] * 100, n=11), "integer_above_max_value", "n"),

@@ -15,9 +15,11 @@ from ortserve.gateway.errors import ApiError
 from ortserve.gateway.infill import MARKS, find_infill
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.prompt import PromptEncoder
+from ortserve.gateway.server import Limits
 from ortserve.gateway.tokenizer import TextTokenizer, load_tokenizer
 from tests.gateway.pocket import serving_pocket
-from tests.gateway.scripted import make_tokenizer, tokenizer_json
+from tests.gateway.running import serving
+from tests.gateway.scripted import make_driver, make_service, make_tokenizer, saying, tokenizer_json
 from tests.gateway.test_chat import frames
 
 PROMPT = "The capital of France is Paris, caf\u00e9 \U0001f600. " * 6
@@ -121,7 +123,9 @@ def test_a_prompt_of_one_token(exact: httpx.Client) -> None:
 
 
 def test_the_best_of_several_candidates(exact: httpx.Client) -> None:
-    sampled = {"prompt": "Tell me", "echo": False, "temperature": 1.0, "seed": 3, "max_tokens": 12, "logprobs": 0}
+    sampled = {
+        "prompt": "Tell me", "echo": False, "temperature": 1.0, "seed": 2, "max_tokens": 12, "logprobs": 0, "stop": "e",
+    }  # fmt: skip
     every = post(exact, **sampled, n=4)["choices"]
 
     def mean(choice: dict[str, Any]) -> float:
@@ -129,7 +133,8 @@ def test_the_best_of_several_candidates(exact: httpx.Client) -> None:
         return sum(values) / len(values) if values else float("-inf")
 
     ranked = sorted(every, key=mean, reverse=True)
-    assert len({mean(choice) for choice in every}) > 1, "all candidates are alike"
+    by_sum = sorted(every, key=lambda choice: sum(choice["logprobs"]["token_logprobs"]), reverse=True)
+    assert ranked[:2] != by_sum[:2], "sums, which prefer the short, would choose the same"
     best = post(exact, **sampled, n=2, best_of=4)
     assert [choice["text"] for choice in best["choices"]] == [choice["text"] for choice in ranked[:2]]
     assert [choice["index"] for choice in best["choices"]] == [0, 1]
@@ -139,11 +144,15 @@ def test_the_best_of_several_candidates(exact: httpx.Client) -> None:
     assert [choice["text"] for choice in plain["choices"]] == [choice["text"] for choice in best["choices"]]
 
 
-@pytest.mark.parametrize("marks", MARKS, ids=lambda marks: marks[0])
-def test_filling_in_the_middle(marks: tuple[str, str, str]) -> None:
+def with_marks(marks: tuple[str, str, str]) -> TextTokenizer:
     definition = Tokenizer.from_str(tokenizer_json().decode())
     definition.add_special_tokens([AddedToken(mark, special=True) for mark in (*marks, "<|file_sep|>")])
-    tokenizer = TextTokenizer(definition.to_str().encode(), bos_token_id=None, add_bos=False)
+    return TextTokenizer(definition.to_str().encode(), bos_token_id=None, add_bos=False)
+
+
+@pytest.mark.parametrize("marks", MARKS, ids=lambda marks: marks[0])
+def test_filling_in_the_middle(marks: tuple[str, str, str]) -> None:
+    tokenizer = with_marks(marks)
     infill = find_infill(tokenizer)
     assert infill is not None
     assert infill.ends == (tokenizer.id_of("<|file_sep|>"),)
@@ -160,6 +169,18 @@ def test_filling_in_the_middle(marks: tuple[str, str, str]) -> None:
         (before, *ids("hello"), between, *ids(" world"), after),
         (before, *ids("he"), between, *ids(" world"), after),
     ]
+
+
+def test_a_suffix_is_put_behind_and_ends_what_is_filled_in() -> None:
+    tokenizer, driver = with_marks(MARKS[0]), make_driver(saying("x"))
+    made = lambda: make_service(driver, tokenizer=tokenizer)  # noqa: E731
+    with serving(made, driver.close, Limits(drain_s=1.0)) as (port, _):
+        body = {"model": "scripted", "prompt": "hello", "suffix": " world", "stop_token_ids": [5]}
+        response = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body)
+    assert response.status_code == 200, response.text
+    (request,) = driver.submitted
+    assert tokenizer.decode_whole(request.prompt) == "<|fim_prefix|>hello<|fim_suffix|> world<|fim_middle|>"
+    assert request.sampling.stop_token_ids == (5, tokenizer.id_of("<|file_sep|>"))
 
 
 def test_models_that_cannot_fill_in_say_so() -> None:
