@@ -24,7 +24,8 @@ from ortserve.export.encoders.cli import (
 from ortserve.export.errors import CheckFailedError, ExportError, UnprovenError
 from ortserve.export.imported.cli import configure_import, run_import
 from ortserve.export.optimum.cli import add_via_argument, run_via_optimum
-from ortserve.export.precisions import (
+from ortserve.export.printing import print_export, print_failure, print_json, print_text, print_verdict
+from ortserve.export.recipes.precisions import (
     ACTIVATIONS,
     BLOCK_SIZES,
     CUDA_BLOCK_SIZE,
@@ -35,11 +36,10 @@ from ortserve.export.precisions import (
     REFERENCES,
     Device,
 )
-from ortserve.export.printing import print_export, print_failure, print_json, print_text, print_verdict
-from ortserve.export.shapes import SHAPES, find_shape
+from ortserve.export.toys.shapes import SHAPES, find_shape
 
 if TYPE_CHECKING:
-    from ortserve.export.checkpoint import Checkpoint
+    from ortserve.export.sources.checkpoint import Checkpoint
 
 __all__ = [
     "bundled_draft",
@@ -145,8 +145,8 @@ def run_export(arguments: Namespace) -> int:
         return run_via_optimum(arguments)
     if arguments.dry_run:
         return _run_dry(arguments)
-    from ortserve.export.open_source import open_source
-    from ortserve.export.publish import export_checkpoint
+    from ortserve.export.folder.publish import export_checkpoint
+    from ortserve.export.sources.open_source import open_source
 
     try:
         with open_source(resolve_source(arguments.source), arguments.adapter) as checkpoint:
@@ -178,8 +178,8 @@ def run_export(arguments: Namespace) -> int:
 def _run_dry(arguments: Namespace) -> int:
     """Prints the forecast."""
     from ortserve.export.forecast import describe_forecast, forecast
-    from ortserve.export.open_source import preview_source
-    from ortserve.export.planned import ExportOptions
+    from ortserve.export.recipes.planned import ExportOptions
+    from ortserve.export.sources.open_source import preview_source
 
     options = ExportOptions(
         arguments.precision,
@@ -214,7 +214,7 @@ def run_verify(arguments: Namespace) -> int:
     """Prints the report and the verdict, which is the exit status."""
     if is_encoder(arguments.folder):
         return run_encoder_verify(arguments)
-    from ortserve.export.verifying import verify_folder
+    from ortserve.export.proof.verifying import verify_folder
 
     if arguments.adapter is not None and arguments.against is None:
         raise ExportError("--adapter is compared with --against: name the base model too")
@@ -231,9 +231,9 @@ def run_verify(arguments: Namespace) -> int:
 
 def _open_against(arguments: Namespace) -> AbstractContextManager[Checkpoint]:
     """The checkpoint that is compared with, opened as its export opened it."""
-    from ortserve.export.open_source import open_source
     from ortserve.export.optimum.decoders import is_through_optimum
     from ortserve.export.optimum.source import open_for_optimum
+    from ortserve.export.sources.open_source import open_source
     from ortserve.runtime.manifest import read_manifest
 
     source = resolve_source(arguments.against)
@@ -266,14 +266,14 @@ def run_inspect(arguments: Namespace) -> int:
         if arguments.plot is not None:
             raise ExportError("--plot draws the layers of models that generate: leave it out")
         return run_encoder_inspect(arguments)
-    from ortserve.export.inspection import describe_model, inspect_model
+    from ortserve.export.folder.inspection import describe_model, inspect_model
 
     try:
         facts = inspect_model(arguments.folder)
     except CheckFailedError as error:
         return print_failure(error)
     if arguments.plot is not None:
-        from ortserve.export.error_plot import write_error_plot
+        from ortserve.export.folder.error_plot import write_error_plot
 
         write_error_plot(arguments.plot, f"{facts.manifest.name} in {facts.manifest.precision}", facts.parts)
     return print_json(facts) if arguments.json else print_text(describe_model(facts))
@@ -294,7 +294,7 @@ def configure_toy(parser: ArgumentParser) -> None:
 
 def run_toy(arguments: Namespace) -> int:
     """Prints where the checkpoint is."""
-    from ortserve.export.toy import write_toy_checkpoint
+    from ortserve.export.toys.toy import write_toy_checkpoint
 
     shape = find_shape(arguments.shape)
     write_toy_checkpoint(shape, arguments.destination, seed=arguments.seed, force=arguments.force, progress=True)
@@ -317,7 +317,7 @@ def configure_widen(parser: ArgumentParser) -> None:
 
 def run_widen(arguments: Namespace) -> int:
     """Prints where the checkpoint is."""
-    from ortserve.export.widen import widen_checkpoint
+    from ortserve.export.toys.widen import widen_checkpoint
 
     widen_checkpoint(
         resolve_source(arguments.source),

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from ortserve.export.checkpoint import Checkpoint
-from ortserve.export.layer_plan import MatrixPlan
-from ortserve.export.matrix import CHUNK_ELEMENTS
-from ortserve.export.plan import ExportPlan
-from ortserve.export.planned import ExportOptions, first_plan
-from ortserve.export.quantize import quantize_int8_rows
-from ortserve.export.sensitivity import LARGE_MODEL, MAX_DOCUMENT, MAX_TOKENS, MAX_TOKENS_OF_LARGE
-from ortserve.export.verify import LARGE_MODEL as LARGE_PROOF
-from ortserve.export.verify import LARGE_TEXT, NUM_ROWS, TEXT
+from ortserve.export.graph.matrix import CHUNK_ELEMENTS
+from ortserve.export.proof.verify import LARGE_MODEL as LARGE_PROOF
+from ortserve.export.proof.verify import LARGE_TEXT, NUM_ROWS, TEXT
+from ortserve.export.recipes.layer_plan import MatrixPlan
+from ortserve.export.recipes.plan import ExportPlan
+from ortserve.export.recipes.planned import ExportOptions, first_plan
+from ortserve.export.recipes.quantize import quantize_int8_rows
+from ortserve.export.recipes.sensitivity import LARGE_MODEL, MAX_DOCUMENT, MAX_TOKENS, MAX_TOKENS_OF_LARGE
+from ortserve.export.sources.checkpoint import Checkpoint
 
 PROCESS_BYTES, PROCESS_SECONDS = 120_000_000, 3.0  # Python with NumPy, onnx and ONNX Runtime
 BYTES_PER_PRODUCT = 3_000  # of the graph itself

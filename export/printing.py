@@ -32,8 +32,8 @@ def print_failure(error: CheckFailedError) -> int:
 
 def print_export(folder: Path, *, as_json: bool) -> int:
     """What was made and how it was proved."""
-    from ortserve.export.report_text import describe_report
-    from ortserve.runtime.encoder_manifest import EncoderManifest, read_any_manifest
+    from ortserve.export.proof.report_text import describe_report
+    from ortserve.runtime.encoders.manifest import EncoderManifest, read_any_manifest
     from ortserve.runtime.report import read_report
 
     manifest, report = read_any_manifest(folder), read_report(folder)
@@ -47,7 +47,7 @@ def print_export(folder: Path, *, as_json: bool) -> int:
 
 def print_verdict(folder: Path, report: Report, *, measured: bool, as_json: bool) -> int:
     """The report, and as exit status whether the folder is verified."""
-    from ortserve.export.report_text import describe_report
+    from ortserve.export.proof.report_text import describe_report
 
     if as_json:
         print_json(report)

@@ -17,16 +17,17 @@ from starlette.routing import Match, Route
 
 from ortserve.gateway.access.access import Access
 from ortserve.gateway.access.grant import Grant
-from ortserve.gateway.batch_jobs import BatchJobs
-from ortserve.gateway.dispatch import Dispatcher, Handler
-from ortserve.gateway.edge import Edge, Gate, problem_response
-from ortserve.gateway.edge_options import EdgeOptions
+from ortserve.gateway.batches.dispatch import Dispatcher, Handler
+from ortserve.gateway.batches.jobs import BatchJobs
 from ortserve.gateway.errors import ApiError, Problem, invalid_url, method_not_allowed
-from ortserve.gateway.exchange import Exchange
 from ortserve.gateway.fleet.fleet import Fleet
-from ortserve.gateway.metrics import Metrics
+from ortserve.gateway.http.edge import Edge, Gate, problem_response
+from ortserve.gateway.http.exchange import Exchange
+from ortserve.gateway.http.watch import Patience
+from ortserve.gateway.options.edge import EdgeOptions
 from ortserve.gateway.pool import WorkPool
-from ortserve.gateway.response_record import interrupted
+from ortserve.gateway.responses.record import interrupted
+from ortserve.gateway.responses.runs import Runs
 from ortserve.gateway.routes.admin import CacheRoute
 from ortserve.gateway.routes.admin_models import AdminModelsRoute, NewModel
 from ortserve.gateway.routes.chat import ChatRoute
@@ -39,15 +40,14 @@ from ortserve.gateway.routes.metrics import MetricsRoute
 from ortserve.gateway.routes.models import ModelsRoute
 from ortserve.gateway.routes.scoring import ScoringRoute
 from ortserve.gateway.routes.tokenizing import TokenizingRoute
-from ortserve.gateway.runs import Runs
 from ortserve.gateway.schema.batches import ENDPOINTS
+from ortserve.gateway.served.warming import Whose
 from ortserve.gateway.state_routes import kept_routes, response_routes
 from ortserve.gateway.store.state import State
-from ortserve.gateway.tracing import Tracing
+from ortserve.gateway.telemetry.metrics import Metrics
+from ortserve.gateway.telemetry.tracing import Tracing
 from ortserve.gateway.transport.forwarded import Forwarded
 from ortserve.gateway.usage.ledger import Ledger
-from ortserve.gateway.warming import Whose
-from ortserve.gateway.watch import Patience
 
 RATE_HEADERS = [
     name

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ortserve.runtime.errors import OrtserveError
 
 if TYPE_CHECKING:
-    from ortserve.gateway.model_options import EngineSettings
+    from ortserve.gateway.options.model import EngineSettings
 
 Pair: TypeAlias = tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
 
@@ -98,7 +98,7 @@ def _version() -> str:
 def _resolve_model(settings: EngineSettings, model: str | None) -> Path:
     """The exported folder of a checkpoint, a hub id, or the bundled model; exported now if the cache lacks it."""
     from ortserve.export import cli as export
-    from ortserve.runtime.device_choice import export_target
+    from ortserve.runtime.devices.choice import export_target
 
     return export.ensure_exported(
         export.bundled_model() if model is None else export.resolve_source(model),
@@ -115,31 +115,31 @@ def _default_cache() -> Path:
 
 
 def _load_serve() -> Pair:
-    from ortserve.gateway import serve
+    from ortserve.gateway.commands import serve
 
     return serve.configure, lambda arguments: serve.run(arguments, _resolve_model)
 
 
 def _load_config() -> Pair:
-    from ortserve.gateway import config_cli
+    from ortserve.gateway.commands import config as config_cli
 
     return config_cli.configure, config_cli.run
 
 
 def _load_chat() -> Pair:
-    from ortserve.gateway import chat_client
+    from ortserve.gateway.commands import chat as chat_client
 
     return chat_client.configure, lambda arguments: chat_client.run(arguments, _resolve_model)
 
 
 def _load_cache() -> Pair:
-    from ortserve.gateway import cache_cli
+    from ortserve.gateway.commands import cache as cache_cli
 
     return cache_cli.configure, cache_cli.run
 
 
 def _load_models() -> Pair:
-    from ortserve.gateway import models_cli
+    from ortserve.gateway.commands import models as models_cli
 
     return models_cli.configure, models_cli.run
 
@@ -157,7 +157,7 @@ def _load_usage() -> Pair:
 
 
 def _load_plugins() -> Pair:
-    from ortserve.gateway import plugins_cli
+    from ortserve.gateway.commands import plugins as plugins_cli
 
     return plugins_cli.configure, plugins_cli.run
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from ortserve.gateway.batch_jobs import BatchJobs
+from ortserve.gateway.batches.jobs import BatchJobs
 from ortserve.gateway.fleet.fleet import Fleet
+from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.responses.runs import Runs
 from ortserve.gateway.routes.batches import BatchesRoute
 from ortserve.gateway.routes.conversations import ConversationsRoute
 from ortserve.gateway.routes.files import FilesRoute
 from ortserve.gateway.routes.kept_chat import KeptChatRoute
 from ortserve.gateway.routes.kept_responses import KeptResponsesRoute
 from ortserve.gateway.routes.responses import ResponsesRoute
-from ortserve.gateway.runs import Runs
 from ortserve.gateway.store.state import State
-from ortserve.gateway.watch import Patience
 
 
 def response_routes(fleet: Fleet, pool: WorkPool, state: State, runs: Runs, patience: Patience) -> list[Route]:

@@ -14,24 +14,24 @@ from typing import Any, Protocol
 import structlog
 
 from ortserve.plugins.none import NoCache
-from ortserve.runtime.adaptation import heard, learn, limits, rooms, worthwhile
-from ortserve.runtime.admission import new_sequence
-from ortserve.runtime.backlog import Progress, RunningState
-from ortserve.runtime.bell import Bell
-from ortserve.runtime.constraint import Constraint, Grammars, NoGrammars
-from ortserve.runtime.drafting import Drafting, Verification
-from ortserve.runtime.foresight import Foreseen, Foresight, Launched, PreparingRunner
+from ortserve.runtime.drivers.bell import Bell
+from ortserve.runtime.grammar.constraint import Constraint, Grammars, NoGrammars
+from ortserve.runtime.grammar.masking import Masking, Masks
 from ortserve.runtime.manifest import Manifest
-from ortserve.runtime.masking import Masking, Masks
-from ortserve.runtime.pace import Costs, Pace
-from ortserve.runtime.placement import Placement
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Delta, FinishReason, Request, Usage
-from ortserve.runtime.reuse import Reuse, new_reuse
-from ortserve.runtime.scheduler import Advance, Drafts, Scheduler
-from ortserve.runtime.sequence import Sequence, Stage
+from ortserve.runtime.scheduling.admission import new_sequence
+from ortserve.runtime.scheduling.backlog import Progress, RunningState
+from ortserve.runtime.scheduling.foresight import Foreseen, Foresight, Launched, PreparingRunner
+from ortserve.runtime.scheduling.pace import Costs, Pace
+from ortserve.runtime.scheduling.placement import Placement
+from ortserve.runtime.scheduling.reuse import Reuse, new_reuse
+from ortserve.runtime.scheduling.scheduler import Advance, Drafts, Scheduler
+from ortserve.runtime.scheduling.sequence import Sequence, Stage
+from ortserve.runtime.speculation.adaptation import heard, learn, limits, rooms, worthwhile
+from ortserve.runtime.speculation.drafting import Drafting, Verification
+from ortserve.runtime.speculation.verify import Picking, TokenSampler, draw_rows
 from ortserve.runtime.step import Step
-from ortserve.runtime.verify import Picking, TokenSampler, draw_rows
 
 COSTS_EVERY = 32  # steps: fitting what tokens cost takes as long as a small model's step does beside it
 

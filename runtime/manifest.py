@@ -16,7 +16,7 @@ The graph contract (layout "slots"; T packed tokens, B rows, S longest query, L 
 
 Outputs: `logits` float32 [L, vocab_size], `present.{i}.key`, `present.{i}.value`.
 
-Layout "padded" is that of graphs which other exporters made; its contract is `runtime/padded_graph.py`.
+Layout "padded" is that of graphs which other exporters made; its contract is `runtime/padded/graph.py`.
 
 The graph contract of layout "pages" (N pages of P tokens in all, M pages of the widest row; the rest as above):
 
@@ -41,7 +41,7 @@ from typing import Literal, TypeAlias, TypeVar
 import msgspec
 
 from ortserve.runtime.errors import ManifestError
-from ortserve.runtime.padded_graph import PaddedGraph
+from ortserve.runtime.padded.graph import PaddedGraph
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
@@ -162,7 +162,7 @@ class Manifest:
     path: str = ""  # which way a graph came that ortserve did not build, and why
     matrices: tuple[MatrixFacts, ...] = ()
     rotary_regimes: tuple[RotaryRegime, ...] = ()  # shortest first; empty: all requests rotate alike
-    kind: Literal["decoder"] = "decoder"  # encoders have a manifest of their own: runtime/encoder_manifest.py
+    kind: Literal["decoder"] = "decoder"  # encoders have a manifest of their own: runtime/encoders/manifest.py
 
     @property
     def short_context(self) -> int:

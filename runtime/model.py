@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 
 from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.drivers.engine_driver import EngineDriver
 from ortserve.runtime.engine import EngineStats
-from ortserve.runtime.engine_driver import EngineDriver
 from ortserve.runtime.errors import EngineError
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.plan import EnginePlan

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ortserve.runtime.kv import SlotKvStore
 from ortserve.runtime.manifest import Manifest
-from ortserve.runtime.padded_runner import PaddedRunner
-from ortserve.runtime.runner import Runner
+from ortserve.runtime.padded.runner import PaddedRunner
 from ortserve.runtime.session import Session
+from ortserve.runtime.slots.kv import SlotKvStore
+from ortserve.runtime.slots.runner import Runner
 
 
 def new_runner(

@@ -19,33 +19,33 @@ import structlog
 from ortserve.plugins.api import BlockIo, PluginContext, PromptCache
 from ortserve.plugins.drafting import Drafter
 from ortserve.plugins.registry import DRAFTERS, PROMPT_CACHES, PluginError, load
-from ortserve.runtime.bell import Bell
-from ortserve.runtime.blocks import BlockPool
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.device import Device
-from ortserve.runtime.device_choice import choose_device
-from ortserve.runtime.drafting import Drafting
-from ortserve.runtime.driver import Driver
-from ortserve.runtime.encoder import Encoder
-from ortserve.runtime.encoder_driver import EncoderDriver, EncoderLimits
-from ortserve.runtime.encoder_manifest import read_encoder_manifest
+from ortserve.runtime.devices.choice import choose_device
+from ortserve.runtime.devices.device import Device
+from ortserve.runtime.drivers.bell import Bell
+from ortserve.runtime.drivers.driver import Driver
+from ortserve.runtime.drivers.turn import Turn
+from ortserve.runtime.encoders.driver import EncoderDriver, EncoderLimits
+from ortserve.runtime.encoders.encoder import Encoder
+from ortserve.runtime.encoders.manifest import read_encoder_manifest
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.errors import DeviceError, PluginUnusableError
-from ortserve.runtime.guidance import open_grammars
-from ortserve.runtime.kv import SlotKvStore
-from ortserve.runtime.kv_kernels import check_exact_kv
-from ortserve.runtime.machine import memory_budget
+from ortserve.runtime.grammar.guidance import open_grammars
+from ortserve.runtime.host.machine import memory_budget
 from ortserve.runtime.manifest import Manifest, read_manifest
 from ortserve.runtime.new_runner import new_runner
-from ortserve.runtime.page_reuse import new_page_reuse
-from ortserve.runtime.paged_parts import open_paged_parts
+from ortserve.runtime.pages.parts import open_paged_parts
+from ortserve.runtime.pages.reuse import new_page_reuse
 from ortserve.runtime.plan import NO_DRAFTER, EnginePlan, plan_engine
-from ortserve.runtime.reuse import CacheBlocks, Reuse, new_reuse
-from ortserve.runtime.runner import load_session
-from ortserve.runtime.sampler import Sampler
+from ortserve.runtime.sampling.sampler import Sampler
+from ortserve.runtime.scheduling.blocks import BlockPool
+from ortserve.runtime.scheduling.reuse import CacheBlocks, Reuse, new_reuse
 from ortserve.runtime.session import check_int8_kernels, require_version
-from ortserve.runtime.small_model import LoadedDraft, load_draft
-from ortserve.runtime.turn import Turn
+from ortserve.runtime.slots.kv import SlotKvStore
+from ortserve.runtime.slots.kv_kernels import check_exact_kv
+from ortserve.runtime.slots.runner import load_session
+from ortserve.runtime.speculation.drafting import Drafting
+from ortserve.runtime.speculation.small_model import LoadedDraft, load_draft
 
 EXACT_PRECISIONS = ("int8", "fp32")  # products of one row do not depend on the others
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import MemoryBudgetError
-from ortserve.runtime.kv import block_size
 from ortserve.runtime.manifest import KvLayout, KvType, Manifest, RotaryRegime
 from ortserve.runtime.rotary import regimes_within
+from ortserve.runtime.slots.kv import block_size
 
 EXACT_CUT = 128  # in deterministic mode chunks end at its multiples: attention then gives the same bits for any cut
 MAX_DEFAULT_CONTEXT = 131_072

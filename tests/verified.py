@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ortserve.runtime.encoder_manifest import read_any_manifest
+from ortserve.runtime.encoders.manifest import read_any_manifest
 from ortserve.runtime.report import REPORT_NAME, REPORT_VERSION, Report, list_files, report_json
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortserve.export.optimum.process import read_done, run_worker
-from ortserve.runtime.encoder_manifest import EncoderTask
+from ortserve.runtime.encoders.manifest import EncoderTask
 
 
 @dataclass(frozen=True, slots=True)

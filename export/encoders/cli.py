@@ -11,7 +11,7 @@ from ortserve.export.errors import CheckFailedError, ExportError, UnprovenError
 from ortserve.export.printing import print_export, print_failure, print_json, print_text, print_verdict
 
 if TYPE_CHECKING:
-    from ortserve.runtime.encoder_manifest import EncoderManifest
+    from ortserve.runtime.encoders.manifest import EncoderManifest
     from ortserve.runtime.report import Report
 
 GENERATE = "generate"
@@ -79,7 +79,7 @@ def run_encoder_export(arguments: Namespace) -> int:
 def run_encoder_verify(arguments: Namespace) -> int:
     """Prints the report and the verdict, which is the exit status."""
     from ortserve.export.encoders.report import check_encoder
-    from ortserve.export.verifying import mark_unverified, repeat_report
+    from ortserve.export.proof.verifying import mark_unverified, repeat_report
 
     folder = arguments.folder
     try:
@@ -93,12 +93,12 @@ def run_encoder_verify(arguments: Namespace) -> int:
 
 
 def _measure(folder: Path, manifest: EncoderManifest, against: str) -> Report:
-    from ortserve.export.checkpoint import foreign_folder
     from ortserve.export.encoders.bridge import export_through_optimum
     from ortserve.export.encoders.proof import prove
     from ortserve.export.encoders.proof_texts import PAIRS, TEXTS
-    from ortserve.export.source_facts import describe_folder
-    from ortserve.export.verifying import renew_report
+    from ortserve.export.proof.verifying import renew_report
+    from ortserve.export.sources.checkpoint import foreign_folder
+    from ortserve.export.sources.source_facts import describe_folder
 
     checkpoint, _ = foreign_folder(against)
     with TemporaryDirectory(prefix="ortserve-optimum-") as scratch:
@@ -111,8 +111,8 @@ def _measure(folder: Path, manifest: EncoderManifest, against: str) -> Report:
 def run_encoder_inspect(arguments: Namespace) -> int:
     """Prints the facts as aligned lines, or with --json manifest and report."""
     from ortserve.export.encoders.report import describe_encoder
-    from ortserve.export.inspection import find_report
-    from ortserve.runtime.encoder_manifest import read_encoder_manifest
+    from ortserve.export.folder.inspection import find_report
+    from ortserve.runtime.encoders.manifest import read_encoder_manifest
 
     manifest, report = read_encoder_manifest(arguments.folder), find_report(arguments.folder)
     if arguments.json:

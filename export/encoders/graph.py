@@ -1,8 +1,8 @@
 """Takes over a graph that optimum made, its matrices in the wanted precision, and what comes after it. Knows no family.
 
 int8: products of hidden states `[B, S, columns]` with a stored matrix, and the lookup of tokens, by the same recipe as
-in decoders (export/matrix.py): weights with one scale for each output, states with one for each token. Products of two
-computed values (attention) and of pooled vectors (a classifier) stay in float32.
+in decoders (export/graph/matrix.py): weights with one scale for each output, states with one for each token. Products
+of two computed values (attention) and of pooled vectors (a classifier) stay in float32.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper, shape_inference
 
 from ortserve.export.errors import ExportError
-from ortserve.export.graph_builder import GraphBuilder
-from ortserve.export.matrix import multiply_int8
-from ortserve.export.quantize import quantize_int8_rows
+from ortserve.export.graph.builder import GraphBuilder
+from ortserve.export.graph.matrix import multiply_int8
+from ortserve.export.recipes.quantize import quantize_int8_rows
 
 LEAST_OPSET = 18  # axes of reductions as inputs
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")

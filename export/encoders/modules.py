@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ortserve.export.errors import ExportError
-from ortserve.export.json_fields import JsonObject, integer, read_json, read_optional_json
+from ortserve.export.sources.json_fields import JsonObject, integer, read_json, read_optional_json
 
 OLD_POOLING_NAMES = {  # in the order their results are joined
     "pooling_mode_cls_token": "cls",

@@ -11,7 +11,7 @@ import numpy as np
 
 from ortserve.export.encoders.bridge import DenseModule
 from ortserve.export.errors import ExportError
-from ortserve.export.graph_builder import GraphBuilder
+from ortserve.export.graph.builder import GraphBuilder
 
 SMALLEST_COUNT = 1e-9
 SMALLEST_NORM = 1e-12

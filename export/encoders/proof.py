@@ -11,10 +11,10 @@ import tokenizers
 from numpy.typing import NDArray
 
 from ortserve.export.errors import ExportError
-from ortserve.export.verdict import all_pass, check_encoder_proof
-from ortserve.runtime.encoder import Encoder
-from ortserve.runtime.encoder_manifest import EncoderManifest
-from ortserve.runtime.encoder_queue import EncoderInput
+from ortserve.export.proof.verdict import all_pass, check_encoder_proof
+from ortserve.runtime.encoders.encoder import Encoder
+from ortserve.runtime.encoders.manifest import EncoderManifest
+from ortserve.runtime.encoders.queue import EncoderInput
 from ortserve.runtime.parity import EncoderCase, EncoderProof
 
 # Of the worst text: the least cosine, and the largest error of any number relative to the text's largest number.

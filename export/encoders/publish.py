@@ -12,8 +12,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from ortserve.export.checkpoint import foreign_folder
-from ortserve.export.data_file import DataFile
 from ortserve.export.encoders.bridge import OptimumExport, export_through_optimum
 from ortserve.export.encoders.graph import SourceGraph, take_over
 from ortserve.export.encoders.modules import SentenceModules, read_classifier, read_modules
@@ -21,13 +19,15 @@ from ortserve.export.encoders.pooling import activate, add_dense, normalize, poo
 from ortserve.export.encoders.proof import prove, with_float_proof
 from ortserve.export.encoders.proof_texts import PAIRS, TEXTS
 from ortserve.export.errors import ExportError
-from ortserve.export.graph_builder import GraphBuilder
-from ortserve.export.integrity import DATA_NAME, GRAPH_NAME, file_digest, join_digests
-from ortserve.export.new_folder import new_folder
-from ortserve.export.report import check_proved, check_replacement, make_report, write_report
-from ortserve.export.source_facts import describe_folder
-from ortserve.export.versions import version_of
-from ortserve.runtime.encoder_manifest import EncoderManifest, EncoderTask
+from ortserve.export.folder.integrity import DATA_NAME, GRAPH_NAME, file_digest, join_digests
+from ortserve.export.folder.new_folder import new_folder
+from ortserve.export.folder.versions import version_of
+from ortserve.export.graph.builder import GraphBuilder
+from ortserve.export.graph.data_file import DataFile
+from ortserve.export.proof.report import check_proved, check_replacement, make_report, write_report
+from ortserve.export.sources.checkpoint import foreign_folder
+from ortserve.export.sources.source_facts import describe_folder
+from ortserve.runtime.encoders.manifest import EncoderManifest, EncoderTask
 from ortserve.runtime.manifest import FORMAT_VERSION, MANIFEST_NAME, manifest_json
 from ortserve.runtime.parity import EncoderProof
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from ortserve.export.errors import CheckFailedError
-from ortserve.export.integrity import check_external_data, model_digest, read_graph
-from ortserve.export.report_text import describe_report
-from ortserve.runtime.encoder import Encoder
-from ortserve.runtime.encoder_manifest import EncoderManifest, read_encoder_manifest
-from ortserve.runtime.encoder_queue import EncoderInput
+from ortserve.export.folder.integrity import check_external_data, model_digest, read_graph
+from ortserve.export.proof.report_text import describe_report
+from ortserve.runtime.encoders.encoder import Encoder
+from ortserve.runtime.encoders.manifest import EncoderManifest, read_encoder_manifest
+from ortserve.runtime.encoders.queue import EncoderInput
 from ortserve.runtime.report import Report
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ortserve.export.architecture import Architecture
-from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.families.gemma import read_gemma2, read_gemma3
 from ortserve.export.families.granite import read_granite
@@ -15,6 +14,7 @@ from ortserve.export.families.olmo2 import read_olmo2
 from ortserve.export.families.phi3 import read_phi3
 from ortserve.export.families.qwen import read_qwen2, read_qwen3
 from ortserve.export.families.smollm3 import read_smollm3
+from ortserve.export.sources.checkpoint import Checkpoint
 
 READERS: Mapping[str, Callable[[Checkpoint], Architecture]] = {
     "Gemma2ForCausalLM": read_gemma2,

@@ -20,10 +20,10 @@ from ortserve.export.architecture import (
     Norm,
     Rope,
 )
-from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.families.rope_settings import LAYER_KINDS, LayerKind, read_rope
-from ortserve.export.json_fields import JsonObject, flag, integer, number
+from ortserve.export.sources.checkpoint import Checkpoint
+from ortserve.export.sources.json_fields import JsonObject, flag, integer, number
 
 EMBEDDING = "model.embed_tokens.weight"
 SILU_NAMES = ("silu", "swish")

@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 
 from ortserve.export.architecture import Architecture, Attention, Layer, QueryKeyNorm, Rope
-from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.families.decoder_config import (
     EMBEDDING,
@@ -29,7 +28,8 @@ from ortserve.export.families.decoder_config import (
     window_of,
 )
 from ortserve.export.families.rope_settings import LayerKind, read_rope
-from ortserve.export.json_fields import JsonObject, flag, integer, number
+from ortserve.export.sources.checkpoint import Checkpoint
+from ortserve.export.sources.json_fields import JsonObject, flag, integer, number
 
 NORM_OFFSET = 1.0  # weights are stored around 0
 HEAD_DIM = 256  # where a configuration is silent

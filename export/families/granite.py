@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ortserve.export.architecture import Architecture, Layer
-from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.families.decoder_config import (
     SILU_NAMES,
     check_activation,
@@ -18,7 +17,8 @@ from ortserve.export.families.decoder_config import (
     plain_rope,
     read_sizes,
 )
-from ortserve.export.json_fields import number
+from ortserve.export.sources.checkpoint import Checkpoint
+from ortserve.export.sources.json_fields import number
 
 
 def read_granite(checkpoint: Checkpoint) -> Architecture:

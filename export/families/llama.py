@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ortserve.export.architecture import Architecture, Layer
-from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.families.decoder_config import (
     SILU_NAMES,
     check_activation,
@@ -16,7 +15,8 @@ from ortserve.export.families.decoder_config import (
     read_sizes,
     unchanged,
 )
-from ortserve.export.json_fields import integer
+from ortserve.export.sources.checkpoint import Checkpoint
+from ortserve.export.sources.json_fields import integer
 
 
 def read_llama(checkpoint: Checkpoint) -> Architecture:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ortserve.export.architecture import Architecture, Experts, Layer, Mlp
-from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.families.decoder_config import linear
 from ortserve.export.families.llama import read_mistral_layers
 from ortserve.export.families.qwen import read_qwen3_layers
-from ortserve.export.json_fields import JsonObject, flag, integer
+from ortserve.export.sources.checkpoint import Checkpoint
+from ortserve.export.sources.json_fields import JsonObject, flag, integer
 
 MAX_EXPERTS = 1024  # of a layer; the largest published have 512
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ortserve.export.architecture import Architecture, Layer, QueryKeyNorm
-from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.families.decoder_config import (
     SILU_NAMES,
     check_activation,
@@ -19,6 +18,7 @@ from ortserve.export.families.decoder_config import (
     plain_rope,
     read_sizes,
 )
+from ortserve.export.sources.checkpoint import Checkpoint
 
 
 def read_olmo2(checkpoint: Checkpoint) -> Architecture:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ortserve.export.architecture import Architecture, Layer, Linear, Mlp
-from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.families.decoder_config import (
     SILU_NAMES,
     Sizes,
@@ -19,7 +18,8 @@ from ortserve.export.families.decoder_config import (
     read_sizes,
 )
 from ortserve.export.families.rope_settings import ALIASES, read_rope
-from ortserve.export.json_fields import integer
+from ortserve.export.sources.checkpoint import Checkpoint
+from ortserve.export.sources.json_fields import integer
 
 DEFAULT_CONTEXT = 4096
 PHI_ALIASES = {**ALIASES, "yarn": "longrope"}  # early Phi-3 files say yarn and mean LongRoPE

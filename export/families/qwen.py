@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ortserve.export.architecture import Architecture, Layer, QueryKeyNorm
-from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.families.decoder_config import (
     SILU_NAMES,
     Sizes,
@@ -25,7 +24,8 @@ from ortserve.export.families.decoder_config import (
     window_of,
 )
 from ortserve.export.families.rope_settings import LayerKind
-from ortserve.export.json_fields import JsonObject, flag
+from ortserve.export.sources.checkpoint import Checkpoint
+from ortserve.export.sources.json_fields import JsonObject, flag
 
 MAX_CONTEXT = 32768  # where a configuration is silent
 WINDOW_LAYERS = 28  # `max_window_layers`, likewise

@@ -19,7 +19,7 @@ from ortserve.export.architecture import (
     YarnScaling,
 )
 from ortserve.export.errors import ExportError
-from ortserve.export.json_fields import JsonObject, flag, integer, number
+from ortserve.export.sources.json_fields import JsonObject, flag, integer, number
 
 LayerKind = Literal["full_attention", "sliding_attention"]
 LAYER_KINDS: tuple[LayerKind, ...] = ("full_attention", "sliding_attention")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ortserve.export.architecture import Architecture, Layer
-from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.families.decoder_config import (
     SILU_NAMES,
@@ -22,7 +21,8 @@ from ortserve.export.families.decoder_config import (
     window_of,
 )
 from ortserve.export.families.rope_settings import LayerKind
-from ortserve.export.json_fields import JsonObject, flag, integer
+from ortserve.export.sources.checkpoint import Checkpoint
+from ortserve.export.sources.json_fields import JsonObject, flag, integer
 
 DEFAULT_THETA = 2_000_000.0
 DEFAULT_INTERVAL = 4  # every fourth layer sees no positions

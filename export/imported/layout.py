@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ortserve.export.checkpoint import GENERATION, Checkpoint
 from ortserve.export.errors import ExportError
-from ortserve.export.json_fields import JsonObject, read_json, read_optional_json
+from ortserve.export.sources.checkpoint import GENERATION, Checkpoint
+from ortserve.export.sources.json_fields import JsonObject, read_json, read_optional_json
 
 GENAI_CONFIG = "genai_config.json"
 GRAPHS = ("model.onnx", "onnx/model.onnx")  # taken where there are others beside it

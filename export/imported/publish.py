@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
+from ortserve.export.folder.new_folder import write_whole
 from ortserve.export.imported.description import describe_graph
 from ortserve.export.imported.layout import read_layout
 from ortserve.export.imported.outside import check_data_files, read_outside
-from ortserve.export.limits import LIMITS
-from ortserve.export.new_folder import write_whole
-from ortserve.export.padded_run import open_session, whole_logits
-from ortserve.export.reference import Floats, Watch
-from ortserve.export.references import Reference
-from ortserve.export.report import make_report, write_report
-from ortserve.export.source_facts import SourceFacts, describe_source
-from ortserve.export.verify import check_parity, compare_with
+from ortserve.export.proof.limits import LIMITS
+from ortserve.export.proof.padded_run import open_session, whole_logits
+from ortserve.export.proof.reference import Floats, Watch
+from ortserve.export.proof.references import Reference
+from ortserve.export.proof.report import make_report, write_report
+from ortserve.export.proof.verify import check_parity, compare_with
+from ortserve.export.sources.checkpoint import Checkpoint
+from ortserve.export.sources.source_facts import SourceFacts, describe_source
 from ortserve.runtime.manifest import MANIFEST_NAME, Manifest, manifest_json
 from ortserve.runtime.report import Report
 from ortserve.runtime.session import Session

@@ -10,21 +10,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ortserve.export.checkpoint import GENERATION, TOKENIZER_FILES, Checkpoint
 from ortserve.export.families import READERS
+from ortserve.export.folder.new_folder import new_folder
+from ortserve.export.folder.versions import version_of
 from ortserve.export.imported.description import describe_graph
 from ortserve.export.imported.layout import Layout, read_layout
 from ortserve.export.imported.outside import check_data_files, read_outside
-from ortserve.export.new_folder import new_folder
 from ortserve.export.optimum.process import run_worker
 from ortserve.export.optimum.reference import optimum_reference
-from ortserve.export.padded_run import open_session
 from ortserve.export.progress import show_progress
-from ortserve.export.report import check_proved, check_replacement, make_report, write_report
-from ortserve.export.source_facts import describe_folder
-from ortserve.export.templates import check_templates
-from ortserve.export.verify import compare_with
-from ortserve.export.versions import version_of
+from ortserve.export.proof.padded_run import open_session
+from ortserve.export.proof.report import check_proved, check_replacement, make_report, write_report
+from ortserve.export.proof.verify import compare_with
+from ortserve.export.sources.checkpoint import GENERATION, TOKENIZER_FILES, Checkpoint
+from ortserve.export.sources.source_facts import describe_folder
+from ortserve.export.sources.templates import check_templates
 from ortserve.runtime.manifest import MANIFEST_NAME, Manifest, manifest_json
 from ortserve.runtime.parity import ParityReport
 

@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 from ortserve.export.errors import ExportError
 from ortserve.export.optimum.environment import optimum_requirements
 from ortserve.export.optimum.process import read_logits, run_worker
-from ortserve.export.reference import Floats, Watch
-from ortserve.export.references import Reference
+from ortserve.export.proof.reference import Floats, Watch
+from ortserve.export.proof.references import Reference
 from ortserve.runtime.manifest import Manifest
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ortserve.export.checkpoint import Checkpoint, describe_checkpoint, foreign_folder
 from ortserve.export.errors import ExportError
-from ortserve.export.json_fields import read_optional_json
+from ortserve.export.sources.checkpoint import Checkpoint, describe_checkpoint, foreign_folder
+from ortserve.export.sources.json_fields import read_optional_json
 
 
 def open_for_optimum(source: str | Path) -> Checkpoint:

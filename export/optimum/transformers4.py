@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ortserve.export.errors import ExportError
-from ortserve.export.json_fields import read_json
+from ortserve.export.sources.json_fields import read_json
 
 NEW_TOKENIZERS = {"TokenizersBackend": "PreTrainedTokenizerFast", "PythonBackend": "PreTrainedTokenizerFast"}
 OWN_ROPE_NAMES = {"modernbert": {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}}

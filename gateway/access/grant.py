@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-from ortserve.gateway.directory import Directory
+from ortserve.gateway.access.tenancy import tenant_of
 from ortserve.gateway.errors import ApiError, Problem
-from ortserve.gateway.tenancy import tenant_of
+from ortserve.gateway.served.directory import Directory
 
 Scope = Literal["inference", "admin"]
 

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from ortserve.gateway.access.grant import Budget, Grant, Limits, Scope
-from ortserve.gateway.tenancy import named_tenant
+from ortserve.gateway.access.tenancy import named_tenant
 from ortserve.runtime.errors import OrtserveError
 
 MAX_BYTES = 16 * 1024 * 1024

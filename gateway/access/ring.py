@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterable
 
 from ortserve.gateway.access.grant import Grant, anonymous, digest_of
-from ortserve.gateway.tenancy import tenant_of
+from ortserve.gateway.access.tenancy import tenant_of
 
 
 class KeyRing:

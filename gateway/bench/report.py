@@ -16,7 +16,7 @@ from rich.table import Table
 from ortserve.gateway.bench.calibrate import Calibration
 from ortserve.gateway.bench.statistics import Distribution, LevelReport
 from ortserve.gateway.bench.workload import Target, Workload
-from ortserve.runtime.machine import cpu_facts
+from ortserve.runtime.host.machine import cpu_facts
 
 SCHEMA_VERSION = 1  # raised when a field changes its meaning or goes away
 

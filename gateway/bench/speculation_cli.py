@@ -25,7 +25,7 @@ from ortserve.gateway.bench.speculation import Case, CaseReport, SpeculationRun
 from ortserve.gateway.bench.speculation_plot import write_speedups
 from ortserve.gateway.bench.speculation_work import KINDS
 from ortserve.gateway.bench.workload import BenchError, Target, parse_target
-from ortserve.runtime.machine import cpu_facts
+from ortserve.runtime.host.machine import cpu_facts
 
 DESCRIPTION = """Measure what speculation brings on a running server that has a drafter: the same requests without and
 with it, in turns, by the wall clock. A request without it says so (speculative.max_draft = 0)."""

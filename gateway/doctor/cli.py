@@ -30,7 +30,7 @@ from ortserve.gateway.doctor.wheels import (
     check_wheels,
     installed_runtimes,
 )
-from ortserve.runtime.machine import cpu_facts, memory_budget
+from ortserve.runtime.host.machine import cpu_facts, memory_budget
 
 SCHEMA_VERSION = 1
 

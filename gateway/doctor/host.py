@@ -9,7 +9,7 @@ import socket
 import sys
 
 from ortserve.gateway.doctor.findings import Finding, broken, fine, note
-from ortserve.runtime.machine import CpuFacts, MemoryFacts
+from ortserve.runtime.host.machine import CpuFacts, MemoryFacts
 
 OLDEST_PYTHON = (3, 11)
 _SMALL_MEMORY = 1 << 30

@@ -76,7 +76,7 @@ def check_int8() -> Finding:
 
 def check_cuda() -> Finding:
     """What the GPU wheel needs of the system: a driver and the CUDA libraries."""
-    from ortserve.runtime.cuda_library import has_driver, missing_libraries, pip_command
+    from ortserve.runtime.devices.cuda_library import has_driver, missing_libraries, pip_command
 
     if not has_driver():
         return broken("CUDA", "no NVIDIA driver (libcuda.so.1)", "install the NVIDIA driver, 580 or newer")
@@ -90,7 +90,7 @@ def check_cuda() -> Finding:
 
 def check_gpus() -> Finding | None:
     """What `--device cuda:N` may name; nothing on a machine without a GPU."""
-    from ortserve.runtime.cuda_devices import cuda_devices
+    from ortserve.runtime.devices.cuda_devices import cuda_devices
 
     try:
         devices = cuda_devices()

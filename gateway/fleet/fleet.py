@@ -13,10 +13,8 @@ from dataclasses import replace
 from functools import partial
 from time import monotonic
 
-from ortserve.gateway.directory import Directory, Task
-from ortserve.gateway.encoder_service import EncoderService
+from ortserve.gateway.encoders.service import EncoderService
 from ortserve.gateway.errors import ApiError, Problem, missing_parameter, unavailable
-from ortserve.gateway.exchange import Exchange
 from ortserve.gateway.fleet.instance import Instance
 from ortserve.gateway.fleet.member import Member, Tools
 from ortserve.gateway.fleet.memory import GIB, Allotment, NoRoomError, allot
@@ -24,8 +22,10 @@ from ortserve.gateway.fleet.prepared import Prepared
 from ortserve.gateway.fleet.roster import roster_of
 from ortserve.gateway.fleet.spec import ModelSpec
 from ortserve.gateway.fleet.state import ModelState, state_of
-from ortserve.gateway.logs import log
-from ortserve.gateway.service import ModelService
+from ortserve.gateway.http.exchange import Exchange
+from ortserve.gateway.served.directory import Directory, Task
+from ortserve.gateway.served.service import ModelService
+from ortserve.gateway.telemetry.logs import log
 from ortserve.runtime.errors import ConfigurationError, MemoryBudgetError, OrtserveError
 
 HOLD_S = 30.0  # how long a request waits for a model that is on its way

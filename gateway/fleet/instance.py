@@ -8,11 +8,11 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TypeAlias
 
-from ortserve.gateway.encoder_service import EncoderService
+from ortserve.gateway.encoders.service import EncoderService
 from ortserve.gateway.fleet.daemon import in_daemon
-from ortserve.gateway.logs import log
-from ortserve.gateway.service import ModelService
-from ortserve.runtime.heap import trim_heap
+from ortserve.gateway.served.service import ModelService
+from ortserve.gateway.telemetry.logs import log
+from ortserve.runtime.host.heap import trim_heap
 
 Service: TypeAlias = ModelService | EncoderService
 

@@ -13,15 +13,15 @@ from pathlib import Path
 from time import monotonic
 from typing import Literal, TypeAlias
 
-from ortserve.gateway.directory import ServedModel
 from ortserve.gateway.fleet.daemon import in_daemon
 from ortserve.gateway.fleet.instance import Instance
 from ortserve.gateway.fleet.memory import Allotment
 from ortserve.gateway.fleet.opening import Opened, Opener
 from ortserve.gateway.fleet.prepared import Prepared
 from ortserve.gateway.fleet.spec import ModelSpec
-from ortserve.gateway.logs import log
-from ortserve.gateway.service import ModelService
+from ortserve.gateway.served.directory import ServedModel
+from ortserve.gateway.served.service import ModelService
+from ortserve.gateway.telemetry.logs import log
 from ortserve.runtime.errors import EngineClosedError
 from ortserve.runtime.workers.restarts import Restarts
 

@@ -10,29 +10,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ortserve.gateway.encoder_service import EncoderService
-from ortserve.gateway.encoder_tokenizer import load_encoder_tokenizer
-from ortserve.gateway.exported import exported_folder
+from ortserve.gateway.encoders.service import EncoderService
+from ortserve.gateway.encoders.tokenizer import load_encoder_tokenizer
 from ortserve.gateway.fleet.instance import Service
 from ortserve.gateway.fleet.memory import Allotment
 from ortserve.gateway.fleet.prepared import Prepared
 from ortserve.gateway.fleet.spec import ModelSpec
-from ortserve.gateway.logs import log
-from ortserve.gateway.model_options import EngineSettings
-from ortserve.gateway.model_text import load_model_text
+from ortserve.gateway.options.model import EngineSettings
 from ortserve.gateway.pool import WorkPool
-from ortserve.gateway.service import ModelService
-from ortserve.gateway.verified import check_verified, report_draft
-from ortserve.runtime.async_engine import AsyncEngine
-from ortserve.runtime.encoder_manifest import read_any_manifest
-from ortserve.runtime.heap import trim_heap
+from ortserve.gateway.prompts.model_text import load_model_text
+from ortserve.gateway.served.exported import exported_folder
+from ortserve.gateway.served.service import ModelService
+from ortserve.gateway.served.verified import check_verified, report_draft
+from ortserve.gateway.telemetry.logs import log
+from ortserve.runtime.drivers.async_engine import AsyncEngine
+from ortserve.runtime.encoders.manifest import read_any_manifest
+from ortserve.runtime.host.heap import trim_heap
+from ortserve.runtime.host.threads import Cores
 from ortserve.runtime.manifest import MANIFEST_NAME, Manifest, read_manifest
-from ortserve.runtime.threads import Cores
 from ortserve.runtime.workers.dividing import WEIGHT_FACTOR
 
 if TYPE_CHECKING:
-    from ortserve.runtime.encoder_driver import EncoderDriver
-    from ortserve.runtime.engine_driver import EngineDriver
+    from ortserve.runtime.drivers.engine_driver import EngineDriver
+    from ortserve.runtime.encoders.driver import EncoderDriver
 
 # The exported folder of a source: downloaded and exported now, as the settings say. Raises OrtserveError.
 Resolve = Callable[[EngineSettings, str | None], Path]

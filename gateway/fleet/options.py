@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ortserve.gateway.cache_options import plugin_options
-from ortserve.gateway.drafter_options import draft_source
-from ortserve.gateway.exported import exported_folder
 from ortserve.gateway.fleet.spec import ModelSpec
+from ortserve.gateway.options.cache import plugin_options
+from ortserve.gateway.options.drafter import draft_source
+from ortserve.gateway.served.exported import exported_folder
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.encoder_driver import EncoderLimits
-from ortserve.runtime.encoder_manifest import EncoderManifest, read_any_manifest
+from ortserve.runtime.encoders.driver import EncoderLimits
+from ortserve.runtime.encoders.manifest import EncoderManifest, read_any_manifest
 from ortserve.runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from ortserve.gateway.model_options import ModelSettings
-    from ortserve.gateway.settings import Settings
+    from ortserve.gateway.options.model import ModelSettings
+    from ortserve.gateway.options.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ortserve.gateway.directory import ServedModel
 from ortserve.gateway.fleet.spec import ModelSpec
-from ortserve.gateway.model_text import sampling_defaults
+from ortserve.gateway.prompts.model_text import sampling_defaults
 from ortserve.gateway.schema.sampling import SamplingDefaults
-from ortserve.runtime.encoder_manifest import EncoderManifest
+from ortserve.gateway.served.directory import ServedModel
+from ortserve.runtime.encoders.manifest import EncoderManifest
 from ortserve.runtime.manifest import Manifest
 
 

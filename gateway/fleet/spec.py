@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ortserve.gateway.drafter_options import BUNDLED
-from ortserve.gateway.model_options import EngineSettings
+from ortserve.gateway.options.drafter import BUNDLED
+from ortserve.gateway.options.model import EngineSettings
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.encoder_driver import EncoderLimits
+from ortserve.runtime.encoders.driver import EncoderLimits
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ortserve.gateway.batch_jobs import BatchJobs
+from ortserve.gateway.batches.jobs import BatchJobs
 from ortserve.gateway.contract.batches import BATCHES
 from ortserve.gateway.errors import ApiError, bad_request, not_found
-from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.http.exchange import exchange_of
 from ortserve.gateway.ids import new_id
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.routes.bodies import json_response, now, read_request

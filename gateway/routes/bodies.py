@@ -16,11 +16,11 @@ from starlette.responses import Response
 from ortserve.gateway.contract.rules import Verdict
 from ortserve.gateway.contract.table import FieldTable
 from ortserve.gateway.errors import ApiError, Problem, bad_request
-from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
+from ortserve.gateway.http.exchange import exchange_of
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.schema.fields import Fields, kind
-from ortserve.gateway.service import ModelService
+from ortserve.gateway.served.service import ModelService
 
 INLINE_BYTES = 8 * 1024  # reading that much stays near 1 ms, if it is the shortest messages
 

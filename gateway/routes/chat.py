@@ -9,21 +9,21 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ortserve.gateway.chat_record import ChatRecord, RecordedChunks
 from ortserve.gateway.contract.chat import CHAT
-from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
-from ortserve.gateway.generation import Generation, TokenUsage, WholeChoice
+from ortserve.gateway.http.exchange import exchange_of
+from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.replies.chat_record import ChatRecord, RecordedChunks
+from ortserve.gateway.replies.generation import Generation, TokenUsage, WholeChoice
 from ortserve.gateway.routes.bodies import json_response, now, read_addressed, reply_id
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
 from ortserve.gateway.schema.chat import ChatRequest, read_chat
 from ortserve.gateway.schema.replies import ChatChoice, ChatReply, chat_finish, chat_logprobs, chat_message, usage_reply
-from ortserve.gateway.service import ModelService
-from ortserve.gateway.sse import ChatChunks
+from ortserve.gateway.served.service import ModelService
 from ortserve.gateway.store.completions import Completions
-from ortserve.gateway.stream import EventStream
-from ortserve.gateway.watch import Patience
+from ortserve.gateway.streams.sse import ChatChunks
+from ortserve.gateway.streams.stream import EventStream
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ from starlette.responses import Response
 
 from ortserve.gateway.contract.conversations import CONVERSATION_ITEMS, CONVERSATIONS, METADATA_UPDATE
 from ortserve.gateway.errors import ApiError, bad_request, not_found
-from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.http.exchange import exchange_of
 from ortserve.gateway.ids import new_id
 from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.responses.thread import kept_of
 from ortserve.gateway.routes.bodies import json_response, now, read_request
 from ortserve.gateway.routes.deleted import DeletedReply
 from ortserve.gateway.routes.pages import list_response, query_words, read_page, wrong_cursor
@@ -26,7 +27,6 @@ from ortserve.gateway.schema.metadata import read_new_metadata
 from ortserve.gateway.schema.responses import INCLUDABLE
 from ortserve.gateway.store.pages import CursorError, Page
 from ortserve.gateway.store.state import State
-from ortserve.gateway.thread import kept_of
 
 
 @dataclass(frozen=True, slots=True)

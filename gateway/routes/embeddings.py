@@ -9,10 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.contract.encoders import EMBEDDINGS
-from ortserve.gateway.encoder_service import Encoded, EncoderService, Truncation, normalized
+from ortserve.gateway.encoders.service import Encoded, EncoderService, Truncation, normalized
 from ortserve.gateway.errors import bad_request
-from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
+from ortserve.gateway.http.exchange import exchange_of
+from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.routes.bodies import read_request
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_while_connected
@@ -23,7 +24,6 @@ from ortserve.gateway.schema.embeddings import (
     embedding_values,
     read_embedding,
 )
-from ortserve.gateway.watch import Patience
 
 INLINE_NUMBERS = 8192  # writing so many as decimals stays below 1 ms
 

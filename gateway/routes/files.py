@@ -9,7 +9,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 
 from ortserve.gateway.errors import ApiError, not_found
-from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.http.exchange import exchange_of
+from ortserve.gateway.http.uploads import gone_on_failure, receive_upload
 from ortserve.gateway.ids import new_id
 from ortserve.gateway.routes.bodies import json_response, now
 from ortserve.gateway.routes.deleted import DeletedReply
@@ -20,7 +21,6 @@ from ortserve.gateway.store.files import NewFile
 from ortserve.gateway.store.pages import CursorError, Page
 from ortserve.gateway.store.records import Record
 from ortserve.gateway.store.state import State
-from ortserve.gateway.uploads import gone_on_failure, receive_upload
 
 MAX_LIMIT = 10_000
 

@@ -8,12 +8,12 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ortserve.gateway.encoder_service import EncoderService
-from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.encoders.service import EncoderService
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.fleet.state import ModelState
-from ortserve.gateway.service import ModelService
-from ortserve.runtime.engine_driver import WorkerState
+from ortserve.gateway.http.exchange import exchange_of
+from ortserve.gateway.served.service import ModelService
+from ortserve.runtime.drivers.engine_driver import WorkerState
 
 QUIET = ("ready", "unloaded")  # nothing has to be said about them
 RETRY_S = 5

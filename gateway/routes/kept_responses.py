@@ -10,8 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.errors import ApiError, bad_request, not_found
-from ortserve.gateway.exchange import exchange_of
-from ortserve.gateway.followed import FollowedRun
+from ortserve.gateway.http.exchange import exchange_of
+from ortserve.gateway.http.watch import Patience
+from ortserve.gateway.responses.runs import Runs, split_frames
 from ortserve.gateway.routes.bodies import json_response
 from ortserve.gateway.routes.deleted import DeletedReply
 from ortserve.gateway.routes.pages import (
@@ -22,12 +23,11 @@ from ortserve.gateway.routes.pages import (
     read_page,
     wrong_cursor,
 )
-from ortserve.gateway.runs import Runs, split_frames
 from ortserve.gateway.schema.responses import INCLUDABLE
 from ortserve.gateway.store.pages import CursorError, Page
 from ortserve.gateway.store.records import Record
 from ortserve.gateway.store.state import State
-from ortserve.gateway.watch import Patience
+from ortserve.gateway.streams.followed import FollowedRun
 
 MAX_EVENTS = 10**9
 

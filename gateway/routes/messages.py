@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ortserve.gateway.anthropic_sse import MessageEvents
 from ortserve.gateway.contract.messages import MESSAGES
-from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
-from ortserve.gateway.generation import Generation
+from ortserve.gateway.http.exchange import exchange_of
+from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.replies.generation import Generation
 from ortserve.gateway.routes.bodies import json_response, read_addressed
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
 from ortserve.gateway.schema.anthropic import read_counted_call, read_message_call
@@ -28,9 +28,9 @@ from ortserve.gateway.schema.anthropic_replies import (
 from ortserve.gateway.schema.chat import ChatRequest
 from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
-from ortserve.gateway.service import ModelService
-from ortserve.gateway.stream import EventStream
-from ortserve.gateway.watch import Patience
+from ortserve.gateway.served.service import ModelService
+from ortserve.gateway.streams.anthropic_sse import MessageEvents
+from ortserve.gateway.streams.stream import EventStream
 
 
 @dataclass(frozen=True, slots=True)

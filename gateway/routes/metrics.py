@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ortserve.gateway.metrics import Metrics
+from ortserve.gateway.telemetry.metrics import Metrics
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 

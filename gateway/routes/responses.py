@@ -10,27 +10,27 @@ from starlette.responses import Response
 
 from ortserve.gateway.contract.responses import RESPONSES
 from ortserve.gateway.errors import ApiError
-from ortserve.gateway.exchange import Exchange, exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
-from ortserve.gateway.followed import FollowedRun
-from ortserve.gateway.generation import Generation
+from ortserve.gateway.http.exchange import Exchange, exchange_of
+from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.pool import WorkPool
-from ortserve.gateway.response_draft import ResponseDraft
-from ortserve.gateway.response_record import ResponseRecord
-from ortserve.gateway.response_sse import ResponseEvents
+from ortserve.gateway.replies.generation import Generation
+from ortserve.gateway.responses.draft import ResponseDraft
+from ortserve.gateway.responses.record import ResponseRecord
+from ortserve.gateway.responses.runs import Run, Runs
+from ortserve.gateway.responses.thread import Thread, find_thread
+from ortserve.gateway.responses.truncating import fitting_chat, is_overflow
 from ortserve.gateway.routes.bodies import INLINE_BYTES, json_response, now, read_addressed
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_reply
-from ortserve.gateway.runs import Run, Runs
 from ortserve.gateway.schema.chat import ChatRequest
 from ortserve.gateway.schema.items import Item
 from ortserve.gateway.schema.response_replies import InputTokensReply
 from ortserve.gateway.schema.responses import ResponseCall, read_response_call
-from ortserve.gateway.service import ModelService
+from ortserve.gateway.served.service import ModelService
 from ortserve.gateway.store.state import State
-from ortserve.gateway.stream import EventStream
-from ortserve.gateway.thread import Thread, find_thread
-from ortserve.gateway.truncating import fitting_chat, is_overflow
-from ortserve.gateway.watch import Patience
+from ortserve.gateway.streams.followed import FollowedRun
+from ortserve.gateway.streams.response_sse import ResponseEvents
+from ortserve.gateway.streams.stream import EventStream
 
 PARAM = "input"
 

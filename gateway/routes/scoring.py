@@ -10,9 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.contract.encoders import RERANK, SCORE
-from ortserve.gateway.encoder_service import Encoded, EncoderService, Truncation
-from ortserve.gateway.exchange import exchange_of
+from ortserve.gateway.encoders.service import Encoded, EncoderService, Truncation
 from ortserve.gateway.fleet.fleet import Fleet
+from ortserve.gateway.http.exchange import exchange_of
+from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.routes.bodies import json_response, now, read_request, reply_id
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_while_connected
@@ -27,7 +28,6 @@ from ortserve.gateway.schema.scoring import (
     read_rerank,
     read_score,
 )
-from ortserve.gateway.watch import Patience
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from typing import Literal
 
 import msgspec
 
-from ortserve.gateway.choice import FinishWord
-from ortserve.gateway.generation import TokenUsage, WholeChoice
+from ortserve.gateway.replies.choice import FinishWord
+from ortserve.gateway.replies.generation import TokenUsage, WholeChoice
 from ortserve.gateway.tools.cut_json import whole_members
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ortserve.gateway.errors import bad_request, unsupported_parameter
+from ortserve.gateway.replies.structured import Structure
 from ortserve.gateway.schema.caching import CacheWish, read_cache_wish
 from ortserve.gateway.schema.drafting import DraftWish, read_draft_wish
 from ortserve.gateway.schema.fields import Fields, invalid_value
@@ -22,7 +23,6 @@ from ortserve.gateway.schema.sampling import (
 )
 from ortserve.gateway.schema.structure import read_structure
 from ortserve.gateway.schema.tools import NO_TOOLS, ToolUse, read_tool_use
-from ortserve.gateway.structured import Structure
 from ortserve.runtime.request import SamplingParams
 
 MAX_TOP_LOGPROBS = 20

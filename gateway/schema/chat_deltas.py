@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ortserve.gateway.reply import CallDelta
+from ortserve.gateway.replies.reply import CallDelta
 
 JsonObject = dict[str, object]
 

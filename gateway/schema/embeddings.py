@@ -11,7 +11,7 @@ import numpy as np
 
 from ortserve.gateway.errors import bad_request
 from ortserve.gateway.schema.fields import Fields, check_range, empty_array, invalid_type
-from ortserve.runtime.encoder import Rows
+from ortserve.runtime.encoders.encoder import Rows
 
 MAX_INPUTS = 2048
 TYPE_OF_INPUT = "one of a string, array of strings, array of integers or array of arrays of integers"

@@ -7,10 +7,10 @@ from typing import Literal
 
 import msgspec
 
-from ortserve.gateway.choice import FinishWord
-from ortserve.gateway.generation import TokenUsage, WholeChoice
-from ortserve.gateway.pieces import ShownToken
-from ortserve.gateway.reply import WholeCall
+from ortserve.gateway.replies.choice import FinishWord
+from ortserve.gateway.replies.generation import TokenUsage, WholeChoice
+from ortserve.gateway.replies.pieces import ShownToken
+from ortserve.gateway.replies.reply import WholeCall
 from ortserve.gateway.schema.tools import ToolUse
 
 ChatFinish = Literal["stop", "length", "tool_calls", "function_call"]

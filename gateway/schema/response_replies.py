@@ -8,8 +8,8 @@ from typing import Literal
 import msgspec
 
 from ortserve.gateway.errors import Problem
-from ortserve.gateway.generation import TokenUsage
-from ortserve.gateway.pieces import ShownToken
+from ortserve.gateway.replies.generation import TokenUsage
+from ortserve.gateway.replies.pieces import ShownToken
 from ortserve.gateway.schema.replies import TokenLogprob, chat_logprobs
 
 Json = Mapping[str, object]

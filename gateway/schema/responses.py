@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ortserve.gateway.errors import bad_request, unsupported_parameter
+from ortserve.gateway.replies.structured import Structure
 from ortserve.gateway.schema.caching import read_cache_wish
 from ortserve.gateway.schema.chat import MAX_TOP_LOGPROBS, REASONING_EFFORTS, VERBOSITIES, ChatRequest
 from ortserve.gateway.schema.drafting import read_draft_wish
@@ -25,7 +26,6 @@ from ortserve.gateway.schema.sampling import (
     read_stops,
 )
 from ortserve.gateway.schema.structure import read_flat_format, refuse_structure
-from ortserve.gateway.structured import Structure
 from ortserve.runtime.request import SamplingParams
 
 LOGPROBS = "message.output_text.logprobs"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 from ortserve.gateway.errors import bad_request, unsupported_parameter
-from ortserve.gateway.schema.fields import Fields, invalid_type, invalid_value, missing
-from ortserve.gateway.structured import (
+from ortserve.gateway.replies.structured import (
     Structure,
     choice_structure,
     lark_structure,
@@ -14,6 +13,7 @@ from ortserve.gateway.structured import (
     regex_structure,
     schema_structure,
 )
+from ortserve.gateway.schema.fields import Fields, invalid_type, invalid_value, missing
 
 MAX_NAME_LENGTH = 64
 MAX_GUIDED_CHOICES = 1024

@@ -18,7 +18,7 @@ from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h11 import H2ProtocolAssumedError, H11Protocol
 
 from ortserve.gateway.errors import Problem
-from ortserve.gateway.logs import log
+from ortserve.gateway.telemetry.logs import log
 
 LINGER_S = 1.0  # what a refused client still sends is dropped that long, or a reset would overtake the refusal
 _END_OF_HEAD = re.compile(rb"\n\r?\n")

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Mapping, MutableMapping
 
-from ortserve.gateway.logs import log
+from ortserve.gateway.telemetry.logs import log
 from ortserve.gateway.transport.listener import Listener
 
 VARIABLE = "ORTSERVE_LISTENER"  # PID:FD, of who hands over and of the socket

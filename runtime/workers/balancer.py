@@ -15,14 +15,14 @@ from time import monotonic
 import structlog
 
 from ortserve.plugins.api import CacheStats, Entry
-from ortserve.runtime.backlog import QueueStats
-from ortserve.runtime.draft_stats import DraftStats
-from ortserve.runtime.driver import id_in_use
+from ortserve.runtime.drivers.driver import id_in_use
+from ortserve.runtime.drivers.engine_driver import Outlet, WorkerState
 from ortserve.runtime.engine import EngineStats
-from ortserve.runtime.engine_driver import Outlet, WorkerState
 from ortserve.runtime.errors import EngineClosedError, OverloadedError
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Grammar, Request
+from ortserve.runtime.scheduling.backlog import QueueStats
+from ortserve.runtime.speculation.stats import DraftStats
 from ortserve.runtime.workers.known_grammars import KnownGrammars
 from ortserve.runtime.workers.launch import WorkerSpec
 from ortserve.runtime.workers.placing import Placing, Work

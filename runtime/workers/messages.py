@@ -13,13 +13,13 @@ from typing import Any, TypeAlias, get_origin
 import msgspec
 
 from ortserve.plugins.api import CacheStats, Entry
-from ortserve.runtime.backlog import Progress
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.draft_stats import DraftStats
 from ortserve.runtime.engine import EngineStats
-from ortserve.runtime.fair_order import FairOrder
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Delta, Grammar, Request
+from ortserve.runtime.scheduling.backlog import Progress
+from ortserve.runtime.scheduling.fair_order import FairOrder
+from ortserve.runtime.speculation.stats import DraftStats
 
 PROTOCOL = 1  # of these messages and of the values in them
 HELLO = f"ortserve {metadata.version('ortserve')} worker {PROTOCOL}".encode()

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.device_choice import choose_devices
-from ortserve.runtime.engine_driver import EngineDriver
-from ortserve.runtime.machine import memory_budget
+from ortserve.runtime.devices.choice import choose_devices
+from ortserve.runtime.drivers.engine_driver import EngineDriver
+from ortserve.runtime.host.machine import memory_budget
 from ortserve.runtime.manifest import Manifest, read_manifest
 from ortserve.runtime.session import default_num_threads
 from ortserve.runtime.workers.balancer import Balancer

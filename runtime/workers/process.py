@@ -22,7 +22,7 @@ from typing import TypeAlias, TypeVar
 
 from ortserve.plugins.api import CacheStats
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.driver import Driver
+from ortserve.runtime.drivers.driver import Driver
 from ortserve.runtime.engine import EngineStats
 from ortserve.runtime.errors import EngineClosedError, ModelError
 from ortserve.runtime.request import Delta

@@ -16,15 +16,15 @@ from typing import TypeVar
 import structlog
 
 from ortserve.plugins.api import CacheStats, Entry
-from ortserve.runtime.admission import check_request
-from ortserve.runtime.backlog import Backlog, Progress, QueueStats
-from ortserve.runtime.draft_stats import DraftStats
-from ortserve.runtime.driver import id_in_use
+from ortserve.runtime.drivers.driver import id_in_use
+from ortserve.runtime.drivers.engine_driver import Outlet, WorkerState
 from ortserve.runtime.engine import EngineStats
-from ortserve.runtime.engine_driver import Outlet, WorkerState
 from ortserve.runtime.errors import EngineClosedError
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Delta, FinishReason, Grammar, Request
+from ortserve.runtime.scheduling.admission import check_request
+from ortserve.runtime.scheduling.backlog import Backlog, Progress, QueueStats
+from ortserve.runtime.speculation.stats import DraftStats
 from ortserve.runtime.workers.crossing import arrived
 from ortserve.runtime.workers.known_grammars import KnownGrammars
 from ortserve.runtime.workers.launch import WorkerProcess, WorkerSpec

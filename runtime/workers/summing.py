@@ -11,11 +11,11 @@ from threading import Lock
 from typing import TypeVar
 
 from ortserve.plugins.api import CacheStats, Entry, TierStats
-from ortserve.runtime.backlog import QueueStats
-from ortserve.runtime.draft_stats import DraftStats
 from ortserve.runtime.engine import EngineStats
 from ortserve.runtime.errors import EngineClosedError
 from ortserve.runtime.plan import EnginePlan
+from ortserve.runtime.scheduling.backlog import QueueStats
+from ortserve.runtime.speculation.stats import DraftStats
 
 Value = TypeVar("Value")
 Stats = TypeVar("Stats", EngineStats, TierStats, CacheStats)

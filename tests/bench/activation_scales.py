@@ -17,12 +17,12 @@ from pathlib import Path
 from time import perf_counter
 
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.kv import SlotKvStore
-from ortserve.runtime.machine import memory_budget
+from ortserve.runtime.host.machine import memory_budget
 from ortserve.runtime.manifest import read_manifest
 from ortserve.runtime.plan import plan_engine
-from ortserve.runtime.runner import Runner, load_session
 from ortserve.runtime.session import int8_precision_mode
+from ortserve.runtime.slots.kv import SlotKvStore
+from ortserve.runtime.slots.runner import Runner, load_session
 from ortserve.runtime.step import Row, Step
 from tests.bench.measurement import Spread, finish, script_parser, spread
 

@@ -23,11 +23,11 @@ from unittest import mock
 
 import numpy as np
 
-from ortserve.export import toy
-from ortserve.export.publish import export_checkpoint
-from ortserve.export.shapes import SHAPES
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.toys import toy
+from ortserve.export.toys.shapes import SHAPES
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.cuda import CudaDevice
+from ortserve.runtime.devices.cuda import CudaDevice
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.manifest import Manifest, read_manifest
 from ortserve.runtime.opening import open_paged_engine

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ortserve.runtime.cuda import CudaDevice
-from ortserve.runtime.device import Strided
+from ortserve.runtime.devices.cuda import CudaDevice
+from ortserve.runtime.devices.device import Strided
 
 LIMIT_S = 570.0
 GIGABYTES = 4

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ortserve.runtime.encoder_driver import EncoderDriver, EncoderLimits
-from ortserve.runtime.encoder_queue import EncoderInput
+from ortserve.runtime.encoders.driver import EncoderDriver, EncoderLimits
+from ortserve.runtime.encoders.queue import EncoderInput
 from ortserve.runtime.opening import open_encoder
 
 BUDGETS = (512, 2048, 8192)

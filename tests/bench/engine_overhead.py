@@ -19,18 +19,18 @@ from time import perf_counter, process_time
 
 import numpy as np
 
-from ortserve.runtime.batch import build_batch
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.driver import Driver
+from ortserve.runtime.drivers.driver import Driver
 from ortserve.runtime.engine import Engine
-from ortserve.runtime.kv import SlotKvStore
-from ortserve.runtime.machine import memory_budget
+from ortserve.runtime.host.machine import memory_budget
 from ortserve.runtime.manifest import Manifest, read_manifest
 from ortserve.runtime.plan import EnginePlan, plan_engine
 from ortserve.runtime.request import Delta, Request, SamplingParams
-from ortserve.runtime.runner import Runner, load_session
-from ortserve.runtime.sampler import Sampler
+from ortserve.runtime.sampling.sampler import Sampler
 from ortserve.runtime.session import Binding, Session
+from ortserve.runtime.slots.batch import build_batch
+from ortserve.runtime.slots.kv import SlotKvStore
+from ortserve.runtime.slots.runner import Runner, load_session
 from ortserve.runtime.step import Row, Step
 from tests.bench.measurement import Goal, finish, script_parser, spread
 

@@ -21,8 +21,8 @@ from tempfile import TemporaryDirectory
 from time import monotonic_ns, perf_counter, process_time, sleep
 
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.driver import Driver
-from ortserve.runtime.engine_driver import EngineDriver
+from ortserve.runtime.drivers.driver import Driver
+from ortserve.runtime.drivers.engine_driver import EngineDriver
 from ortserve.runtime.manifest import read_manifest
 from ortserve.runtime.opening import open_driver
 from ortserve.runtime.request import Delta, Request, SamplingParams

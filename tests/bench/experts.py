@@ -18,10 +18,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ortserve.export.architecture import Experts, Linear, Mlp
-from ortserve.export.data_file import DataFile
-from ortserve.export.experts import apply_experts
-from ortserve.export.graph_builder import GraphBuilder
-from ortserve.export.layer_plan import LayerPlan, MatrixPlan, MlpPlan
+from ortserve.export.graph.builder import GraphBuilder
+from ortserve.export.graph.data_file import DataFile
+from ortserve.export.graph.experts import apply_experts
+from ortserve.export.recipes.layer_plan import LayerPlan, MatrixPlan, MlpPlan
 
 HIDDEN, INNER, NUM_EXPERTS, ACTIVE = 2048, 768, 128, 8  # Qwen3-30B-A3B's
 TOKENS = (1, 4, 16, 64)

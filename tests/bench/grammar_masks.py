@@ -15,10 +15,10 @@ from time import process_time, thread_time
 
 import numpy as np
 
-from ortserve.runtime.guidance import open_grammars
+from ortserve.runtime.grammar.guidance import open_grammars
 from ortserve.runtime.manifest import read_manifest
 from ortserve.runtime.request import Grammar, GrammarKind, SamplingParams
-from ortserve.runtime.sampler import Draw, Sampler
+from ortserve.runtime.sampling.sampler import Draw, Sampler
 from tests.bench.measurement import Goal, finish, script_parser, spread
 
 STRINGS = {

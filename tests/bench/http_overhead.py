@@ -26,7 +26,7 @@ from ortserve.gateway.bench.prompts import PromptSource
 from ortserve.gateway.bench.statistics import LevelReport, summarize
 from ortserve.gateway.bench.workload import Api, ClosedLoop, Workload, parse_target
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.driver import Driver
+from ortserve.runtime.drivers.driver import Driver
 from ortserve.runtime.manifest import read_manifest
 from ortserve.runtime.opening import open_driver
 from ortserve.runtime.request import Delta, Request, SamplingParams

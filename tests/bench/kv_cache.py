@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ortserve.runtime.kv import SlotKvStore, block_size
 from ortserve.runtime.manifest import read_manifest
-from ortserve.runtime.runner import Runner, load_session
 from ortserve.runtime.session import int8_precision_mode
+from ortserve.runtime.slots.kv import SlotKvStore, block_size
+from ortserve.runtime.slots.runner import Runner, load_session
 from ortserve.runtime.step import Row
 from tests.bench.activation_scales import NUM_WARMUP, Case, seconds
 from tests.bench.measurement import finish, script_parser, spread

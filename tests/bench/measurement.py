@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from ortserve.runtime.machine import cpu_facts, memory_budget
+from ortserve.runtime.host.machine import cpu_facts, memory_budget
 
 HOST = "127.0.0.1"
 

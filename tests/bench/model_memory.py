@@ -14,14 +14,14 @@ from pathlib import Path
 from ortserve.gateway.fleet.memory import allot, resident_weights
 from ortserve.gateway.fleet.opening import FolderOpener
 from ortserve.gateway.fleet.spec import ModelSpec
-from ortserve.gateway.logs import configure_logs
-from ortserve.gateway.model_options import EngineSettings
+from ortserve.gateway.options.model import EngineSettings
+from ortserve.gateway.telemetry.logs import configure_logs
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.driver import Driver
-from ortserve.runtime.heap import trim_heap
+from ortserve.runtime.drivers.driver import Driver
+from ortserve.runtime.host.heap import trim_heap
+from ortserve.runtime.host.threads import share_cores
 from ortserve.runtime.model import Model
 from ortserve.runtime.request import SamplingParams
-from ortserve.runtime.threads import share_cores
 
 MIB = 2**20
 

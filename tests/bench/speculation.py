@@ -17,7 +17,7 @@ from time import perf_counter
 from tokenizers import Tokenizer
 
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.driver import Driver
+from ortserve.runtime.drivers.driver import Driver
 from ortserve.runtime.opening import open_driver
 from ortserve.runtime.request import Delta, DraftHints, FinishReason, Request, SamplingParams
 from tests.bench.measurement import Goal, finish, script_parser, spread

@@ -20,11 +20,11 @@ from time import perf_counter
 
 from ortserve.plugins.drafting import Draft, DraftRequest, Ended, SequenceView, Verified
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.drafting import Drafting
-from ortserve.runtime.driver import Driver
+from ortserve.runtime.drivers.driver import Driver
 from ortserve.runtime.manifest import Manifest, read_manifest
 from ortserve.runtime.opening import open_engine
 from ortserve.runtime.request import DraftHints, Request, SamplingParams
+from ortserve.runtime.speculation.drafting import Drafting
 from tests.bench.measurement import Goal, finish, script_parser, spread
 from tests.bench.speculation import Finished
 

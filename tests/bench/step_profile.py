@@ -18,12 +18,12 @@ from time import perf_counter
 import numpy as np
 
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.kv import SlotKvStore
-from ortserve.runtime.machine import memory_budget
+from ortserve.runtime.host.machine import memory_budget
 from ortserve.runtime.manifest import Manifest, read_manifest
 from ortserve.runtime.plan import plan_engine
-from ortserve.runtime.runner import Runner
 from ortserve.runtime.session import Session
+from ortserve.runtime.slots.kv import SlotKvStore
+from ortserve.runtime.slots.runner import Runner
 from ortserve.runtime.step import Row, Step
 from tests.bench.measurement import finish, script_parser
 

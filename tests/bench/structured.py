@@ -18,14 +18,14 @@ from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
-from ortserve.runtime import sampler as sampler_module
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.constraint import Constraint, Mask
 from ortserve.runtime.engine import Engine
-from ortserve.runtime.guidance import GuidanceConstraint
+from ortserve.runtime.grammar.constraint import Constraint, Mask
+from ortserve.runtime.grammar.guidance import GuidanceConstraint
 from ortserve.runtime.manifest import read_manifest
 from ortserve.runtime.opening import open_engine
 from ortserve.runtime.request import Grammar, GrammarKind, Request, SamplingParams
+from ortserve.runtime.sampling import sampler as sampler_module
 from tests.bench.measurement import Goal, Spread, finish, script_parser, spread
 
 PROMPT = tuple(range(40, 104))

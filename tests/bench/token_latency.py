@@ -28,12 +28,12 @@ from statistics import median, quantiles
 from time import monotonic
 from typing import Any
 
-from ortserve.gateway.logs import configure_logs
-from ortserve.gateway.serve import SWITCH_S
-from ortserve.gateway.server import Limits
-from ortserve.gateway.service import ModelService, open_service
-from ortserve.runtime.async_engine import AsyncEngine
+from ortserve.gateway.commands.serve import SWITCH_S
+from ortserve.gateway.http.server import Limits
+from ortserve.gateway.served.service import ModelService, open_service
+from ortserve.gateway.telemetry.logs import configure_logs
 from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.drivers.async_engine import AsyncEngine
 from ortserve.runtime.opening import open_driver
 from tests.bench.measurement import HOST, Goal, finish, script_parser, spread
 from tests.gateway.running import serving

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from ortserve.runtime.draft_stats import DraftStats
+from ortserve.runtime.speculation.stats import DraftStats
 from tests.gateway.running import running
 from tests.gateway.scripted import make_driver, saying
 

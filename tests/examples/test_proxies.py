@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ortserve.gateway.server import Limits
+from ortserve.gateway.http.server import Limits
 from tests.e2e.server import free_port
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, saying

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from ortserve.export.checkpoint import RANDOM_WEIGHTS
+from ortserve.export.sources.checkpoint import RANDOM_WEIGHTS
 
 DTYPES: Mapping[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 LLAMA3 = {

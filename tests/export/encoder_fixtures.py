@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ortserve.export.encoders.bridge import OptimumExport, read_optimum_export
 from ortserve.export.encoders.proof_texts import PAIRS, TEXTS
 from ortserve.export.encoders.publish import EncoderPlan, plan_encoder, publish_encoder
-from ortserve.runtime.encoder_manifest import EncoderManifest, EncoderTask
+from ortserve.runtime.encoders.manifest import EncoderManifest, EncoderTask
 
 FOLDER = Path(__file__).parent / "encoders"
 NAMES = tuple(sorted(path.name for path in FOLDER.iterdir() if path.is_dir()))

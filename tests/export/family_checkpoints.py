@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from ortserve.export.checkpoint import RANDOM_WEIGHTS
+from ortserve.export.sources.checkpoint import RANDOM_WEIGHTS
 from tests.export.checkpoints import write_json
 
 FOLDER = Path(__file__).parent / "families"

@@ -20,10 +20,10 @@ from safetensors.numpy import load_file, save_file
 
 from ortserve.export.architecture import Linear
 from ortserve.export.bundled import bundled_model
-from ortserve.export.checkpoint import TOKENIZER_FILES, open_checkpoint
 from ortserve.export.families import read_architecture
-from ortserve.export.proof_text import bundled_documents, document_tokens
-from ortserve.export.reference import CheckpointWeights, final_states
+from ortserve.export.proof.proof_text import bundled_documents, document_tokens
+from ortserve.export.proof.reference import CheckpointWeights, final_states
+from ortserve.export.sources.checkpoint import TOKENIZER_FILES, open_checkpoint
 
 Floats = NDArray[np.float32]
 OUTLIER_CHANNELS = (7, 60, 133, 201)

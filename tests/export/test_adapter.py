@@ -12,15 +12,15 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from ortserve.export import adapter as adapter_module
-from ortserve.export.adapter import merge_adapter
-from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.errors import ExportError, UnprovenError
 from ortserve.export.families import read_architecture
-from ortserve.export.graph_run import GraphRun, RowInput
-from ortserve.export.open_source import open_source
-from ortserve.export.publish import export_checkpoint
-from ortserve.export.reference import reference_logits
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.proof.graph_run import GraphRun, RowInput
+from ortserve.export.proof.reference import reference_logits
+from ortserve.export.sources import adapter as adapter_module
+from ortserve.export.sources.adapter import merge_adapter
+from ortserve.export.sources.checkpoint import open_checkpoint
+from ortserve.export.sources.open_source import open_source
 from ortserve.runtime.manifest import read_manifest
 from tests.export.checkpoints import random_sequences, write_json
 from tests.export.command_line import run_verb

@@ -70,7 +70,7 @@ def test_export_as_json_prints_both_files(tmp_path: Path, source: Path, capsys: 
 def test_a_failed_check_is_status_1_and_one_line(
     tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ortserve.export import limits
+    from ortserve.export.proof import limits
 
     assert run_verb("export", source, tmp_path / "out") == 0
     other = write_checkpoint(tmp_path / "other", Tiny(seed=1))

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from ortserve.export.checkpoint import foreign_folder, open_checkpoint
 from ortserve.export.cli import configure_export, run_export
 from ortserve.export.encoders.bridge import export_through_optimum
 from ortserve.export.encoders.modules import read_classifier, read_modules
@@ -18,6 +17,7 @@ from ortserve.export.families import read_architecture
 from ortserve.export.optimum import environment
 from ortserve.export.optimum.environment import optimum_python, optimum_requirements
 from ortserve.export.optimum.transformers4 import readable_copy, translate_config, translate_tokenizer
+from ortserve.export.sources.checkpoint import foreign_folder, open_checkpoint
 from tests.export.encoder_fixtures import checkpoint_of, copy_checkpoint
 
 

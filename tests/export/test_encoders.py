@@ -16,9 +16,9 @@ from ortserve.export.encoders.proof import tokenize
 from ortserve.export.encoders.proof_texts import PAIRS, TEXTS
 from ortserve.export.encoders.report import check_encoder, describe_encoder
 from ortserve.export.errors import CheckFailedError, ExportError, UnprovenError
-from ortserve.runtime.encoder import Encoder
-from ortserve.runtime.encoder_driver import EncoderDriver, EncoderLimits
-from ortserve.runtime.encoder_manifest import read_encoder_manifest
+from ortserve.runtime.encoders.driver import EncoderDriver, EncoderLimits
+from ortserve.runtime.encoders.encoder import Encoder
+from ortserve.runtime.encoders.manifest import read_encoder_manifest
 from ortserve.runtime.manifest import MANIFEST_NAME
 from ortserve.runtime.report import REPORT_NAME, read_report
 from tests.export.encoder_fixtures import (

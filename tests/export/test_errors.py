@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ortserve.export.errors import ExportError, UnprovenError
-from ortserve.export.publish import export_checkpoint
+from ortserve.export.folder.publish import export_checkpoint
 from ortserve.runtime.report import is_verified
 from tests.export.checkpoints import Tiny, write_checkpoint, write_json
 
@@ -158,7 +158,7 @@ def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pyte
 
 
 def test_an_unproven_export_is_kept_and_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ortserve.export import limits
+    from ortserve.export.proof import limits
 
     impossible = {"int8": limits.Limits(max_mean_kl=0.0, min_top1_agreement=1.0, max_perplexity_ratio=1.0)}
     monkeypatch.setattr(limits, "RANDOM_LIMITS", impossible)

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from ortserve.export.architecture import Architecture, Experts
-from ortserve.export.checkpoint import open_checkpoint
-from ortserve.export.data_file import DataFile
 from ortserve.export.errors import ExportError
-from ortserve.export.experts import apply_experts
 from ortserve.export.families import read_architecture
-from ortserve.export.graph_builder import GraphBuilder
-from ortserve.export.graph_run import GraphRun, RowInput
-from ortserve.export.matrix import store_matrix
-from ortserve.export.plan import plan_export
-from ortserve.export.publish import export_checkpoint
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.graph.builder import GraphBuilder
+from ortserve.export.graph.data_file import DataFile
+from ortserve.export.graph.experts import apply_experts
+from ortserve.export.graph.matrix import store_matrix
+from ortserve.export.proof.graph_run import GraphRun, RowInput
+from ortserve.export.recipes.plan import plan_export
+from ortserve.export.sources.checkpoint import open_checkpoint
 from tests.export.checkpoints import write_json
 from tests.export.family_checkpoints import FOLDER, MAX_CONTEXT, copy_family, expected_logits
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ortserve import runtime
-from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.families import read_architecture
-from ortserve.export.publish import export_checkpoint
-from ortserve.export.reference import reference_logits
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.proof.reference import reference_logits
+from ortserve.export.sources.checkpoint import open_checkpoint
 from tests.export.family_checkpoints import FOLDER, MAX_CONTEXT, copy_family, every_family, expected_logits
 
 NUM_TOKENS = 12

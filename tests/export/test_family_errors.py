@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
-from ortserve.export.shapes import SHAPES
-from ortserve.export.widen import widen_checkpoint
+from ortserve.export.sources.checkpoint import open_checkpoint
+from ortserve.export.toys.shapes import SHAPES
+from ortserve.export.toys.widen import widen_checkpoint
 from tests.export.checkpoints import Tiny, write_checkpoint
 from tests.export.family_checkpoints import copy_family
 

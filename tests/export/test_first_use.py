@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from ortserve.export import first_use
-from ortserve.export.checkpoint import Checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.first_use import ensure_exported
-from ortserve.export.precisions import Device
-from ortserve.export.publish import export_checkpoint
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.recipes.precisions import Device
+from ortserve.export.sources.checkpoint import Checkpoint
 from ortserve.runtime.manifest import Manifest, read_manifest
 from tests.export.checkpoints import Tiny, write_checkpoint, write_json
 from tests.export.proofs import proof_of

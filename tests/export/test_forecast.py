@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from ortserve.export.bundled import bundled_model
-from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.forecast import Speed, forecast
-from ortserve.export.planned import ExportOptions
+from ortserve.export.recipes.planned import ExportOptions
+from ortserve.export.sources.checkpoint import open_checkpoint
 from tests.export.checkpoints import Tiny, write_checkpoint
 from tests.export.command_line import run_verb
 

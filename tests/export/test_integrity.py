@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from ortserve.export.errors import CheckFailedError
-from ortserve.export.inspection import describe_model, inspect_model
-from ortserve.export.integrity import check_integrity, model_digest
-from ortserve.export.publish import export_checkpoint
-from ortserve.export.shapes import SHAPES
-from ortserve.export.toy import write_toy_checkpoint
+from ortserve.export.folder.inspection import describe_model, inspect_model
+from ortserve.export.folder.integrity import check_integrity, model_digest
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.toys.shapes import SHAPES
+from ortserve.export.toys.toy import write_toy_checkpoint
 from ortserve.runtime.errors import ManifestError
 from ortserve.runtime.manifest import read_manifest
 

@@ -10,17 +10,17 @@ import onnx
 import pytest
 
 from ortserve import runtime
-from ortserve.export import kv_scales as scales_module
-from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.errors import ExportError, UnprovenError
 from ortserve.export.families import read_architecture
-from ortserve.export.graph_run import GraphRun, RowInput
-from ortserve.export.kv_scales import KvScales, measure_kv_ranges
-from ortserve.export.plan import plan_export
-from ortserve.export.publish import export_checkpoint
-from ortserve.export.verify import check_parity
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.proof.graph_run import GraphRun, RowInput
+from ortserve.export.proof.verify import check_parity
+from ortserve.export.recipes import kv_scales as scales_module
+from ortserve.export.recipes.kv_scales import KvScales, measure_kv_ranges
+from ortserve.export.recipes.plan import plan_export
+from ortserve.export.sources.checkpoint import open_checkpoint
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.device import HostDevice
+from ortserve.runtime.devices.device import HostDevice
 from ortserve.runtime.errors import DeviceError
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.opening import open_engine, open_paged_engine
@@ -110,7 +110,9 @@ def test_the_proof_catches_wrong_scales(tmp_path: Path, monkeypatch: pytest.Monk
         return KvScales(scales.key / np.float32(4), scales.value)  # most keys are cut off
 
     right = scales_module.kv_scales
-    monkeypatch.setattr("ortserve.export.plan.kv_scales", lambda *arguments: tuple(map(planted, right(*arguments))))
+    monkeypatch.setattr(
+        "ortserve.export.recipes.plan.kv_scales", lambda *arguments: tuple(map(planted, right(*arguments)))
+    )
     with pytest.raises(UnprovenError):
         exported(tmp_path, "mistral")
 
@@ -169,7 +171,7 @@ def test_deterministic_mode_is_refused_where_the_kernels_do_not_keep_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = exported(tmp_path, "llama", verify=False)
-    monkeypatch.setattr("ortserve.runtime.kv_kernels._is_exact", lambda *shape: False)
+    monkeypatch.setattr("ortserve.runtime.slots.kv_kernels._is_exact", lambda *shape: False)
     with pytest.raises(DeviceError, match="--deterministic cannot be kept with an int8 KV cache on this CPU"):
         open_engine(tmp_path / "out", manifest, EngineConfig(deterministic=True))
     open_engine(tmp_path / "out", manifest, EngineConfig())[0].close()

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.families import read_architecture
-from ortserve.export.publish import export_checkpoint
-from ortserve.export.reference import reference_logits
-from ortserve.export.shapes import SHAPES
-from ortserve.export.toy import write_toy_checkpoint
-from ortserve.export.widen import widen_checkpoint
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.proof.reference import reference_logits
+from ortserve.export.sources.checkpoint import open_checkpoint
+from ortserve.export.toys.shapes import SHAPES
+from ortserve.export.toys.toy import write_toy_checkpoint
+from ortserve.export.toys.widen import widen_checkpoint
 
 # 64 MB as float32 in the embedding; the layers stay small, so that the test does
 SHAPE = replace(SHAPES["tiny"], hidden_size=256, vocab_size=65536, num_layers=1)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from ortserve.export.data_file import DataFile
 from ortserve.export.errors import ExportError
-from ortserve.export.new_folder import new_folder, remove_partial_folders
-from ortserve.export.publish import export_checkpoint
+from ortserve.export.folder.new_folder import new_folder, remove_partial_folders
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.graph.data_file import DataFile
 from tests.export.checkpoints import write_checkpoint
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from ortserve.export.bundled import bundled_model
-from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.errors import UnprovenError
 from ortserve.export.families import read_architecture
-from ortserve.export.proof_text import bundled_documents, document_tokens
-from ortserve.export.publish import export_checkpoint
-from ortserve.export.reference import reference_logits
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.proof.proof_text import bundled_documents, document_tokens
+from ortserve.export.proof.reference import reference_logits
+from ortserve.export.sources.checkpoint import open_checkpoint
 from tests.export.outlier_twin import MASSIVE, write_outlier_twin
 from tests.export.proofs import proof_of
 
@@ -47,7 +47,7 @@ def test_what_is_exported_by_default_passes(tmp_path: Path, twin: Path, precisio
 
 def test_first_tokens_are_massive_and_others_are_not(twin: Path) -> None:
     from ortserve.export.architecture import Linear
-    from ortserve.export.reference import CheckpointWeights, Floats, final_states
+    from ortserve.export.proof.reference import CheckpointWeights, Floats, final_states
 
     checkpoint = open_checkpoint(twin)
     architecture = read_architecture(checkpoint)

@@ -8,15 +8,15 @@ import numpy as np
 import onnx
 import pytest
 
-from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.errors import ExportError, UnprovenError
 from ortserve.export.families import read_architecture
-from ortserve.export.graph_run import RowInput
-from ortserve.export.integrity import check_integrity
-from ortserve.export.paged_run import PagedGraphRun
-from ortserve.export.plan import plan_export
-from ortserve.export.publish import export_checkpoint
-from ortserve.export.verify import check_parity
+from ortserve.export.folder.integrity import check_integrity
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.proof.graph_run import RowInput
+from ortserve.export.proof.paged_run import PagedGraphRun
+from ortserve.export.proof.verify import check_parity
+from ortserve.export.recipes.plan import plan_export
+from ortserve.export.sources.checkpoint import open_checkpoint
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.report import is_verified
 from tests.export.checkpoints import Tiny, random_sequences, write_checkpoint
@@ -80,7 +80,7 @@ def test_the_proof_catches_an_operator_with_a_wrong_option(tmp_path: Path, optio
 
 
 def test_an_export_that_differs_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ortserve.export.attention.rotary_tables", lambda rope, count: [np.ones((count, 8))] * 2)
+    monkeypatch.setattr("ortserve.export.graph.attention.rotary_tables", lambda rope, count: [np.ones((count, 8))] * 2)
     with pytest.raises(UnprovenError, match="fp16 differs from the reference"):
         export(tmp_path, Tiny(), "fp16")
     assert not is_verified(tmp_path / "out")

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.families import read_architecture
-from ortserve.export.graph_run import GraphRun, RowInput
-from ortserve.export.publish import export_checkpoint
-from ortserve.export.reference import reference_logits
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.proof.graph_run import GraphRun, RowInput
+from ortserve.export.proof.reference import reference_logits
+from ortserve.export.sources.checkpoint import open_checkpoint
 from tests.export.checkpoints import LLAMA3, Tiny, random_sequences, write_checkpoint
 from tests.export.oracle import oracle_logits
 from tests.export.proofs import proof_of
@@ -88,7 +88,7 @@ def test_int8_loses_little(tmp_path: Path) -> None:
 
 
 def test_the_proof_fails_for_another_models_weights(tmp_path: Path) -> None:
-    from ortserve.export.verify import check_parity
+    from ortserve.export.proof.verify import check_parity
 
     manifest = export_checkpoint(write_checkpoint(tmp_path / "one"), tmp_path / "out", precision="int4")
     other = open_checkpoint(write_checkpoint(tmp_path / "other", Tiny(seed=1)))
@@ -102,7 +102,7 @@ def test_the_proof_fails_for_another_models_weights(tmp_path: Path) -> None:
     ids=["theta", "epsilon", "scaling"],
 )
 def test_the_float32_proof_notices_one_wrong_constant(tmp_path: Path, wrong: Tiny) -> None:
-    from ortserve.export.verify import check_parity
+    from ortserve.export.proof.verify import check_parity
 
     manifest = export_checkpoint(write_checkpoint(tmp_path / "right"), tmp_path / "out", precision="fp32")
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "wrong", wrong))

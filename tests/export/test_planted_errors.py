@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ortserve.export import attention as attention_module
-from ortserve.export import planned, publish
 from ortserve.export.architecture import (
     Architecture,
     Attention,
@@ -27,14 +25,17 @@ from ortserve.export.architecture import (
     Rope,
     YarnScaling,
 )
-from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.errors import CheckFailedError
 from ortserve.export.families import read_architecture
-from ortserve.export.matrix import multiply
-from ortserve.export.quantize import quantize_int8_rows
-from ortserve.export.rope import rotary_tables
-from ortserve.export.verify import check_parity
-from ortserve.gateway.verified import check_verified
+from ortserve.export.folder import publish
+from ortserve.export.graph import attention as attention_module
+from ortserve.export.graph.matrix import multiply
+from ortserve.export.graph.rope import rotary_tables
+from ortserve.export.proof.verify import check_parity
+from ortserve.export.recipes import planned
+from ortserve.export.recipes.quantize import quantize_int8_rows
+from ortserve.export.sources.checkpoint import open_checkpoint
+from ortserve.gateway.served.verified import check_verified
 from ortserve.runtime.errors import UnverifiedError
 from ortserve.runtime.report import read_report
 from tests.export.command_line import run_verb
@@ -271,7 +272,7 @@ def test_an_error_in_the_exporter_ends_in_a_marked_folder(
     block = ("--block-size", str(BLOCK_SIZE)) if precision == "int4" else ()
     words = ("export", source, out, "--precision", precision, "--max-context", str(MAX_CONTEXT), *block)
     with monkeypatch.context() as patch:
-        patch.setattr(f"ortserve.export.{place}", wrong)
+        patch.setattr(f"ortserve.export.graph.{place}", wrong)
         assert run_verb(*words) == 1
     printed = capsys.readouterr()
     assert "FAILED" in printed.out
@@ -287,7 +288,7 @@ def test_an_error_in_the_exporter_ends_in_a_marked_folder(
     assert run_verb(*words, "--force") == 0  # without the error
     assert check_verified(out, allow=False)
     with monkeypatch.context() as patch:
-        patch.setattr(f"ortserve.export.{place}", wrong)
+        patch.setattr(f"ortserve.export.graph.{place}", wrong)
         assert run_verb(*words, "--force") == 1
     assert "keeps the verified export" in capsys.readouterr().err
     assert check_verified(out, allow=False)

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.cli import bundled_draft, bundled_model
 from ortserve.export.families import read_architecture
-from ortserve.export.publish import export_checkpoint
-from ortserve.export.reference import reference_logits
-from ortserve.export.shapes import SHAPES
-from ortserve.export.verify import proof_sequences
-from ortserve.export.widen import widen_checkpoint
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.proof.reference import reference_logits
+from ortserve.export.proof.verify import proof_sequences
+from ortserve.export.sources.checkpoint import open_checkpoint
+from ortserve.export.toys.shapes import SHAPES
+from ortserve.export.toys.widen import widen_checkpoint
 from ortserve.runtime.manifest import Manifest, read_manifest
 from ortserve.runtime.report import find_doubts, read_report
 from tests.export.proofs import proof_of

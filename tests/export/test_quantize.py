@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from ortserve.export.quantize import INT4_ZERO, INT8_LIMIT, quantize_int4_blocks, quantize_int8_rows
+from ortserve.export.recipes.quantize import INT4_ZERO, INT8_LIMIT, quantize_int4_blocks, quantize_int8_rows
 
 values = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
 matrices = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40), elements=values)

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ortserve.export import references
 from ortserve.export.architecture import Architecture
-from ortserve.export.checkpoint import Checkpoint, open_checkpoint
 from ortserve.export.errors import ExportError, UnreadableError
 from ortserve.export.families import read_architecture
-from ortserve.export.reference import reference_logits
-from ortserve.export.references import NUMPY, open_reference
-from ortserve.runtime.machine import MemoryFacts
+from ortserve.export.proof import references
+from ortserve.export.proof.reference import reference_logits
+from ortserve.export.proof.references import NUMPY, open_reference
+from ortserve.export.sources.checkpoint import Checkpoint, open_checkpoint
+from ortserve.runtime.host.machine import MemoryFacts
 from tests.export.checkpoints import write_checkpoint
 from tests.export.command_line import run_verb
 

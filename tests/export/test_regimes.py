@@ -9,18 +9,18 @@ import numpy as np
 import onnx
 import pytest
 
-from ortserve.export import attention as attention_module
 from ortserve.export.architecture import Rope
-from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
-from ortserve.export.graph_run import GraphRun, RowInput
-from ortserve.export.plan import plan_export
-from ortserve.export.publish import export_checkpoint
-from ortserve.export.reference import reference_logits
-from ortserve.export.reference_rotary import frequency
-from ortserve.export.rope import inverse_frequencies, rotary_tables
-from ortserve.export.verify import check_parity
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.graph import attention as attention_module
+from ortserve.export.graph.rope import inverse_frequencies, rotary_tables
+from ortserve.export.proof.graph_run import GraphRun, RowInput
+from ortserve.export.proof.reference import reference_logits
+from ortserve.export.proof.reference_rotary import frequency
+from ortserve.export.proof.verify import check_parity
+from ortserve.export.recipes.plan import plan_export
+from ortserve.export.sources.checkpoint import open_checkpoint
 from ortserve.runtime.manifest import RotaryRegime
 from ortserve.runtime.report import read_report
 from ortserve.runtime.rotary import choose_regime

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from ortserve.export.architecture import Architecture
-from ortserve.export.checkpoint import Checkpoint, open_checkpoint
 from ortserve.export.families import read_architecture
-from ortserve.export.publish import export_checkpoint
-from ortserve.export.reference import reference_logits
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.proof.reference import reference_logits
+from ortserve.export.sources.checkpoint import Checkpoint, open_checkpoint
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.device import HostDevice
+from ortserve.runtime.devices.device import HostDevice
 from ortserve.runtime.manifest import read_manifest
 from ortserve.runtime.opening import open_engine, open_paged_engine
 from ortserve.runtime.request import Completion, Request, SamplingParams

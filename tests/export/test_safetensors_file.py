@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from ortserve.export.errors import ExportError
-from ortserve.export.safetensors_file import NewTensor, read_header, write_tensors
+from ortserve.export.sources.safetensors_file import NewTensor, read_header, write_tensors
 
 
 @settings(max_examples=30, deadline=None)

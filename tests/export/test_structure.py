@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ortserve.export import error_plot
 from ortserve.export.errors import ExportError
-from ortserve.export.inspection import inspect_model
-from ortserve.export.streams import StreamRecord
-from ortserve.export.structure import PartFacts, chart_errors, draw_parts
+from ortserve.export.folder import error_plot
+from ortserve.export.folder.inspection import inspect_model
+from ortserve.export.folder.structure import PartFacts, chart_errors, draw_parts
+from ortserve.export.proof.streams import StreamRecord
 from ortserve.runtime.manifest import MatrixFacts
 from tests.export.checkpoints import Tiny, write_checkpoint
 from tests.export.command_line import run_verb

@@ -15,11 +15,11 @@ from onnx import helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
 from ortserve import runtime
-from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.errors import ExportError, UnprovenError
 from ortserve.export.first_use import ensure_exported, source_identity
-from ortserve.export.publish import export_checkpoint
-from ortserve.export.takeover import find_block_formats
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.recipes.takeover import find_block_formats
+from ortserve.export.sources.checkpoint import open_checkpoint
 from ortserve.runtime.manifest import TakenFacts, read_manifest
 from tests.export.checkpoints import Tiny, write_checkpoint, write_json
 from tests.export.command_line import run_verb
@@ -161,7 +161,7 @@ def test_a_wrong_zero_point_fails_the_proof(tmp_path: Path, monkeypatch: pytest.
             for linear, form in find_block_formats(*arguments).items()
         }
 
-    monkeypatch.setattr("ortserve.export.planned.find_block_formats", without_zeros)
+    monkeypatch.setattr("ortserve.export.recipes.planned.find_block_formats", without_zeros)
     with pytest.raises(UnprovenError, match="differs from the reference"):
         export_checkpoint(tmp_path / "source", tmp_path / "out")
 

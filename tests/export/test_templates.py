@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from ortserve.export.checkpoint import HUB_PATTERNS, open_checkpoint
 from ortserve.export.first_use import source_identity
-from ortserve.export.publish import export_checkpoint
-from ortserve.export.shapes import SHAPES
-from ortserve.export.toy import write_toy_checkpoint
-from ortserve.export.widen import widen_checkpoint
-from ortserve.gateway.template_files import load_chat_template
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.sources.checkpoint import HUB_PATTERNS, open_checkpoint
+from ortserve.export.toys.shapes import SHAPES
+from ortserve.export.toys.toy import write_toy_checkpoint
+from ortserve.export.toys.widen import widen_checkpoint
+from ortserve.gateway.prompts.template_files import load_chat_template
 
 FOLDER = "additional_chat_templates"
 DEFAULT = "{% for message in messages %}{{ message.content }}{% endfor %}"

@@ -11,15 +11,15 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
-from ortserve.export.plan import plan_export
-from ortserve.export.publish import export_checkpoint
-from ortserve.export.reference import reference_logits
-from ortserve.export.shapes import SHAPES, find_shape, llama_config
-from ortserve.export.toy import write_toy_checkpoint
-from ortserve.export.toy_tokenizer import byte_characters, write_toy_tokenizer
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.proof.reference import reference_logits
+from ortserve.export.recipes.plan import plan_export
+from ortserve.export.sources.checkpoint import open_checkpoint
+from ortserve.export.toys.shapes import SHAPES, find_shape, llama_config
+from ortserve.export.toys.toy import write_toy_checkpoint
+from ortserve.export.toys.toy_tokenizer import byte_characters, write_toy_tokenizer
 from tests.export.proofs import proof_of
 
 TINY = SHAPES["tiny"]

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ortserve.export import planned, publish
 from ortserve.export.architecture import Architecture
-from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.errors import UnprovenError
 from ortserve.export.families import read_architecture
-from ortserve.export.reference import reference_logits
-from ortserve.export.references import open_reference
+from ortserve.export.folder import publish
+from ortserve.export.proof.reference import reference_logits
+from ortserve.export.proof.references import open_reference
+from ortserve.export.recipes import planned
+from ortserve.export.sources.checkpoint import open_checkpoint
 from ortserve.runtime.report import read_report
 from tests.export.checkpoints import random_sequences
 from tests.export.family_checkpoints import FOLDER, MAX_CONTEXT, assert_close, every_family

@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 
-from ortserve.export import data_file, matrix, publish
-from ortserve.export.calibration_file import load_calibration, save_calibration
-from ortserve.export.checkpoint import Checkpoint, open_checkpoint
-from ortserve.export.digest import digest_of
 from ortserve.export.families import read_architecture
-from ortserve.export.graph_builder import GraphBuilder
-from ortserve.export.journal import Journal, Unit
-from ortserve.export.layer_plan import MatrixPlan
+from ortserve.export.folder import publish
+from ortserve.export.folder.journal import Journal, Unit
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.folder.unfinished import unfinished_folder
+from ortserve.export.graph import data_file, matrix
+from ortserve.export.graph.builder import GraphBuilder
 from ortserve.export.progress import _Lines
-from ortserve.export.publish import export_checkpoint
-from ortserve.export.sensitivity import measure_options
-from ortserve.export.unfinished import unfinished_folder
+from ortserve.export.recipes.calibration_file import load_calibration, save_calibration
+from ortserve.export.recipes.digest import digest_of
+from ortserve.export.recipes.layer_plan import MatrixPlan
+from ortserve.export.recipes.sensitivity import measure_options
+from ortserve.export.sources.checkpoint import Checkpoint, open_checkpoint
 from ortserve.runtime.report import is_verified
 from tests.export.checkpoints import Tiny, write_checkpoint
 

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ortserve.export.architecture import Architecture, Norm
-from ortserve.export.checkpoint import open_checkpoint
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
-from ortserve.export.graph_run import GraphRun, RowInput
-from ortserve.export.publish import export_checkpoint
-from ortserve.export.reference import reference_logits
-from ortserve.export.shapes import SHAPES, Shape
-from ortserve.export.widen import head_places, widen_checkpoint
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.proof.graph_run import GraphRun, RowInput
+from ortserve.export.proof.reference import reference_logits
+from ortserve.export.sources.checkpoint import open_checkpoint
+from ortserve.export.toys.shapes import SHAPES, Shape
+from ortserve.export.toys.widen import head_places, widen_checkpoint
 from tests.export.checkpoints import LLAMA3, Tiny, random_sequences, write_checkpoint, write_tokenizer
 from tests.export.proofs import proof_of
 

@@ -13,12 +13,12 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from ortserve.gateway.encoder_service import EncoderService
-from ortserve.gateway.encoder_tokenizer import load_encoder_tokenizer
+from ortserve.gateway.encoders.service import EncoderService
+from ortserve.gateway.encoders.tokenizer import load_encoder_tokenizer
 from ortserve.gateway.fleet.instance import Service
 from ortserve.gateway.pool import WorkPool
-from ortserve.runtime.encoder_driver import EncoderDriver
-from ortserve.runtime.encoder_queue import EncoderInput
+from ortserve.runtime.encoders.driver import EncoderDriver
+from ortserve.runtime.encoders.queue import EncoderInput
 from ortserve.runtime.opening import open_encoder
 from tests.gateway.scripted import ScriptedDriver, make_service
 from tests.runtime.synthetic_encoder import expected, make_manifest, write_synthetic_encoder

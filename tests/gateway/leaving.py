@@ -10,11 +10,11 @@ from pathlib import Path
 
 import msgspec
 
-from ortserve.gateway.server import Limits
-from ortserve.runtime.encoder import Encoder, Rows
-from ortserve.runtime.encoder_driver import EncoderDriver, EncoderLimits
-from ortserve.runtime.encoder_manifest import read_encoder_manifest
-from ortserve.runtime.encoder_queue import EncoderInput
+from ortserve.gateway.http.server import Limits
+from ortserve.runtime.encoders.driver import EncoderDriver, EncoderLimits
+from ortserve.runtime.encoders.encoder import Encoder, Rows
+from ortserve.runtime.encoders.manifest import read_encoder_manifest
+from ortserve.runtime.encoders.queue import EncoderInput
 from tests.gateway.encoders import encoder_service
 from tests.gateway.running import serving
 

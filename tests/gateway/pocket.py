@@ -9,10 +9,10 @@ from typing import Any
 
 import httpx
 
-from ortserve.gateway.server import Limits
-from ortserve.gateway.service import open_service
+from ortserve.gateway.http.server import Limits
+from ortserve.gateway.served.service import open_service
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.driver import Driver
+from ortserve.runtime.drivers.driver import Driver
 from ortserve.runtime.opening import open_driver
 from tests.gateway.running import serving
 

@@ -13,7 +13,7 @@ from typing import Any
 from ortserve.gateway.app import build_app
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.fleet.instance import Service
-from ortserve.gateway.server import Limits, run_server
+from ortserve.gateway.http.server import Limits, run_server
 from ortserve.gateway.transport.listener import Listener, listen
 from ortserve.gateway.transport.tls import Tls
 from tests.gateway.fleets import fleet_of

@@ -13,21 +13,21 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from ortserve.gateway.model_text import ModelText
 from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.prompts.model_text import ModelText
+from ortserve.gateway.prompts.template import ChatTemplate
+from ortserve.gateway.prompts.tokenizer import TextTokenizer
 from ortserve.gateway.schema.sampling import SamplingDefaults
-from ortserve.gateway.service import ModelService
-from ortserve.gateway.template import ChatTemplate
-from ortserve.gateway.tokenizer import TextTokenizer
+from ortserve.gateway.served.service import ModelService
 from ortserve.plugins.api import CacheStats
-from ortserve.runtime.async_engine import AsyncEngine
-from ortserve.runtime.backlog import QueueStats
-from ortserve.runtime.draft_stats import DraftStats
+from ortserve.runtime.drivers.async_engine import AsyncEngine
+from ortserve.runtime.drivers.engine_driver import Outlet, WorkerState
 from ortserve.runtime.engine import EngineStats
-from ortserve.runtime.engine_driver import Outlet, WorkerState
 from ortserve.runtime.errors import EngineClosedError, OrtserveError
 from ortserve.runtime.manifest import FORMAT_VERSION, KvLayout, Manifest
 from ortserve.runtime.request import Delta, FinishReason, Request, TokenLogprobs, Usage
+from ortserve.runtime.scheduling.backlog import QueueStats
+from ortserve.runtime.speculation.stats import DraftStats
 
 MAX_CONTEXT = 512
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ortserve.export.bundled import bundled_model
-from ortserve.gateway.breakpoints import DEFAULT_TTL_S, common_length
 from ortserve.gateway.pool import WorkPool
-from ortserve.gateway.prompt import ChatPrompt, PromptEncoder
+from ortserve.gateway.prompts.breakpoints import DEFAULT_TTL_S, common_length
+from ortserve.gateway.prompts.prompt import ChatPrompt, PromptEncoder
+from ortserve.gateway.prompts.template import ChatTemplate
+from ortserve.gateway.prompts.template_files import load_chat_template
+from ortserve.gateway.prompts.tokenizer import TextTokenizer, load_tokenizer
 from ortserve.gateway.schema.chat import read_chat
 from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
-from ortserve.gateway.template import ChatTemplate
-from ortserve.gateway.template_files import load_chat_template
-from ortserve.gateway.tokenizer import TextTokenizer, load_tokenizer
 from tests.gateway.scripted import make_tokenizer
 
 # In the manner of published models: the first says a system message itself, trims, and announces the reply; the second

@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 from ortserve.gateway import cli
-from ortserve.gateway.admin_client import seconds_text, size_text
-from ortserve.gateway.cache_options import plugin_options
-from ortserve.gateway.server import Limits
-from ortserve.gateway.service import open_service
+from ortserve.gateway.commands.admin_client import seconds_text, size_text
+from ortserve.gateway.http.server import Limits
+from ortserve.gateway.options.cache import plugin_options
+from ortserve.gateway.served.service import open_service
 from ortserve.plugins import registry
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import ConfigurationError

@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from ortserve.gateway.hints import cache_hints
+from ortserve.gateway.access.tenancy import salt_of, tenant_of
+from ortserve.gateway.prompts.hints import cache_hints
 from ortserve.gateway.schema.caching import CacheWish
-from ortserve.gateway.tenancy import salt_of, tenant_of
 from ortserve.plugins.api import Breakpoint, CacheMode
 from ortserve.runtime.request import CacheHints
 from tests.gateway.running import Running

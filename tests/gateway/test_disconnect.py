@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from ortserve.gateway.app import build_app
-from ortserve.gateway.server import Limits
-from ortserve.gateway.watch import Patience
+from ortserve.gateway.http.server import Limits
+from ortserve.gateway.http.watch import Patience
 from ortserve.runtime.request import Request
 from tests.gateway.fleets import fleet_of
 from tests.gateway.running import Running, running

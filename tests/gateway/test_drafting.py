@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from ortserve.gateway.configuration.kinds import Pairs
-from ortserve.gateway.drafter_options import find_draft_model
 from ortserve.gateway.errors import ApiError
+from ortserve.gateway.options.drafter import find_draft_model
 from ortserve.gateway.schema.drafting import DraftWish, read_draft_wish
 from ortserve.gateway.schema.fields import Fields
 from ortserve.runtime.errors import ConfigurationError, PluginUnusableError

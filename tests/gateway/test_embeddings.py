@@ -15,8 +15,8 @@ import pytest
 from starlette.routing import Route
 
 from ortserve.gateway.app import build_app
-from ortserve.gateway.server import Limits
-from ortserve.runtime.encoder_queue import EncoderInput as Ids
+from ortserve.gateway.http.server import Limits
+from ortserve.runtime.encoders.queue import EncoderInput as Ids
 from tests.gateway.encoders import CLS, SEP, Encoders, ids_of, open_encoders, vector_of, write_encoder
 from tests.gateway.fleets import fleet_of
 from tests.gateway.running import serving

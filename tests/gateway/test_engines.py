@@ -16,8 +16,8 @@ import pytest
 from ortserve.gateway import cli
 from ortserve.gateway.doctor import wheels
 from ortserve.gateway.doctor.findings import Verdict
-from ortserve.runtime import cuda_devices
-from ortserve.runtime.cuda_devices import CudaFacts
+from ortserve.runtime.devices import cuda_devices
+from ortserve.runtime.devices.cuda_devices import CudaFacts
 from ortserve.runtime.errors import DeviceError
 from tests.gateway.synthetic import expected, write_synthetic_text_model
 from tests.gateway.test_serve import process, read_greeting

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ortserve.gateway.fingerprint import installed_versions, system_fingerprint
 from ortserve.gateway.schema.sampling import SamplingDefaults
+from ortserve.gateway.served.fingerprint import installed_versions, system_fingerprint
 from tests.gateway.scripted import make_manifest
 
 VERSIONS = ("ortserve 1.0", "onnxruntime 1.32")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ortserve.gateway.choice import Choice, ChoicePiece
 from ortserve.gateway.errors import ApiError
-from ortserve.gateway.generation import Generation
-from ortserve.gateway.pieces import TextAssembler
-from ortserve.runtime.async_engine import DeltaStream
+from ortserve.gateway.replies.choice import Choice, ChoicePiece
+from ortserve.gateway.replies.generation import Generation
+from ortserve.gateway.replies.pieces import TextAssembler
+from ortserve.runtime.drivers.async_engine import DeltaStream
 from ortserve.runtime.request import Delta, FinishReason
 from tests.gateway.scripted import make_tokenizer, usage_of
 

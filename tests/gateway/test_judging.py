@@ -12,11 +12,11 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 
 from ortserve.gateway.errors import ApiError
-from ortserve.gateway.infill import MARKS, find_infill
+from ortserve.gateway.http.server import Limits
 from ortserve.gateway.pool import WorkPool
-from ortserve.gateway.prompt import PromptEncoder
-from ortserve.gateway.server import Limits
-from ortserve.gateway.tokenizer import TextTokenizer, load_tokenizer
+from ortserve.gateway.prompts.infill import MARKS, find_infill
+from ortserve.gateway.prompts.prompt import PromptEncoder
+from ortserve.gateway.prompts.tokenizer import TextTokenizer, load_tokenizer
 from tests.gateway.pocket import serving_pocket
 from tests.gateway.running import serving
 from tests.gateway.scripted import make_driver, make_service, make_tokenizer, saying, tokenizer_json

@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from ortserve.gateway import runs
+from ortserve.gateway.responses import runs
 from ortserve.gateway.store.state import State, StateOptions
 from ortserve.runtime.request import FinishReason
 from tests.gateway.conftest import REPLY

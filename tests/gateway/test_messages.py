@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ortserve.gateway.edge_options import EdgeOptions
-from ortserve.gateway.watch import Patience
+from ortserve.gateway.http.watch import Patience
+from ortserve.gateway.options.edge import EdgeOptions
 from ortserve.runtime.errors import EngineClosedError, EngineError, OverloadedError
 from ortserve.runtime.request import FinishReason
 from tests.gateway.conftest import REPLY

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ortserve.gateway.pieces import Piece, TextAssembler
-from ortserve.gateway.tokenizer import TextTokenizer
+from ortserve.gateway.prompts.tokenizer import TextTokenizer
+from ortserve.gateway.replies.pieces import Piece, TextAssembler
 from ortserve.runtime.request import TokenLogprobs
 from tests.gateway.scripted import IM_END, make_tokenizer
 from tests.gateway.test_text import naive_cut

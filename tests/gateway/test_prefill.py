@@ -8,11 +8,11 @@ import pytest
 
 from ortserve.gateway.errors import ApiError
 from ortserve.gateway.pool import WorkPool
-from ortserve.gateway.prompt import ChatPrompt, PromptEncoder
+from ortserve.gateway.prompts.prompt import ChatPrompt, PromptEncoder
+from ortserve.gateway.prompts.template import ChatTemplate
 from ortserve.gateway.schema.anthropic import read_counted_call
 from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
-from ortserve.gateway.template import ChatTemplate
 from tests.gateway.scripted import CHATML, make_tokenizer
 from tests.gateway.test_breakpoints import HEADERS, INSTRUCTIONS, SPECIAL
 

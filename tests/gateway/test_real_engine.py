@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ortserve.gateway.server import Limits
-from ortserve.gateway.service import open_service
+from ortserve.gateway.http.server import Limits
+from ortserve.gateway.served.service import open_service
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.opening import open_driver
 from tests.gateway.running import serving

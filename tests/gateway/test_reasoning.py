@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ortserve.gateway.pieces import ShownToken
-from ortserve.gateway.reasoning import FORMATS, ReasoningFormat, detect_reasoning
-from ortserve.gateway.reply import ReplyPart, ReplyPlan, ReplyReader
+from ortserve.gateway.replies.pieces import ShownToken
+from ortserve.gateway.replies.reasoning import FORMATS, ReasoningFormat, detect_reasoning
+from ortserve.gateway.replies.reply import ReplyPart, ReplyPlan, ReplyReader
 from ortserve.gateway.tools.hermes import HermesFormat
 from tests.gateway.running import running
 from tests.gateway.scripted import CHATML, make_driver, make_tokenizer, saying

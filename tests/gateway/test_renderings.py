@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from ortserve.gateway.errors import ApiError
-from ortserve.gateway.prompt import render_unfinished
-from ortserve.gateway.reply_style import reply_style
+from ortserve.gateway.prompts.prompt import render_unfinished
+from ortserve.gateway.prompts.template import ChatTemplate
+from ortserve.gateway.replies.reply_style import reply_style
 from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.schema.messages import read_messages
 from ortserve.gateway.schema.tools import read_tool_use
-from ortserve.gateway.template import ChatTemplate
 from tests.gateway.bodies import VOCABULARY
 from tests.gateway.make_renderings import CASES, TOKENS
 

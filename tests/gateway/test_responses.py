@@ -11,7 +11,7 @@ import pytest
 from openai import OpenAI
 from openai.types.responses import ResponseOutputMessage, ResponseOutputText
 
-from ortserve.gateway.watch import Patience
+from ortserve.gateway.http.watch import Patience
 from ortserve.runtime.request import FinishReason
 from tests.gateway.conftest import REPLY
 from tests.gateway.running import Running, running

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from ortserve.gateway.app import build_app
-from ortserve.gateway.edge import canonical_path
-from ortserve.gateway.edge_options import EdgeOptions
+from ortserve.gateway.http.edge import canonical_path
+from ortserve.gateway.options.edge import EdgeOptions
 from tests.gateway.fleets import fleet_of
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, make_service, saying

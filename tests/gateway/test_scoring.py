@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ortserve.gateway.server import Limits
+from ortserve.gateway.http.server import Limits
 from tests.gateway.encoders import cosine, ids_of, open_encoders, pair_score, write_encoder
 from tests.gateway.running import serving
 from tests.runtime.synthetic_encoder import MAX_LENGTH

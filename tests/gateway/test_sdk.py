@@ -10,7 +10,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
-from ortserve.gateway.watch import Patience
+from ortserve.gateway.http.watch import Patience
 from tests.gateway.conftest import REPLY
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, saying

@@ -19,10 +19,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ortserve.gateway import chat_client, serve
+from ortserve.gateway.commands import chat as chat_client
+from ortserve.gateway.commands import serve
 from ortserve.gateway.configuration.kinds import num_bytes
-from ortserve.gateway.model_options import EngineSettings
-from ortserve.gateway.settings import Settings, resolve
+from ortserve.gateway.options.model import EngineSettings
+from ortserve.gateway.options.settings import Settings, resolve
 from ortserve.gateway.transport.listener import AddressError
 from ortserve.runtime.errors import OrtserveError
 from ortserve.runtime.testing import write_synthetic_model
@@ -35,7 +36,7 @@ from tests.verified import write_test_report
 MAIN = """
 import argparse, importlib, sys
 from pathlib import Path
-verb = importlib.import_module("ortserve.gateway." + sys.argv[1])
+verb = importlib.import_module("ortserve.gateway.commands." + sys.argv[1])
 parser = argparse.ArgumentParser()
 verb.configure(parser)
 sys.exit(verb.run(parser.parse_args(sys.argv[2:]), lambda _, model: Path(model or "missing")))
@@ -199,7 +200,7 @@ def test_sizes() -> None:
 
 def test_chat_with_a_model_in_the_process(model: Path) -> None:
     words = ("--temperature", "0", "--max-tokens", "5", "--threads", "1", "--log-level", "error")
-    with process("chat_client", str(model), *words) as child:
+    with process("chat", str(model), *words) as child:
         stdout, stderr = child.communicate("abc\n\n/reset\nabc\n/quit\nnot read\n", timeout=30)
     assert child.returncode == 0, stderr
     reply = expected(b"abc", 5)
@@ -226,7 +227,7 @@ def test_chat_with_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ctrl_c_stops_the_reply_and_not_the_chat(model: Path) -> None:
-    with process("chat_client", str(model), "--threads", "1") as child:
+    with process("chat", str(model), "--threads", "1") as child:
         assert child.stdin is not None
         assert child.stdout is not None
         child.stdin.write("abc\n")

@@ -12,8 +12,8 @@ import pytest
 
 from ortserve.gateway.contract.endpoints import BODIES, BodyContract
 from ortserve.gateway.errors import ApiError, too_many, unavailable
+from ortserve.gateway.http.server import Limits, server_config
 from ortserve.gateway.schema.fields import Fields
-from ortserve.gateway.server import Limits, server_config
 from tests.gateway.bodies import READERS
 from tests.gateway.conftest import REPLY
 from tests.gateway.running import Running, running

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ortserve.gateway.errors import ApiError
-from ortserve.gateway.template import ChatTemplate
-from ortserve.gateway.template_files import load_chat_template
+from ortserve.gateway.prompts.template import ChatTemplate
+from ortserve.gateway.prompts.template_files import load_chat_template
 from ortserve.runtime.errors import ModelError
 from tests.gateway.scripted import CHATML
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from ortserve.gateway.tenancy import given_key, salt_of, tenant_of
+from ortserve.gateway.access.tenancy import given_key, salt_of, tenant_of
 
 KEYS = st.binary(max_size=40)
 REFINEMENTS = st.none() | st.text(max_size=40)

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ortserve.gateway.text import StopScanner, Utf8Decoder
+from ortserve.gateway.replies.text import StopScanner, Utf8Decoder
 
 alphabet = st.text("abAB", max_size=30)
 stop_strings = st.lists(st.text("abAB", min_size=1, max_size=4), max_size=3)

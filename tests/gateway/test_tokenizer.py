@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ortserve.gateway.tokenizer import TextTokenizer
+from ortserve.gateway.prompts.tokenizer import TextTokenizer
 from ortserve.runtime.errors import ModelError
 from tests.gateway.scripted import IM_START, make_tokenizer, tokenizer_json
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ortserve.gateway.tracing import Tracing, TracingSettings, open_tracing, trace_of
+from ortserve.gateway.telemetry.tracing import Tracing, TracingSettings, open_tracing, trace_of
 from ortserve.runtime.errors import ConfigurationError
 from tests.gateway.running import running
 from tests.gateway.scripted import make_driver, saying

@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ortserve.gateway import chat_client, serve
+from ortserve.gateway.commands import chat as chat_client
+from ortserve.gateway.commands import serve
 from ortserve.runtime.errors import UnverifiedError
 from ortserve.runtime.report import REPORT_NAME
 from tests.gateway.encoders import write_encoder

@@ -23,7 +23,7 @@ from ortserve.gateway.doctor.host import (
 from ortserve.gateway.doctor.recipes import Recipe, Timing, Workload, recommend
 from ortserve.gateway.doctor.wheels import check_int8, check_runtime, check_wheels
 from ortserve.runtime.errors import DeviceError
-from ortserve.runtime.machine import CpuFacts, MemoryFacts
+from ortserve.runtime.host.machine import CpuFacts, MemoryFacts
 
 CPU = CpuFacts("Some CPU", "x86_64", num_cores=8, num_usable=4, cgroup_cores=None, features=("avx2",))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ortserve.runtime.machine import cpu_facts, memory_budget
+from ortserve.runtime.host.machine import cpu_facts, memory_budget
 
 GIB = 1 << 30
 MEMINFO = "MemTotal:       16777216 kB\nMemFree:         1048576 kB\nMemAvailable:    8388608 kB\n"

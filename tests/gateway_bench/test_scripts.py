@@ -9,7 +9,7 @@ import pytest
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.manifest import read_manifest
 from ortserve.runtime.opening import open_driver
-from ortserve.runtime.runner import load_session
+from ortserve.runtime.slots.runner import load_session
 from ortserve.runtime.testing import write_synthetic_model
 from tests.bench.engine_overhead import measure
 from tests.bench.loaded.client import Reply, goodput, is_proper

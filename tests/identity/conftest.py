@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from ortserve.export.bundled import bundled_draft, bundled_model
-from ortserve.export.publish import export_checkpoint
+from ortserve.export.folder.publish import export_checkpoint
 from ortserve.runtime.manifest import Manifest
-from ortserve.runtime.runner import load_session
-from ortserve.runtime.sampler import Sampler
+from ortserve.runtime.sampling.sampler import Sampler
 from ortserve.runtime.session import Session
+from ortserve.runtime.slots.runner import load_session
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,20 +20,20 @@ from tokenizers import Tokenizer
 from ortserve.plugins.api import BlockIo, PluginContext
 from ortserve.plugins.draft_model import ModelDrafter
 from ortserve.plugins.suffix import SuffixDrafter
-from ortserve.runtime.bell import Bell
-from ortserve.runtime.blocks import BlockPool
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.drafting import Drafting
+from ortserve.runtime.drivers.bell import Bell
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.errors import DeviceError
-from ortserve.runtime.kv import SlotKvStore
 from ortserve.runtime.opening import open_cache
 from ortserve.runtime.opening import open_engine as open_composed
 from ortserve.runtime.plan import plan_engine
 from ortserve.runtime.request import Completion, Delta, FinishReason, Request, SamplingParams
-from ortserve.runtime.reuse import CacheBlocks
-from ortserve.runtime.runner import Runner
-from ortserve.runtime.small_model import LoadedDraft
+from ortserve.runtime.scheduling.blocks import BlockPool
+from ortserve.runtime.scheduling.reuse import CacheBlocks
+from ortserve.runtime.slots.kv import SlotKvStore
+from ortserve.runtime.slots.runner import Runner
+from ortserve.runtime.speculation.drafting import Drafting
+from ortserve.runtime.speculation.small_model import LoadedDraft
 from tests.identity.conftest import PocketModel
 from tests.runtime.synthetic import run_to_end, whole
 

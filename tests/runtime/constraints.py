@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ortserve.runtime.constraint import Constraint, Mask
 from ortserve.runtime.errors import RequestError
+from ortserve.runtime.grammar.constraint import Constraint, Mask
 from ortserve.runtime.request import Grammar, GrammarKind
 from tests.runtime.synthetic import LAST_ID
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.driver import Driver
+from ortserve.runtime.drivers.driver import Driver
 from ortserve.runtime.request import Delta, Request, SamplingParams
 from tests.runtime.synthetic import SyntheticModel
 

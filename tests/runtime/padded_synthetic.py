@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.padded_graph import Attention
+from ortserve.runtime.padded.graph import Attention
 from ortserve.runtime.plan import EnginePlan
-from ortserve.runtime.runner import load_session
-from ortserve.runtime.sampler import Sampler
+from ortserve.runtime.sampling.sampler import Sampler
+from ortserve.runtime.slots.runner import load_session
 from ortserve.runtime.testing import write_padded_synthetic_model
 from tests.runtime.synthetic import SyntheticModel
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ortserve.runtime.bell import Bell
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.constraint import Grammars
-from ortserve.runtime.device import Device, HostDevice
-from ortserve.runtime.device_sampler import DeviceSampler
-from ortserve.runtime.device_session import DeviceSession
+from ortserve.runtime.devices.device import Device, HostDevice
+from ortserve.runtime.devices.sampler import DeviceSampler
+from ortserve.runtime.devices.session import DeviceSession
+from ortserve.runtime.drivers.bell import Bell
 from ortserve.runtime.engine import Engine
+from ortserve.runtime.grammar.constraint import Grammars
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.opening import open_cache
-from ortserve.runtime.paged_emulation import emulate
-from ortserve.runtime.paged_kv import PagedKvStore
-from ortserve.runtime.paged_plan import plan_paged_engine
-from ortserve.runtime.paged_runner import PagedRunner
+from ortserve.runtime.pages.emulation import emulate
+from ortserve.runtime.pages.kv import PagedKvStore
+from ortserve.runtime.pages.plan import plan_paged_engine
+from ortserve.runtime.pages.runner import PagedRunner
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.testing import write_paged_synthetic_model
 from tests.runtime.synthetic import Clock

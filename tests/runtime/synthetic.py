@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ortserve.runtime.bell import Bell
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.constraint import Grammars
+from ortserve.runtime.drivers.bell import Bell
 from ortserve.runtime.engine import Engine
-from ortserve.runtime.kv import SlotKvStore, block_size
+from ortserve.runtime.grammar.constraint import Grammars
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.model import join
 from ortserve.runtime.new_runner import new_runner
 from ortserve.runtime.opening import open_cache
 from ortserve.runtime.plan import EnginePlan, plan_engine
 from ortserve.runtime.request import Completion, Delta, Request, SamplingParams
-from ortserve.runtime.sampler import Sampler
+from ortserve.runtime.sampling.sampler import Sampler
 from ortserve.runtime.session import Session
+from ortserve.runtime.slots.kv import SlotKvStore, block_size
 from ortserve.runtime.testing import predict_logits, write_synthetic_model
 
 PADDING_ID = 100  # of the synthetic embedding: never drawn

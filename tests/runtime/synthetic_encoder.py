@@ -10,8 +10,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ortserve.runtime.encoder_manifest import EncoderManifest
-from ortserve.runtime.encoder_queue import EncoderInput
+from ortserve.runtime.encoders.manifest import EncoderManifest
+from ortserve.runtime.encoders.queue import EncoderInput
 from ortserve.runtime.manifest import FORMAT_VERSION, MANIFEST_NAME, manifest_json
 
 VOCAB_SIZE = 300

@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 
 from ortserve.plugins.drafting import Draft
-from ortserve.runtime.adaptation import (
+from ortserve.runtime.manifest import RotaryRegime
+from ortserve.runtime.request import DraftHints, Request
+from ortserve.runtime.scheduling.pace import Pace
+from ortserve.runtime.scheduling.sequence import Sequence
+from ortserve.runtime.speculation.adaptation import (
     MAX_DRAFT,
     PRIOR,
     DraftCost,
@@ -17,10 +21,6 @@ from ortserve.runtime.adaptation import (
     trust,
     worthwhile,
 )
-from ortserve.runtime.manifest import RotaryRegime
-from ortserve.runtime.pace import Pace
-from ortserve.runtime.request import DraftHints, Request
-from ortserve.runtime.sequence import Sequence
 
 
 def sequence_of(name: str = "r", *, acceptance: float | None = None, max_draft: int | None = None) -> Sequence:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ortserve.runtime.admission import check_request, new_sequence
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import ContextLengthError, RequestError
 from ortserve.runtime.request import Request, SamplingParams
-from ortserve.runtime.sequence import Sequence
+from ortserve.runtime.scheduling.admission import check_request, new_sequence
+from ortserve.runtime.scheduling.sequence import Sequence
 from tests.runtime.synthetic import SyntheticModel
 
 MAX_CONTEXT = 200

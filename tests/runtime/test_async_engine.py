@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ortserve.runtime.async_engine import AsyncEngine, DeltaStream
+from ortserve.runtime.drivers.async_engine import AsyncEngine, DeltaStream
 from ortserve.runtime.errors import EngineClosedError, RequestError
 from ortserve.runtime.request import Delta, FinishReason, Request
 from tests.runtime.driving import ENDLESS, PATIENCE_S, Collector, Gate, driving, greedy, prompt_of

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from ortserve.runtime.backlog import UNKNOWN_S, Backlog, Progress, RunningState
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import OverloadedError, WaitTooLongError
-from ortserve.runtime.fair_order import FairOrder
-from ortserve.runtime.pace import Costs
 from ortserve.runtime.request import Delta, Request, SamplingParams, Usage
+from ortserve.runtime.scheduling.backlog import UNKNOWN_S, Backlog, Progress, RunningState
+from ortserve.runtime.scheduling.fair_order import FairOrder
+from ortserve.runtime.scheduling.pace import Costs
 from ortserve.runtime.step import Step
 from tests.runtime.synthetic import Clock, SyntheticModel
 

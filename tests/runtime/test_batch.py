@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ortserve.runtime.batch import build_batch
+from ortserve.runtime.slots.batch import build_batch
 from ortserve.runtime.step import Row, Step
 
 CAPACITY = 64

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ortserve.runtime.blocks import BlockPool
+from ortserve.runtime.scheduling.blocks import BlockPool
 
 
 @given(st.integers(0, 12), st.lists(st.tuples(st.sampled_from("arx"), st.integers(0, 8)), max_size=40))

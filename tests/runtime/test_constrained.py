@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 
 from ortserve.plugins.drafting import Draft, SequenceView
-from ortserve.runtime.audit import audit
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.drafting import Drafting
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.errors import RequestError
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Completion, FinishReason, Grammar, GrammarKind, Request, SamplingParams
+from ortserve.runtime.scheduling.audit import audit
+from ortserve.runtime.speculation.drafting import Drafting
 from tests.runtime.constraints import CountingConstraint, CountingGrammars, counting
 from tests.runtime.synthetic import PADDING_ID, SyntheticModel, run_to_end, whole
 from tests.runtime.test_drafting import GuessingDrafter, mixed, right

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ortserve.runtime.cuda_devices import CudaFacts, cuda_devices
+from ortserve.runtime.devices.cuda_devices import CudaFacts, cuda_devices
 from ortserve.runtime.errors import DeviceError
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ortserve.runtime import device_choice
-from ortserve.runtime.cuda_devices import CudaFacts
-from ortserve.runtime.cuda_library import LIBRARIES, pip_command
-from ortserve.runtime.device_choice import choose_device, choose_devices, export_target
+from ortserve.runtime.devices import choice as device_choice
+from ortserve.runtime.devices.choice import choose_device, choose_devices, export_target
+from ortserve.runtime.devices.cuda_devices import CudaFacts
+from ortserve.runtime.devices.cuda_library import LIBRARIES, pip_command
 from ortserve.runtime.errors import DeviceError, OrtserveError
 from ortserve.runtime.session import available_providers
 from ortserve.runtime.testing import write_paged_synthetic_model, write_synthetic_model

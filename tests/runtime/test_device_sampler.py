@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ortserve.runtime.device import HostDevice
-from ortserve.runtime.device_sampler import DeviceSampler
-from ortserve.runtime.history import TokenHistory
-from ortserve.runtime.paged_runner import DeviceLogits
+from ortserve.runtime.devices.device import HostDevice
+from ortserve.runtime.devices.sampler import DeviceSampler
+from ortserve.runtime.pages.runner import DeviceLogits
 from ortserve.runtime.request import SamplingParams
-from ortserve.runtime.sampler import Draw, Sampler
+from ortserve.runtime.sampling.history import TokenHistory
+from ortserve.runtime.sampling.sampler import Draw, Sampler
 
 ROWS = 6
 SAMPLINGS = {

@@ -12,13 +12,13 @@ from typing import cast
 import pytest
 
 from ortserve.plugins.drafting import Draft, DraftRequest, Ended, SequenceView, Verified
-from ortserve.runtime.adaptation import MAX_DRAFT
-from ortserve.runtime.audit import audit
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.drafting import MAX_MISSES, Drafting
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Completion, DraftHints, Request, SamplingParams
+from ortserve.runtime.scheduling.audit import audit
+from ortserve.runtime.speculation.adaptation import MAX_DRAFT
+from ortserve.runtime.speculation.drafting import MAX_MISSES, Drafting
 from ortserve.runtime.testing import predict_logits
 from tests.runtime.synthetic import PADDING_ID, Clock, SyntheticModel, greedy_tokens, run_to_end, whole
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from ortserve.runtime.constraint import Constraint
-from ortserve.runtime.driver import Driver
+from ortserve.runtime.drivers.driver import Driver
 from ortserve.runtime.errors import ContextLengthError, EngineClosedError, OverloadedError, RequestError
-from ortserve.runtime.pace import Costs
+from ortserve.runtime.grammar.constraint import Constraint
 from ortserve.runtime.request import Delta, FinishReason, Request, SamplingParams
+from ortserve.runtime.scheduling.pace import Costs
 from tests.runtime.driving import ENDLESS, PATIENCE_S, Collector, Gate, driving, greedy, prompt_of
 from tests.runtime.synthetic import SyntheticModel, greedy_tokens, whole
 

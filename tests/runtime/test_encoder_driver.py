@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ortserve.runtime.encoder import Encoder, Rows
-from ortserve.runtime.encoder_driver import EncoderDriver, EncoderLimits
-from ortserve.runtime.encoder_manifest import read_any_manifest, read_encoder_manifest
-from ortserve.runtime.encoder_queue import EncoderInput
+from ortserve.runtime.encoders.driver import EncoderDriver, EncoderLimits
+from ortserve.runtime.encoders.encoder import Encoder, Rows
+from ortserve.runtime.encoders.manifest import read_any_manifest, read_encoder_manifest
+from ortserve.runtime.encoders.queue import EncoderInput
 from ortserve.runtime.errors import (
     EngineClosedError,
     EngineError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ortserve.runtime.encoder_queue import MAX_WASTE, EncoderInput, EncoderQueue, choose_slice
+from ortserve.runtime.encoders.queue import MAX_WASTE, EncoderInput, EncoderQueue, choose_slice
 
 LENGTHS = st.lists(st.integers(1, 200), min_size=1, max_size=60)
 

@@ -23,12 +23,12 @@ from hypothesis.stateful import (
 )
 
 from ortserve.plugins.api import Breakpoint, CacheMode
-from ortserve.runtime.audit import audit
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.manifest import RotaryRegime
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import CacheHints, Completion, Delta, FinishReason, Grammar, Request, SamplingParams
+from ortserve.runtime.scheduling.audit import audit
 from ortserve.runtime.testing import REGIME_ROWS
 from tests.runtime.constraints import CountingGrammars, counting
 from tests.runtime.paged_synthetic import PagedSyntheticModel

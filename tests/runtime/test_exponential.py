@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ortserve.runtime.exponential import Exponential
+from ortserve.runtime.sampling.exponential import Exponential
 
 Floats = npt.NDArray[np.float32]
 

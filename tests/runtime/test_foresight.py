@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from ortserve.runtime.audit import audit
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.errors import DeviceError
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import FinishReason, Request, SamplingParams
+from ortserve.runtime.scheduling.audit import audit
 from tests.runtime.paged_synthetic import PagedSyntheticModel, load_paged_synthetic_model
 from tests.runtime.synthetic import greedy_tokens, run_to_end, whole
 

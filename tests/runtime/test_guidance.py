@@ -14,9 +14,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from ortserve.export.bundled import bundled_model
-from ortserve.runtime.constraint import Constraint, Mask
 from ortserve.runtime.errors import RequestError
-from ortserve.runtime.guidance import MAX_KEPT, MAX_TEXT_BYTES, GuidanceGrammars, open_grammars
+from ortserve.runtime.grammar.constraint import Constraint, Mask
+from ortserve.runtime.grammar.guidance import MAX_KEPT, MAX_TEXT_BYTES, GuidanceGrammars, open_grammars
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.request import Grammar, GrammarKind
 from ortserve.runtime.testing import write_synthetic_model

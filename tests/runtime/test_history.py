@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ortserve.runtime.history import TokenHistory
+from ortserve.runtime.sampling.history import TokenHistory
 
 tokens = st.lists(st.integers(0, 400), max_size=300)
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ortserve.runtime.errors import MemoryBudgetError
-from ortserve.runtime.kv import PAGE_BYTES, SlotKvStore, block_size
 from ortserve.runtime.manifest import KvLayout
+from ortserve.runtime.slots.kv import PAGE_BYTES, SlotKvStore, block_size
 from ortserve.runtime.step import CopyRow, ReleaseRow, SwapIn, SwapOut
 from tests.runtime.residency import resident_bytes
 

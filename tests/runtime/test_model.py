@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ortserve import runtime
-from ortserve.runtime.driver import Driver
+from ortserve.runtime.drivers.driver import Driver
 from ortserve.runtime.errors import (
     ContextLengthError,
     DeviceError,

@@ -12,16 +12,16 @@ from threading import Lock
 import pytest
 
 from ortserve.plugins.draft_model import ModelDrafter
-from ortserve.runtime.adaptation import DraftCost
-from ortserve.runtime.audit import audit
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
-from ortserve.runtime.kv import SlotKvStore
 from ortserve.runtime.opening import open_drafter
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Request, SamplingParams
+from ortserve.runtime.scheduling.audit import audit
 from ortserve.runtime.session import Session
-from ortserve.runtime.small_model import DraftModel, LoadedDraft
+from ortserve.runtime.slots.kv import SlotKvStore
+from ortserve.runtime.speculation.adaptation import DraftCost
+from ortserve.runtime.speculation.small_model import DraftModel, LoadedDraft
 from tests.runtime.synthetic import SyntheticModel, block_tokens, run_to_end, whole
 from tests.runtime.test_equalities import REGIME, with_regimes
 

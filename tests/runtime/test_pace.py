@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ortserve.runtime.pace import AUTO_FACTOR, SMALLEST_CHUNK, Pace
+from ortserve.runtime.scheduling.pace import AUTO_FACTOR, SMALLEST_CHUNK, Pace
 
 CHUNK = 128
 

@@ -10,13 +10,13 @@ import pytest
 
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import DeviceError
-from ortserve.runtime.kv import SlotKvStore
 from ortserve.runtime.manifest import read_manifest
 from ortserve.runtime.opening import open_engine
-from ortserve.runtime.padded_batch import MAX_LOGITS, build_padded_batch, form_groups
-from ortserve.runtime.padded_graph import Attention, PaddedGraph
-from ortserve.runtime.padded_runner import PaddedRunner
+from ortserve.runtime.padded.batch import MAX_LOGITS, build_padded_batch, form_groups
+from ortserve.runtime.padded.graph import Attention, PaddedGraph
+from ortserve.runtime.padded.runner import PaddedRunner
 from ortserve.runtime.request import Request, SamplingParams
+from ortserve.runtime.slots.kv import SlotKvStore
 from ortserve.runtime.step import Row, Step
 from ortserve.runtime.testing import predict_logits
 from tests.runtime.padded_synthetic import PaddedSyntheticModel, load_padded_synthetic_model

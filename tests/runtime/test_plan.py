@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import ConfigurationError, MemoryBudgetError
-from ortserve.runtime.kv import PAGE_BYTES, block_size
 from ortserve.runtime.manifest import KvLayout, Manifest
 from ortserve.runtime.plan import EXACT_CUT, GIB, plan_engine
+from ortserve.runtime.slots.kv import PAGE_BYTES, block_size
 from tests.runtime.synthetic import SyntheticModel
 
 MIB = 2**20

@@ -10,8 +10,8 @@ import pytest
 
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
-from ortserve.runtime.kv import SlotKvStore
 from ortserve.runtime.request import Request, SamplingParams
+from ortserve.runtime.slots.kv import SlotKvStore
 from tests.runtime.residency import process_bytes, resident_bytes
 from tests.runtime.synthetic import SyntheticModel, load_synthetic_model
 

@@ -9,12 +9,12 @@ import pytest
 
 from ortserve.plugins.api import Breakpoint, CacheMode, CacheQuery, Hit, HitState, Part, PromptCache, Ticket
 from ortserve.plugins.none import NoCache
-from ortserve.runtime.audit import audit
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import CacheHints, Completion, FinishReason, Request, SamplingParams
-from ortserve.runtime.reuse import CacheBlocks, new_reuse
+from ortserve.runtime.scheduling.audit import audit
+from ortserve.runtime.scheduling.reuse import CacheBlocks, new_reuse
 from ortserve.runtime.step import Step, SwapIn
 from tests.runtime.synthetic import SyntheticModel, greedy_tokens, run_to_end, whole
 

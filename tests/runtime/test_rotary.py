@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from ortserve.plugins.api import CacheMode
-from ortserve.runtime.admission import new_sequence
-from ortserve.runtime.audit import audit
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.manifest import RotaryRegime
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import CacheHints, FinishReason, Request, SamplingParams
 from ortserve.runtime.rotary import assumed_tokens, choose_regime, regimes_within, salt_within
+from ortserve.runtime.scheduling.admission import new_sequence
+from ortserve.runtime.scheduling.audit import audit
 from ortserve.runtime.testing import REGIME_ROWS
 from tests.runtime.paged_synthetic import PagedSyntheticModel, load_paged_synthetic_model
 from tests.runtime.synthetic import SyntheticModel, greedy_tokens, run_to_end, whole

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from ortserve.runtime.request import SamplingParams
-from ortserve.runtime.sampler import Draw, Sampler
+from ortserve.runtime.sampling.sampler import Draw, Sampler
 
 Doubles = npt.NDArray[np.float64]
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ortserve.runtime.history import TokenHistory
 from ortserve.runtime.request import SamplingParams
-from ortserve.runtime.sampler import Draw, Drawn, Sampler
+from ortserve.runtime.sampling.history import TokenHistory
+from ortserve.runtime.sampling.sampler import Draw, Drawn, Sampler
 
 Floats = npt.NDArray[np.float32]
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ortserve.runtime.audit import audit
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Delta, FinishReason, Request, SamplingParams
+from ortserve.runtime.scheduling.audit import audit
 from ortserve.runtime.step import CopyRow, Move, Step, SwapIn, SwapOut
 from tests.runtime.synthetic import Clock, SyntheticModel, greedy_tokens, run_to_end, whole
 

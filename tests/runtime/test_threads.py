@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ortserve.runtime.errors import ConfigurationError
-from ortserve.runtime.threads import Threads, divide_threads, share_cores
+from ortserve.runtime.host.threads import Threads, divide_threads, share_cores
 
 
 @pytest.mark.parametrize("cores", range(2, 40))

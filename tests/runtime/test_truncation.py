@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ortserve.runtime.truncation import BLOCK, top_k, top_p
+from ortserve.runtime.sampling.truncation import BLOCK, top_k, top_p
 
 Floats = npt.NDArray[np.float32]
 

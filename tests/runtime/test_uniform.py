@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ortserve.runtime.uniform import uniform
+from ortserve.runtime.sampling.uniform import uniform
 
 U64 = np.uint64
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from ortserve.export.bundled import bundled_model
-from ortserve.export.publish import export_checkpoint
-from ortserve.export.shapes import SHAPES
-from ortserve.export.toy import write_toy_checkpoint
+from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.toys.shapes import SHAPES
+from ortserve.export.toys.toy import write_toy_checkpoint
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.manifest import read_manifest

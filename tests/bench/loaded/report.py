@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ortserve.runtime.machine import cpu_facts
+from ortserve.runtime.host.machine import cpu_facts
 
 
 class Report:

@@ -10,9 +10,9 @@ import pytest
 
 from ortserve import runtime
 from ortserve.export.imported.publish import import_folder, itself
-from ortserve.export.open_source import open_source
-from ortserve.export.padded_run import open_session
-from ortserve.export.verifying import verify_folder
+from ortserve.export.proof.padded_run import open_session
+from ortserve.export.proof.verifying import verify_folder
+from ortserve.export.sources.open_source import open_source
 from ortserve.runtime.manifest import read_manifest
 
 HERE = Path(__file__).parent

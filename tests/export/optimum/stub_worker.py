@@ -16,7 +16,7 @@ import numpy as np
 
 from ortserve.export.imported.layout import Names
 from ortserve.export.imported.outside import read_outside
-from ortserve.export.padded_run import open_session, whole_logits
+from ortserve.export.proof.padded_run import open_session, whole_logits
 
 GPT2 = Path(__file__).parents[1] / "imported" / "gpt2-optimum"
 LIBRARIES = {"optimum": "2.1.0", "transformers": "4.57.6", "torch": "2.13.0+cpu"}

@@ -12,8 +12,8 @@ import openai
 import pytest
 
 from ortserve.export.families import READERS
-from ortserve.export.json_fields import read_json
 from ortserve.export.optimum.environment import default_environments, optimum_python
+from ortserve.export.sources.json_fields import read_json
 from ortserve.runtime.manifest import read_manifest
 from ortserve.runtime.report import read_report
 from tests.export.test_real_encoder import ortserve, served

@@ -10,7 +10,7 @@ import pytest
 from ortserve.gateway.access.grant import Limits, digest_of
 from ortserve.gateway.access.key_file import KeyFileError, read_key_file
 from ortserve.gateway.access.ring import KeyRing
-from ortserve.gateway.tenancy import named_tenant, tenant_of
+from ortserve.gateway.access.tenancy import named_tenant, tenant_of
 
 HASH = "sha256:" + digest_of(b"one").hex()
 

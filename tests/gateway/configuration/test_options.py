@@ -26,9 +26,9 @@ from ortserve.gateway.configuration.kinds import (
     Kind,
 )
 from ortserve.gateway.configuration.option import Option, options_of
-from ortserve.gateway.edge_options import BASE_PATH, MODE
-from ortserve.gateway.model_options import ModelEntry
-from ortserve.gateway.settings import OF_MODELS, Resolved, add_server_options, resolve, sections
+from ortserve.gateway.options.edge import BASE_PATH, MODE
+from ortserve.gateway.options.model import ModelEntry
+from ortserve.gateway.options.settings import OF_MODELS, Resolved, add_server_options, resolve, sections
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "ortserve.toml"
 # Of each kind a value no option has by default: as text, and as TOML.

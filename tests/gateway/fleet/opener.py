@@ -13,13 +13,13 @@ from ortserve.gateway.fleet.memory import Allotment
 from ortserve.gateway.fleet.opening import Opened
 from ortserve.gateway.fleet.prepared import Prepared
 from ortserve.gateway.fleet.spec import ModelSpec
-from ortserve.gateway.model_text import ModelText
 from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.prompts.model_text import ModelText
+from ortserve.gateway.prompts.template import ChatTemplate
 from ortserve.gateway.schema.sampling import SamplingDefaults
-from ortserve.gateway.service import ModelService
-from ortserve.gateway.template import ChatTemplate
-from ortserve.runtime.async_engine import AsyncEngine
+from ortserve.gateway.served.service import ModelService
 from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.drivers.async_engine import AsyncEngine
 from ortserve.runtime.errors import EngineClosedError, ModelError
 from ortserve.runtime.workers.restarts import Restarts
 from tests.gateway.scripted import CHATML, IM_END, ScriptedDriver, make_manifest, make_tokenizer, saying

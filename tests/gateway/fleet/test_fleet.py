@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from ortserve.gateway.errors import ApiError
-from ortserve.gateway.exchange import Exchange
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.fleet.memory import NoRoomError
-from ortserve.gateway.service import ModelService
+from ortserve.gateway.http.exchange import Exchange
+from ortserve.gateway.served.service import ModelService
 from ortserve.runtime.errors import ConfigurationError, MemoryBudgetError, ModelError
 from ortserve.runtime.workers.restarts import Restarts
 from tests.gateway.fleet.opener import PATIENCE_S, ROOM_FOR_TWO, ScriptedOpener, make_fleet, spec_of

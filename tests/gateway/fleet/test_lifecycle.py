@@ -18,10 +18,10 @@ from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.fleet.member import Tools
 from ortserve.gateway.fleet.opening import FolderOpener
 from ortserve.gateway.fleet.spec import ModelSpec
-from ortserve.gateway.server import Limits
-from ortserve.gateway.service import ModelService
+from ortserve.gateway.http.server import Limits
+from ortserve.gateway.served.service import ModelService
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.threads import share_cores
+from ortserve.runtime.host.threads import share_cores
 from ortserve.runtime.workers.restarts import Restarts
 from tests.gateway.fleet.opener import PATIENCE_S, ROOM_FOR_TWO, ScriptedOpener, make_fleet, spec_of
 from tests.gateway.running import serving

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from ortserve.export.bundled import bundled_model
-from ortserve.gateway.calling import Calling, after_reasoning
 from ortserve.gateway.errors import ApiError
-from ortserve.gateway.reasoning import ReasoningFormat
-from ortserve.gateway.reply import ReplyPlan, ReplyReader, WholeCall, join_calls
+from ortserve.gateway.prompts.tokenizer import load_tokenizer
+from ortserve.gateway.replies.calling import Calling, after_reasoning
+from ortserve.gateway.replies.reasoning import ReasoningFormat
+from ortserve.gateway.replies.reply import ReplyPlan, ReplyReader, WholeCall, join_calls
+from ortserve.gateway.replies.structured import Structure, regex_structure, schema_structure
 from ortserve.gateway.schema.tools import InputGrammar, Tool, ToolMode, ToolUse
-from ortserve.gateway.structured import Structure, regex_structure, schema_structure
-from ortserve.gateway.tokenizer import load_tokenizer
 from ortserve.gateway.tools.custom import INPUT_SCHEMA
 from ortserve.gateway.tools.deepseek import DeepSeekFormat
 from ortserve.gateway.tools.format import ToolFormat
@@ -31,7 +31,7 @@ from ortserve.gateway.tools.llama_json import LlamaJsonFormat, PlainFormat
 from ortserve.gateway.tools.mistral import MistralFormat
 from ortserve.gateway.tools.pythonic import PythonicFormat
 from ortserve.gateway.tools.qwen_xml import QwenXmlFormat
-from ortserve.runtime.guidance import GuidanceGrammars
+from ortserve.runtime.grammar.guidance import GuidanceGrammars
 from tests.gateway.scripted import make_manifest
 
 FORMATS: list[ToolFormat] = [

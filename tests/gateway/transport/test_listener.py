@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ortserve.gateway.front import open_tls
+from ortserve.gateway.http.front import open_tls
 from ortserve.gateway.transport.handover import notify
 from ortserve.gateway.transport.listener import AddressError, inherited, listen_at
 from ortserve.runtime.errors import ConfigurationError, OrtserveError
@@ -124,7 +124,7 @@ def test_half_of_tls_is_refused(words: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("origin", ["chat.example", "https://chat.example/path", "*.example", ""])
 def test_what_is_no_origin_is_refused(origin: str) -> None:
-    from ortserve.gateway.edge_options import edge_options
+    from ortserve.gateway.options.edge import edge_options
 
     settings = resolved("--cors-origins", f"https://a.example,{origin or 'x'}").settings
     with pytest.raises(OrtserveError, match="is not an origin such as"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.device import HostDevice
-from ortserve.runtime.driver import Driver
+from ortserve.runtime.devices.device import HostDevice
+from ortserve.runtime.drivers.driver import Driver
 from ortserve.runtime.manifest import read_manifest
 from ortserve.runtime.opening import open_paged_engine
 

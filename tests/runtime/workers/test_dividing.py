@@ -7,12 +7,12 @@ from concurrent.futures import Future
 import pytest
 
 from ortserve.plugins.api import CacheStats, Entry, TierStats
-from ortserve.runtime.backlog import QueueStats
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.draft_stats import DraftStats
 from ortserve.runtime.engine import EngineStats
 from ortserve.runtime.errors import ConfigurationError, EngineClosedError
 from ortserve.runtime.request import Grammar, GrammarKind
+from ortserve.runtime.scheduling.backlog import QueueStats
+from ortserve.runtime.speculation.stats import DraftStats
 from ortserve.runtime.workers.dividing import divide_config
 from ortserve.runtime.workers.known_grammars import KnownGrammars
 from ortserve.runtime.workers.restarts import Restarts

@@ -8,9 +8,7 @@ import pytest
 
 from ortserve.plugins.api import Breakpoint, CacheMode, CacheStats, Entry, TierStats
 from ortserve.runtime import errors
-from ortserve.runtime.backlog import Progress, RunningState
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.draft_stats import DraftStats
 from ortserve.runtime.engine import EngineStats
 from ortserve.runtime.errors import (
     ContextLengthError,
@@ -20,8 +18,6 @@ from ortserve.runtime.errors import (
     OverloadedError,
     RequestError,
 )
-from ortserve.runtime.fair_order import FairOrder
-from ortserve.runtime.pace import Costs
 from ortserve.runtime.request import (
     CacheHints,
     Delta,
@@ -34,6 +30,10 @@ from ortserve.runtime.request import (
     TokenLogprobs,
     Usage,
 )
+from ortserve.runtime.scheduling.backlog import Progress, RunningState
+from ortserve.runtime.scheduling.fair_order import FairOrder
+from ortserve.runtime.scheduling.pace import Costs
+from ortserve.runtime.speculation.stats import DraftStats
 from ortserve.runtime.testing import write_synthetic_model
 from ortserve.runtime.workers import process
 from ortserve.runtime.workers.crossing import arrived, departing

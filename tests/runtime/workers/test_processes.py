@@ -15,8 +15,7 @@ import pytest
 
 from ortserve.plugins.api import Entry
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.draft_stats import DraftStats
-from ortserve.runtime.engine_driver import EngineDriver
+from ortserve.runtime.drivers.engine_driver import EngineDriver
 from ortserve.runtime.errors import (
     ContextLengthError,
     EngineClosedError,
@@ -36,6 +35,7 @@ from ortserve.runtime.request import (
     Request,
     SamplingParams,
 )
+from ortserve.runtime.speculation.stats import DraftStats
 from ortserve.runtime.testing import write_paged_synthetic_model
 from ortserve.runtime.workers.balancer import Balancer
 from ortserve.runtime.workers.launch import WorkerProcess, WorkerSpec

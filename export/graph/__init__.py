@@ -1,0 +1,1 @@
+"""Builds the graph of a decoder, weights streamed on the way. Decides no precision."""

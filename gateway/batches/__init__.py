@@ -1,0 +1,1 @@
+"""Batches: their files, their work through the ordinary routes, their counts. Knows no endpoint."""

@@ -1,0 +1,1 @@
+"""Served encoders: texts become vectors or scores. Knows no HTTP."""

@@ -1,0 +1,1 @@
+"""The sections of a server's configuration, and what each means to the part it configures. Opens nothing."""

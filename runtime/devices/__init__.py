@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: which there are, their memory and streams, sessions and sampling on them. Knows no requests."""

@@ -1,0 +1,1 @@
+"""What gives an engine its thread and callers a door. Knows no tensors."""

@@ -1,0 +1,306 @@
+"""Gives an engine its thread, and callers a thread-safe door: one inbox in, one wake-up per step out.
+
+Knows nothing of what a request means. `async_engine` is the side of an event loop.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from time import monotonic
+from typing import TypeVar
+
+import structlog
+
+from ortserve.plugins.api import CacheStats, Entry
+from ortserve.runtime.drivers.engine_driver import Outlet, WorkerState
+from ortserve.runtime.engine import Engine, EngineStats
+from ortserve.runtime.errors import EngineClosedError, RequestError
+from ortserve.runtime.grammar.constraint import Constraint
+from ortserve.runtime.manifest import Manifest
+from ortserve.runtime.plan import EnginePlan
+from ortserve.runtime.request import Delta, FinishReason, Grammar, Request
+from ortserve.runtime.scheduling.admission import check_request
+from ortserve.runtime.scheduling.backlog import Backlog, Progress, QueueStats
+from ortserve.runtime.scheduling.reuse import Reuse
+from ortserve.runtime.speculation.stats import DraftStats
+
+Answer = TypeVar("Answer")
+_STALL_S = 0.05
+_JOIN_S = 30.0  # one step of the largest model on a slow machine, with a margin
+
+
+@dataclass(frozen=True, slots=True)
+class _Submission:
+    request: Request
+    constraint: Constraint | None  # compiled by whoever submitted it: the engine's thread has no time for that
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    """Something to be done on the engine's thread between two steps; either settles a future."""
+
+    run: Callable[[], None]
+    refuse: Callable[[EngineClosedError], None]  # instead, when the thread ends before
+
+
+class Driver:
+    """One engine on one thread. Every method may be called from any thread."""
+
+    def __init__(self, engine: Engine, manifest: Manifest, plan: EnginePlan) -> None:
+        self.manifest = manifest
+        self.plan = plan
+        self.ended: Future[None] = Future()  # settled when the thread has ended; an `EngineClosedError` if it died
+        self._engine = engine  # until the thread ends: whoever keeps the driver must not keep what it computed with
+        self._inbox: deque[_Submission | _Cancel | _Errand] = deque()
+        self._changed = threading.Condition()
+        self._outlets: dict[str, Outlet] = {}  # of all requests that have not finished; guarded by _changed
+        self._stats = EngineStats()
+        self._backlog = Backlog(plan)  # guarded by _changed
+        self._cache_stats = CacheStats()
+        self._draft_stats: DraftStats | None = None
+        self._has_failed = False
+        self._closed_reason: str | None = None  # set once no request is accepted any more
+        self._drain_until: float | None = None
+        engine.bell.answer_with(self._wake)
+        self._thread = threading.Thread(target=self._run, name="ortserve-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of one sequence, prompt and output."""
+        return self.plan.max_context
+
+    @property
+    def healthy(self) -> bool:
+        """Requests are accepted."""
+        return self._closed_reason is None
+
+    @property
+    def has_failed(self) -> bool:
+        """The engine's thread has died: only a new one helps."""
+        return self._has_failed
+
+    def workers(self) -> tuple[WorkerState, ...]:
+        """Part of `EngineDriver`: the engine is in this process."""
+        return ()
+
+    def stats(self) -> EngineStats:
+        """As of the last step."""
+        return self._stats
+
+    def progress(self) -> Progress:
+        """What estimates of waiting rest on, as of the last step."""
+        return self._backlog.progress
+
+    def cache_stats(self) -> CacheStats:
+        """The prompt cache as of the last step."""
+        return self._cache_stats
+
+    def draft_stats(self) -> DraftStats | None:
+        """The drafter as of the last step; None without one."""
+        return self._draft_stats
+
+    def cache_entries(self) -> Future[list[Entry]]:
+        """What the prompt cache keeps."""
+        return self._errand(lambda reuse: list(reuse.cache.entries()))
+
+    def cache_pin(self, tokens: Sequence[int], salt: bytes, ttl_s: float) -> Future[int]:
+        """Keep what is cached of a prefix for `ttl_s` seconds (0 ends it); the tokens it covers."""
+        return self._errand(lambda reuse: reuse.pin(tokens, salt, ttl_s))
+
+    def cache_clear(self, salt: bytes | None) -> Future[int]:
+        """Forget one salt's prefixes, or all; the blocks forgotten."""
+        return self._errand(lambda reuse: reuse.clear(salt))
+
+    def submit(self, request: Request, outlet: Outlet) -> None:
+        """Queue a request; its deltas go to `outlet` until one carries `finish`.
+
+        A grammar is compiled here, unless `prepare` has done it lately. Raises `RequestError` (`ContextLengthError`)
+        when it can never run or its id is in use, `OverloadedError` when the queue is full, `WaitTooLongError` when it
+        would wait longer than it may, `EngineClosedError` after `close` or a crash of the engine's thread.
+        """
+        check_request(request, self.manifest, self.plan)
+        constraint = None if request.grammar is None else self._running().grammars.compile(request.grammar)
+        with self._changed:
+            if self._closed_reason is not None:
+                raise EngineClosedError(self._closed_reason)
+            if request.id in self._outlets:
+                raise id_in_use(request)
+            self._backlog.add(request, monotonic())
+            self._outlets[request.id] = outlet
+            self._inbox.append(_Submission(request, constraint))
+            self._changed.notify()
+
+    def check_room(self) -> None:
+        """Raise `OverloadedError` when the queue is full: sooner than after the work of making a request."""
+        with self._changed:
+            self._backlog.check_room(monotonic())
+
+    def queue_stats(self) -> QueueStats:
+        """What waits now, and for how long."""
+        with self._changed:
+            return self._backlog.stats(monotonic())
+
+    def prepare(self, grammar: Grammar) -> None:
+        """Compile a grammar, so that submitting requests with it takes no time; may take a tenth of a second.
+
+        Raises `RequestError` that says what is wrong with it, and `EngineClosedError` as `submit` does.
+        """
+        self._running().grammars.compile(grammar)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request; its outlet gets a last delta with `CANCELLED`. Unknown and finished ids are ignored."""
+        with self._changed:
+            self._inbox.append(_Cancel(request_id))
+            self._changed.notify()
+
+    def close(self, *, drain_s: float = 0.0) -> None:
+        """Accept nothing more, give running requests up to `drain_s` seconds, cancel the rest, and stop the thread."""
+        with self._changed:
+            if self._closed_reason is None:
+                self._closed_reason = "the engine is shutting down"
+            self._drain_until = monotonic() + drain_s
+            self._changed.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(drain_s + _JOIN_S)
+
+    def _running(self) -> Engine:
+        with self._changed:
+            if self._closed_reason is not None:
+                raise EngineClosedError(self._closed_reason)
+            return self._engine
+
+    def _errand(self, ask: Callable[[Reuse], Answer]) -> Future[Answer]:
+        """Ask the prompt cache on the engine's thread. The future raises `EngineClosedError` after the end."""
+        future: Future[Answer] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(ask(self._engine.reuse))
+            except Exception as error:
+                future.set_exception(error)
+
+        with self._changed:
+            if self._closed_reason is not None:
+                future.set_exception(EngineClosedError(self._closed_reason))
+            else:
+                self._inbox.append(_Errand(run, future.set_exception))
+                self._changed.notify()
+        return future
+
+    def _wake(self) -> None:
+        with self._changed:
+            if not self.ended.done():
+                self._engine.is_stalled = False
+                self._changed.notify()
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                self._turn()
+            self._cancel_all()
+            self._engine.close()
+        except BaseException as error:  # a defect of the engine itself: nobody may wait for it forever
+            structlog.get_logger("ortserve.driver").exception("the engine's thread has died")
+            self._die(f"the engine has failed ({type(error).__name__})")
+        with self._changed:
+            del self._engine
+            if self._has_failed:
+                self.ended.set_exception(EngineClosedError(self._closed_reason or ""))
+            else:
+                self.ended.set_result(None)
+
+    def _die(self, reason: str) -> None:
+        """Tell everybody who waits, and let go of what the engine holds as far as it still can."""
+        with self._changed:
+            self._has_failed = True
+            self._closed_reason = reason
+            commands, self._inbox = self._inbox, deque()
+        for command in commands:
+            if isinstance(command, _Errand):
+                command.refuse(EngineClosedError(reason))
+        lost = [Delta(name, (), finish=FinishReason.ERROR, error=reason, is_lost=True) for name in list(self._outlets)]
+        self._hand_out(lost, Progress())
+        try:
+            self._engine.close()
+        except Exception:  # the same defect, most likely
+            structlog.get_logger("ortserve.driver").exception("a failed engine could not be closed")
+
+    def _wait_for_work(self) -> bool:
+        """Block until something is to be done; False when the driver is closed and drained."""
+        with self._changed:
+            while True:
+                if self._drain_until is not None and (
+                    monotonic() >= self._drain_until or not (self._inbox or self._engine.has_work)
+                ):
+                    return False
+                if self._inbox or (self._engine.has_work and not self._engine.is_stalled):
+                    return True
+                # A stalled engine waits for its cache, which rings; looking again after a while costs nothing.
+                self._changed.wait(_STALL_S if self._engine.has_work else None)
+                self._engine.is_stalled = False
+
+    def _turn(self) -> None:
+        """Take what has arrived, run one step, hand out what it added."""
+        deltas = self._take_in()
+        if self._engine.has_work:
+            deltas += self._engine.step()
+        self._stats = self._engine.stats()
+        self._cache_stats = self._engine.reuse.stats()
+        if self._engine.drafting is not None:
+            self._draft_stats = self._engine.drafting.stats.copy()
+        self._hand_out(deltas, self._engine.progress())
+
+    def _take_in(self) -> list[Delta]:
+        """Carry out all commands; returns the last deltas of the requests they ended."""
+        with self._changed:
+            commands, self._inbox = self._inbox, deque()
+        ended: list[Delta | None] = []
+        for command in commands:
+            if isinstance(command, _Submission):
+                self._engine.add(command.request, command.constraint)
+            elif isinstance(command, _Errand):
+                command.run()
+            else:
+                ended.append(self._engine.cancel(command.request_id))
+        return [delta for delta in ended if delta is not None]
+
+    def _hand_out(self, deltas: list[Delta], progress: Progress) -> None:
+        by_outlet: dict[int, tuple[Outlet, list[Delta]]] = {}
+        with self._changed:
+            self._backlog.advance(progress)
+            for delta in deltas:
+                outlet = self._outlets[delta.request_id]
+                by_outlet.setdefault(id(outlet), (outlet, []))[1].append(delta)
+                if delta.finish is not None:
+                    del self._outlets[delta.request_id]
+                    self._backlog.remove(delta.request_id, delta.usage)
+        for outlet, own in by_outlet.values():
+            try:
+                outlet.deliver(own)
+            except Exception:  # a defect of one reader must not take the others' engine away
+                structlog.get_logger("ortserve.driver").exception("an outlet failed; its requests are cancelled")
+                for delta in own:
+                    self.cancel(delta.request_id)
+
+    def _cancel_all(self) -> None:
+        """End what a closing driver leaves unfinished."""
+        deltas = self._take_in()
+        ended = [self._engine.cancel(sequence.request.id) for sequence in list(self._engine.scheduler.sequences)]
+        self._hand_out(deltas + [delta for delta in ended if delta is not None], Progress())
+
+
+def id_in_use(request: Request) -> RequestError:
+    """The refusal of a second request of one id."""
+    return RequestError(f"request id {request.id!r} is in use: give each running request its own", parameter="id")

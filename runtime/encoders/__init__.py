@@ -1,0 +1,1 @@
+"""Encoders: manifest, session, queue and thread. Knows no text."""

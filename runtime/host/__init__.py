@@ -1,0 +1,1 @@
+"""What this machine offers and how models share it: cores, memory, the heap. Knows no models."""

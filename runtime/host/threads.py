@@ -1,0 +1,67 @@
+"""How the cores are divided among models that may run at the same moment. Knows no session."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ortserve.runtime.drivers.turn import Turn
+from ortserve.runtime.errors import ConfigurationError
+
+ENCODER_SHARE = 4  # encoders get one core in so many beside a model that generates
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """Threads of the engine, and of whichever encoder has its turn."""
+
+    engine: int
+    encoders: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """What models run with: as many threads as their kind has, while they hold the turn of their kind.
+
+    So many models as there are share the cores: those of one kind run one after another, step by step.
+    """
+
+    threads: Threads
+    engine_turn: Turn
+    encoder_turn: Turn  # the same one where the threads of both together are more than the cores
+
+
+def share_cores(
+    num_cores: int, *, has_engine: bool, has_encoders: bool, engine: int | None = None, encoders: int | None = None
+) -> Cores:
+    """The cores for a server of these kinds of models; a kind that comes later takes turns with the other.
+
+    Raises as `divide_threads` does.
+    """
+    threads = divide_threads(
+        num_cores, has_engine=has_engine, has_encoders=has_encoders, engine=engine, encoders=encoders
+    )
+    turn = Turn()
+    is_divided = has_engine and has_encoders and threads.engine + threads.encoders <= num_cores
+    return Cores(threads, turn, Turn() if is_divided else turn)
+
+
+def divide_threads(
+    num_cores: int, *, has_engine: bool, has_encoders: bool, engine: int | None = None, encoders: int | None = None
+) -> Threads:
+    """Divide the cores, so that models running at once never have more threads than there are cores.
+
+    `engine` and `encoders` are the user's wishes. Raises `ConfigurationError` when they exceed the cores together. A
+    single core is shared.
+    """
+    if not (has_engine and has_encoders):
+        return Threads(engine or num_cores, encoders or num_cores)
+    if engine and encoders and engine + encoders > max(num_cores, 2):
+        raise ConfigurationError(
+            f"--threads {engine} and --encoder-threads {encoders} exceed the {num_cores} cores this process may use:"
+            " lower one of them"
+        )
+    if encoders is None:
+        encoders = max(1, num_cores - engine if engine else num_cores // ENCODER_SHARE)
+    if engine is None:
+        engine = max(1, num_cores - encoders)
+    return Threads(engine, encoders)

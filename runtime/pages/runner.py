@@ -1,0 +1,120 @@
+"""Runs a Step on a device: moves KV blocks, sends the packed rows, enqueues the model. Knows no requests' lives.
+
+Nothing waits for the device here but a step without logits: the sampler enqueues its own work behind the model's and
+waits once for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ortserve.runtime.devices.device import Device, Launch
+from ortserve.runtime.devices.session import DeviceSession
+from ortserve.runtime.manifest import Manifest
+from ortserve.runtime.pages.batch import PagedBatch, build_paged_batch
+from ortserve.runtime.pages.kv import PagedKvStore
+from ortserve.runtime.pages.staging import Staging, staged_bytes
+from ortserve.runtime.plan import EnginePlan
+from ortserve.runtime.step import Step
+
+_TYPES = {"input_ids": "int64", "position_ids": "int64", "logit_index": "int64"}  # others are int32
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLogits:
+    """Logits that a device is computing: [rows, vocab] float32 at `address`, of which the first `num_rows` count."""
+
+    address: int
+    num_rows: int
+    num_padded_rows: int
+    chosen: tuple[int, ...] | None = None  # only these of them, in this order; None: all that count
+
+    def __getitem__(self, rows: slice | list[int]) -> DeviceLogits:
+        """Some of the rows, as of an array."""
+        every = range(self.num_rows)
+        return replace(self, chosen=tuple(every[rows] if isinstance(rows, slice) else rows))
+
+
+class PagedRunner:
+    """One model on a device with its KV pages bound in place.
+
+    A step of plain decodes has one of a few shapes. The first of a shape runs as it is; the second is recorded, and
+    from then on the whole model is launched at once.
+    """
+
+    def __init__(
+        self, manifest: Manifest, session: DeviceSession, store: PagedKvStore, device: Device, plan: EnginePlan
+    ) -> None:
+        self._store = store
+        self._device = device
+        self._plan = plan
+        self._vocab_size = manifest.vocab_size
+        self._width = plan.capacity // plan.block_size
+        self._max_rows = max(plan.max_logit_rows, plan.num_rows)
+        max_tokens = plan.max_chunk_tokens + self._max_rows * 2
+        self._staging = Staging(
+            device,
+            staged_bytes(*[8 * max_tokens] * 3, *[4 * (max_tokens + 1)] * 3, 4 * self._max_rows * self._width),
+        )
+        self._logits = device.allocate(self._max_rows * manifest.vocab_size * 4)
+        self._binding = session.binding()
+        for tensor in store.tensors():
+            self._binding.bind_input(f"past.{tensor.name}", tensor.address, tensor.dtype, tensor.shape)
+            self._binding.bind_output(f"present.{tensor.name}", tensor.address, tensor.dtype, tensor.shape)
+        self._seen: set[tuple[int, int, int, int]] = set()
+        self._launches: dict[tuple[int, int, int, int], Launch] = {}
+
+    def run(self, step: Step) -> DeviceLogits:
+        """Enqueue the step; returns its logits, valid until the next run."""
+        self._store.apply(step.moves)
+        if not step.rows:
+            self._device.synchronize()
+            return DeviceLogits(self._logits, 0, 0)
+        batch = self.prepare(step)
+        self._enqueue(batch)
+        if step.num_logits == 0:
+            self._device.synchronize()  # nobody else will, and the next step overwrites what this one reads
+        return DeviceLogits(self._logits, step.num_logits, len(batch.logit_index))
+
+    def prepare(self, step: Step) -> PagedBatch:
+        """The arrays of a step. Part of `PreparingRunner`."""
+        return build_paged_batch(step, block_size=self._plan.block_size, max_rows=self._max_rows, max_width=self._width)
+
+    def launch(self, prepared: PagedBatch, tokens: Sequence[int]) -> DeviceLogits:
+        """Enqueue a step of plain decodes with these tokens. Part of `PreparingRunner`."""
+        assert prepared.is_decode, "only plain decodes are known but for their tokens"
+        prepared.input_ids[: len(tokens)] = tokens
+        self._enqueue(prepared)
+        return DeviceLogits(self._logits, len(tokens), len(prepared.logit_index))
+
+    def _enqueue(self, batch: PagedBatch) -> None:
+        arrays = {name: getattr(batch, name) for name in _INPUTS}
+        addresses = self._staging.send(arrays)
+        if batch.is_decode and (launch := self._launches.get(batch.shape)) is not None:
+            launch()
+            return
+        for name, address in addresses.items():
+            self._binding.bind_input(name, address, _TYPES.get(name, "int32"), arrays[name].shape)
+        self._binding.bind_host_input("attention_bounds", batch.attention_bounds)
+        shape = (len(batch.logit_index), self._vocab_size)
+        self._binding.bind_output("logits", self._logits, "float32", shape)
+        if batch.is_decode and batch.shape in self._seen:
+            launch = self._device.record(self._binding.run)
+            if launch is not None:
+                self._launches[batch.shape] = launch
+                launch()
+                return
+        self._binding.run()
+        self._seen.add(batch.shape)
+
+
+_INPUTS = (
+    "input_ids",
+    "position_ids",
+    "logit_index",
+    "cumulative_lengths",
+    "past_lengths",
+    "slot_mapping",
+    "page_table",
+)

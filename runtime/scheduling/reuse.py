@@ -1,0 +1,324 @@
+"""Talks to the prompt cache: seeks prefixes for those who wait, saves what has been computed, accounts for blocks.
+
+The cache knows which block holds which tokens; bytes are moved by the steps, so what a step saves is published once
+that step has run. A cache that raises is switched off for good; requests go on uncached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Values
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from ortserve.plugins.api import CacheMode, CacheQuery, CacheStats, Hit, HitChange, HitState, Part, PromptCache, Ticket
+from ortserve.plugins.none import NoCache
+from ortserve.runtime.plan import EnginePlan
+from ortserve.runtime.rotary import salt_within
+from ortserve.runtime.scheduling.blocks import BlockPool
+from ortserve.runtime.scheduling.sequence import Sequence
+from ortserve.runtime.step import LoadBlocks, Move, SaveBlocks
+
+Answer = TypeVar("Answer")
+_MISS = Hit(-1, HitState.READY)  # stand-ins of a cache that has just been switched off
+_NOBODY = Ticket(-1)
+
+
+class CacheBlocks:
+    """Host blocks as the cache sees them (its `BlockSource`), and which of them it holds, whatever it says itself."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self._published: set[int] = set()
+        self._taken: set[int] = set()  # perhaps being written by a thread of the cache
+
+    @property
+    def owned(self) -> frozenset[int]:
+        """Every block the cache has a reference to."""
+        return frozenset(self._published | self._taken)
+
+    def take(self, count: int) -> Values[int]:
+        """Part of `BlockSource`."""
+        blocks = self._pool.allocate(min(count, self._pool.num_free))
+        self._taken.update(blocks)
+        return tuple(blocks)
+
+    def give_back(self, blocks: Iterable[int]) -> None:
+        """Part of `BlockSource`. Raises `ValueError` for a block the cache does not hold."""
+        for block in blocks:
+            if block not in self._published and block not in self._taken:
+                raise ValueError(f"block {block} is given back but not held")
+            self._published.discard(block)
+            self._taken.discard(block)
+            self._pool.release((block,))
+
+    def accept(self, blocks: Iterable[int]) -> None:
+        """The cache has kept these published blocks: the reference is now its own."""
+        self._published.update(blocks)
+
+    def reclaim(self) -> None:
+        """The cache is gone. Blocks that its threads may still write stay out of use for good."""
+        self._pool.release(self._published)
+        self._published = set()
+
+
+@dataclass(frozen=True, slots=True)
+class _Saving:
+    """A part whose bytes are copied by a step that has not run yet."""
+
+    ticket: Ticket
+    part: Part
+    is_last: bool  # nothing more will come of this request
+
+
+class Reuse:
+    """The cache of one engine. Called by the placement and the scheduler, on the engine's thread."""
+
+    def __init__(self, cache: PromptCache, plan: EnginePlan, pool: BlockPool, owned: CacheBlocks) -> None:
+        self.cache = cache
+        self.pool = pool  # of the cache's blocks; in layout "slots" preempted sequences take theirs from it too
+        self._plan = plan
+        self._owned = owned
+        self._is_gone = False  # switched off; its blocks are reclaimed when no step copies them any more
+        self._held: dict[int, Sequence] = {}  # by id of a hit that is not READY
+        self._loading: list[Hit] = []  # READY hits whose blocks the next step, or the running one, copies
+        self._leaving: list[int] = []  # host blocks that the step being planned still reads
+        self._queued: list[_Saving] = []  # their moves are not part of a step yet
+        self._running: list[_Saving] = []  # their moves are part of the step that is running
+
+    @property
+    def owned(self) -> frozenset[int]:
+        """Blocks the cache has references to, by the engine's own account."""
+        return self._owned.owned
+
+    def poll(self) -> None:
+        """Let sequences whose hit has changed look up again."""
+        nothing: Values[HitChange] = ()
+        for change in self._ask(lambda cache: cache.poll(), nothing):
+            sequence = self._held.pop(change.hit_id, None)
+            if sequence is not None:
+                self._drop_hit(sequence)
+
+    def is_held(self, sequence: Sequence) -> bool:
+        """Look up a waiting sequence's prefix, once; True while it should wait for more of it."""
+        if sequence.hit is None and self._is_on(sequence):
+            query = self._query(sequence)
+            sequence.hit = self._sound(self._ask(lambda cache: cache.lookup(query), _MISS), query)
+            if sequence.hit.state in (HitState.LOADING, HitState.COMPUTING):
+                self._held[sequence.hit.id] = sequence
+        return sequence.hit is not None and sequence.hit.id in self._held
+
+    def num_found(self, sequence: Sequence) -> int:
+        """Tokens of a waiting sequence that can be taken now."""
+        hit = sequence.hit
+        return hit.num_tokens if hit is not None and hit.state is HitState.READY else 0
+
+    def start(self, sequence: Sequence, slot: int) -> Move | None:
+        """The sequence has got a row: take what was found, and promise the rest."""
+        hit, move = sequence.hit, None
+        sequence.hit = None
+        if hit is not None and hit.state is HitState.READY and hit.num_tokens > 0:
+            move = self._take(sequence, slot, hit)
+            sequence.num_computed = hit.num_tokens
+            sequence.num_reused = min(hit.num_tokens, sequence.num_prompt_tokens)
+            sequence.num_saved = hit.num_tokens // self._plan.block_size * self._plan.block_size
+            self._loading.append(hit)
+        elif hit is not None:
+            self._release(hit)
+        self.announce(sequence)
+        return move
+
+    def _take(self, sequence: Sequence, slot: int, hit: Hit) -> Move | None:
+        """Have the hit's tokens in the sequence's row once the step has made its moves."""
+        return LoadBlocks(sequence.request.id, slot, hit.num_tokens, hit.blocks)
+
+    def announce(self, sequence: Sequence) -> None:
+        """Promise to compute from here on, so that others may wait instead of computing the same."""
+        if self._is_on(sequence):
+            query = self._query(sequence)
+            sequence.ticket = self._ask(lambda cache: cache.announce(query, sequence.num_computed), _NOBODY)
+
+    def save(self, sequence: Sequence, *, is_last: bool = False) -> Move | None:
+        """Offer whole blocks that are computed and not yet saved; at the end also the tail, and end the ticket."""
+        end = self._save_end(sequence, is_last=is_last)
+        ticket, start = sequence.ticket, sequence.num_saved
+        if is_last:
+            sequence.ticket = None
+        if ticket is None:
+            return None
+        count = -(-(end - start) // self._plan.block_size) if end > start else 0
+        if count == 0 or not self.make_room(count):
+            if is_last:
+                self._finish(ticket, ok=True)
+            return None
+        assert sequence.slot is not None
+        blocks = tuple(self.pool.allocate(count))
+        part = Part(start, tuple(sequence.tokens[:end]), blocks, sequence.seconds_unsaved)
+        self._queued.append(_Saving(ticket, part, is_last))
+        self._saved(sequence, start, end)
+        return SaveBlocks(sequence.request.id, sequence.slot, start, end, blocks)
+
+    def _save_end(self, sequence: Sequence, *, is_last: bool) -> int:
+        """Computed tokens that the cache may have: before the end, whole blocks of the prompt."""
+        end = min(sequence.num_computed, self._save_limit(sequence))
+        if is_last:
+            return end
+        end = min(end, sequence.num_prompt_tokens)
+        return end - end % self._plan.block_size
+
+    def _saved(self, sequence: Sequence, start: int, end: int) -> None:
+        sequence.num_saved = end - end % self._plan.block_size
+        sequence.num_written += max(0, min(end, sequence.num_prompt_tokens) - start)
+        sequence.seconds_unsaved = 0.0
+
+    def abandon(self, sequence: Sequence) -> None:
+        """The sequence loses its row or its place in the queue without an end: nobody may wait for it."""
+        self._drop_hit(sequence)
+        if sequence.ticket is not None:
+            self._finish(sequence.ticket, ok=False)
+            sequence.ticket = None
+
+    def make_room(self, count: int) -> bool:
+        """Whether `count` host blocks are free, after the cache has given some back if need be."""
+        missing = count - self.pool.num_free
+        if missing > 0:
+            self._ask(lambda cache: cache.evict(missing), 0)
+        return self.pool.num_free >= count
+
+    def release_after_step(self, blocks: Iterable[int]) -> None:
+        """Free host blocks once the step being planned has read them: a cache's thread may write free ones at once."""
+        self._leaving += blocks
+
+    def moves_taken(self) -> None:
+        """All moves handed out so far are now part of one step."""
+        self._running += self._queued
+        self._queued = []
+
+    def step_ended(self, *, ok: bool) -> None:
+        """The step has run, or was abandoned: publish what it saved, let go of what it loaded."""
+        for hit in self._loading:
+            self._release(hit)
+        self._loading = []
+        self.pool.release(self._leaving)
+        self._leaving = []
+        savings, self._running = self._running, []
+        for saving in savings:
+            refused = self._publish(saving.ticket, saving.part) if ok else saving.part.blocks
+            self.pool.release(refused)
+            if saving.is_last:
+                self._finish(saving.ticket, ok=ok)
+        if self._is_gone:
+            self._owned.reclaim()
+            self._is_gone = False
+
+    def held(self) -> Iterable[int]:
+        """Host blocks whose holder is no sequence, for the audit."""
+        yield from self._owned.owned
+        yield from self._leaving
+        for saving in (*self._queued, *self._running):
+            yield from saving.part.blocks
+
+    def pin(self, tokens: Values[int], salt: bytes, ttl_s: float) -> int:
+        """Keep what is cached of a prefix for `ttl_s` seconds (0 ends it), in every rotary regime that holds it.
+
+        Returns the tokens that every one of them has.
+        """
+        regimes = [regime for regime in self._plan.rotary_regimes if regime.max_tokens > len(tokens)]
+        queries = [CacheQuery(tuple(tokens), len(tokens), salt_within(regime, salt)) for regime in regimes]
+        return min((self.cache.pin(query, ttl_s) for query in queries), default=0)
+
+    def clear(self, salt: bytes | None) -> int:
+        """Forget one salt's prefixes, or all; the blocks forgotten."""
+        if salt is None:
+            return self.cache.clear(None)
+        return sum(self.cache.clear(salt_within(regime, salt)) for regime in self._plan.rotary_regimes)
+
+    def stats(self) -> CacheStats:
+        """The cache's counters."""
+        return self._ask(lambda cache: cache.stats(), CacheStats())
+
+    def close(self) -> None:
+        """Stop the cache's threads."""
+        self._ask(lambda cache: cache.close(), None)
+
+    def _finish(self, ticket: Ticket, *, ok: bool) -> None:
+        self._ask(lambda cache: cache.finish(ticket, ok), None)
+
+    def _drop_hit(self, sequence: Sequence) -> None:
+        hit, sequence.hit = sequence.hit, None
+        if hit is not None:
+            self._held.pop(hit.id, None)
+            self._release(hit)
+
+    def _release(self, hit: Hit) -> None:
+        self._ask(lambda cache: cache.release(hit), None)
+
+    def _publish(self, ticket: Ticket, part: Part) -> tuple[int, ...]:
+        """Returns the refused blocks."""
+        refused = tuple(self._ask(lambda cache: cache.publish(ticket, part), part.blocks))
+        if not set(refused) <= set(part.blocks):
+            self._switch_off("it refused blocks that it was not offered")
+            return part.blocks
+        self._owned.accept(set(part.blocks) - set(refused))
+        return refused
+
+    def _is_on(self, sequence: Sequence) -> bool:
+        if sequence.request.sampling.num_prompt_logprobs is not None:
+            return False  # every position is computed for its logits
+        return sequence.request.cache.mode is not CacheMode.OFF and not isinstance(self.cache, NoCache)
+
+    def _limit(self, sequence: Sequence) -> int:
+        """The last token is computed for its logits, in deterministic mode with the one before it."""
+        return max(0, len(sequence.tokens) - (2 if self._plan.deterministic else 1))
+
+    def _save_limit(self, sequence: Sequence) -> int:
+        hints = sequence.request.cache
+        if hints.mode is not CacheMode.EXPLICIT:
+            return len(sequence.tokens)
+        return max((point.num_tokens for point in hints.breakpoints), default=0)
+
+    def _query(self, sequence: Sequence) -> CacheQuery:
+        hints = sequence.request.cache
+        return CacheQuery(
+            tokens=tuple(sequence.tokens),
+            limit=self._limit(sequence),
+            salt=salt_within(sequence.regime, hints.salt),
+            mode=hints.mode,
+            breakpoints=hints.breakpoints,
+            affinity=hints.affinity,
+            durable=hints.durable,
+        )
+
+    def _ask(self, question: Callable[[PromptCache], Answer], otherwise: Answer) -> Answer:
+        try:
+            return question(self.cache)
+        except Exception as error:  # a plugin may raise anything; it must cost nothing but the cache
+            self._switch_off(f"it raised {type(error).__name__}: {error}")
+            return otherwise
+
+    def _sound(self, hit: Hit, query: CacheQuery) -> Hit:
+        """The hit itself, or a miss when it breaks the contract: wrong bytes in a row would be a wrong reply."""
+        count = -(-hit.num_tokens // self._plan.block_size)
+        if 0 <= hit.num_tokens <= query.limit and len(hit.blocks) == count and self.owned.issuperset(hit.blocks):
+            return hit
+        self._switch_off(f"it found {hit.num_tokens} tokens in blocks {hit.blocks}, which cannot be")
+        return _MISS
+
+    def _switch_off(self, reason: str) -> None:
+        """Forget it and everything it has promised."""
+        structlog.get_logger("ortserve.cache").error("the prompt cache is switched off", reason=reason, exc_info=True)
+        self.cache = NoCache()
+        self._is_gone = True
+        for sequence in self._held.values():
+            sequence.hit = None
+        self._held = {}
+        self._loading = []
+
+
+def new_reuse(plan: EnginePlan, make: Callable[[CacheBlocks], PromptCache]) -> Reuse:
+    """A pool of host blocks as the plan says, and the cache that `make` returns for it."""
+    pool = BlockPool(plan.num_host_blocks)
+    owned = CacheBlocks(pool)
+    return Reuse(make(owned), plan, pool, owned)

@@ -1,0 +1,326 @@
+"""Decides what each step computes. The only writer of sequences and block pools; knows no tensors and draws nothing.
+
+Planning moves sequences between stages (admission, preemption) and lists the bytes to move; committing a step that has
+run moves its sequences forward. Where they wait and whom they displace is `placement`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence as Values
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from ortserve.runtime.plan import EXACT_CUT, EnginePlan
+from ortserve.runtime.request import FinishReason, TokenLogprobs
+from ortserve.runtime.sampling.sampler import Drawn
+from ortserve.runtime.scheduling.pace import Pace
+from ortserve.runtime.scheduling.placement import Placement
+from ortserve.runtime.scheduling.sequence import Sequence, Stage
+from ortserve.runtime.speculation.verify import Picked
+from ortserve.runtime.step import Row, Step
+
+MAX_FORCED = 16  # tokens that a decode carries at the most: a step stays a step, and the rest comes in the next
+
+Drafts: TypeAlias = Mapping[str, tuple[int, ...]]  # guesses by request id, each based on the tokens of now
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """What one committed step did to one sequence that had logits."""
+
+    sequence: Sequence
+    added: tuple[Drawn, ...]  # drawn or forced by its grammar, up to and including the one that ended it
+    num_drafts: int  # guesses of a drafter
+    num_accepted: int  # of them
+    finish: FinishReason | None
+    scored: tuple[TokenLogprobs, ...] = ()  # prompt tokens it judged
+
+
+class Scheduler:
+    """Larger priorities first, then tenants in turns, then age; decodes and prompt chunks share each step."""
+
+    def __init__(self, plan: EnginePlan, pace: Pace, placement: Placement) -> None:
+        self.placement = placement
+        self._plan = plan
+        self._pace = pace
+        self._sequences: dict[str, Sequence] = {}
+
+    @property
+    def sequences(self) -> Iterable[Sequence]:
+        """Every sequence that has not finished, in order of submission."""
+        return self._sequences.values()
+
+    @property
+    def has_work(self) -> bool:
+        """A step can be planned now or later."""
+        return bool(self._sequences) or self.placement.has_moves
+
+    def add(self, sequence: Sequence, now_s: float) -> None:
+        """Queue a new sequence."""
+        assert sequence.request.id not in self._sequences, f"request id {sequence.request.id} is in use"
+        _open(sequence)
+        sequence.waiting_since_s = now_s
+        self._sequences[sequence.request.id] = sequence
+        self.placement.enqueue(sequence)
+
+    def find(self, request_id: str) -> Sequence | None:
+        """The sequence of a request that has not finished."""
+        return self._sequences.get(request_id)
+
+    def remove(self, sequence: Sequence, *, is_complete: bool = False) -> None:
+        """Forget a sequence in any stage and free what it holds."""
+        del self._sequences[sequence.request.id]
+        self.placement.discard(sequence, is_complete=is_complete)
+
+    def decoding(self) -> list[Sequence]:
+        """Running sequences whose next step is a decode: those that drafts can be proposed for."""
+        return [sequence for sequence in self.placement.by_age() if sequence.is_decoding]
+
+    def plan(self, number: int, now_s: float, drafts: Drafts | None = None) -> Step | None:
+        """The next step; None when there is nothing to do."""
+        self.placement.admit(now_s)
+        decodes = self._plan_decodes(drafts or {})
+        rows = (*decodes, *self._plan_chunks(decodes))
+        moves = self.placement.take_moves()
+        if not rows and not moves:
+            return None
+        for row in rows:
+            sequence = self._sequences[row.request_id]
+            sequence.last_step = number
+            if sequence.first_run_s is None:
+                sequence.first_run_s = now_s
+        return Step(number, moves, rows)
+
+    def commit(self, step: Step, picked: Values[Picked], *, now_s: float, seconds: float) -> list[Advance]:
+        """Take over a step that has run in `seconds`; `picked` belongs to its rows with logits, in order.
+
+        Finished sequences are removed; rows of sequences that were removed while it ran come to nothing. A sequence
+        whose logits are no numbers is left for the caller to fail.
+        """
+        self.placement.reuse.step_ended(ok=True)
+        remaining = iter(picked)
+        advances: list[Advance] = []
+        token_s = seconds / max(step.num_tokens, 1)
+        for row in step.rows:
+            mine = next(remaining) if row.num_logits else None
+            sequence = self._sequences.get(row.request_id)
+            if sequence is None:
+                continue
+            if not row.num_silent:
+                # Drafts count as computed once they are accepted; what is stored beyond is overwritten.
+                sequence.num_computed = row.end - len(row.drafts)
+            sequence.seconds_unsaved += token_s * len(row.tokens)
+            self.placement.fair.charge(sequence.request, len(row.tokens))
+            if mine is not None:
+                advances.append(self._advance(sequence, row, mine, now_s))
+            if sequence.slot is not None:
+                self.placement.save(sequence)
+        return advances
+
+    def abandon(self, step: Step) -> list[Sequence]:
+        """Give up a step that has failed. Returns the sequences it loses, which are removed."""
+        self.placement.reuse.step_ended(ok=False)
+        found = [self.find(request_id) for request_id in sorted(step.request_ids)]
+        lost = [sequence for sequence in found if sequence is not None]
+        for sequence in lost:
+            self.remove(sequence)
+        return lost
+
+    def _advance(self, sequence: Sequence, row: Row, picked: Picked, now_s: float) -> Advance:
+        sequence.num_scored += row.num_scored
+        scored = tuple(entry for entry in picked.scored if entry is not None)
+        if len(scored) < len(picked.scored):
+            return Advance(sequence, (), 0, 0, FinishReason.ERROR)
+        if not row.num_drawn:
+            return Advance(sequence, (), 0, 0, None, scored)
+        if sequence.max_tokens == 0:
+            self.remove(sequence, is_complete=True)
+            return Advance(sequence, (), 0, 0, FinishReason.LENGTH, scored)
+        num_drafts = 0 if sequence.forced else len(row.drafts)  # what had to come was no guess
+        added: list[Drawn] = []
+        if sequence.first_token_s is None:
+            sequence.first_token_s = now_s
+            added += map(Drawn, sequence.tokens[sequence.num_prompt_tokens :])  # forced before anything was drawn
+        finish, num_taken = _take_drawn(sequence, picked.drawn, added)
+        # The last one was drawn, not guessed (or ends the request).
+        sequence.num_computed += max(num_taken - 1, 0)
+        num_accepted = min(num_taken - 1, num_drafts)
+        sequence.num_accepted += num_accepted
+        sequence.num_rejected += num_drafts - num_accepted
+        if finish is None:
+            finish = _take_forced(sequence, added, num_taken)
+        if finish in (FinishReason.STOP, FinishReason.LENGTH):
+            self.remove(sequence, is_complete=True)
+        return Advance(sequence, tuple(added), num_drafts, num_accepted, finish, scored)
+
+    def _plan_decodes(self, drafts: Drafts) -> list[Row]:
+        """A row for each running sequence with one token to compute; when memory runs out, the youngest gives way."""
+        for sequence in self.placement.by_age():
+            if sequence.stage is Stage.RUNNING and sequence.is_decoding:
+                self.placement.grow(sequence, sequence.num_computed + self._decode_length(sequence))
+        ready = self.decoding()
+        if len(ready) > self._plan.max_logit_rows:
+            ready.sort(key=lambda sequence: sequence.last_step)  # whoever has waited longest
+            ready = ready[: self._plan.max_logit_rows]
+        spare = self._plan.max_logit_rows - len(ready)
+        if any(sequence.is_scoring for sequence in self.placement.by_age()):
+            spare = 0  # guesses would take the rows that a prompt is judged with
+        rows: list[Row] = []
+        for sequence in ready:
+            count = self._decode_length(sequence)
+            guesses = sequence.forced or drafts.get(sequence.request.id, ())
+            guesses = self._fitting(sequence, guesses[:spare]) if count == sequence.num_pending else ()
+            spare -= len(guesses)
+            rows.append(self._verification(sequence, guesses) if guesses else self._row(sequence, count))
+        return rows
+
+    def _decode_length(self, sequence: Sequence) -> int:
+        """Tokens a decoding sequence feeds: more than one only where its grammar has forced some."""
+        return min(sequence.num_pending, MAX_FORCED, self._plan.max_chunk_tokens)
+
+    def _fitting(self, sequence: Sequence, guesses: tuple[int, ...]) -> tuple[int, ...]:
+        """Cut a draft to what the request may still say, by number and grammar, and to memory that is free anyway."""
+        room = sequence.max_tokens - sequence.num_output_tokens - 1
+        guesses = guesses[: max(0, min(room, self._plan.max_chunk_tokens - sequence.num_pending))]
+        if guesses and sequence.constraint is not None:
+            guesses = guesses[: sequence.constraint.allowed_prefix(guesses)]
+        while guesses and not self.placement.has_blocks(sequence, len(sequence.tokens) + len(guesses)):
+            guesses = guesses[:-1]
+        if guesses:
+            self.placement.reserve(sequence, len(sequence.tokens) + len(guesses))
+        return guesses
+
+    def _verification(self, sequence: Sequence, guesses: tuple[int, ...]) -> Row:
+        assert sequence.slot is not None
+        tokens = (*sequence.tokens[sequence.num_computed :], *guesses)
+        blocks = self._blocks(sequence)
+        return Row(
+            sequence.request.id,
+            sequence.slot,
+            sequence.num_computed,
+            tokens,
+            len(guesses) + 1,
+            blocks=blocks,
+            first_rotary_row=sequence.regime.first_row,
+        )
+
+    def _plan_chunks(self, decodes: list[Row]) -> Iterator[Row]:
+        """Prompt chunks of the oldest sequences that have not computed theirs, within the step's time."""
+        num_logits = sum(row.num_logits for row in decodes)
+        decode_tokens = sum(len(row.tokens) for row in decodes)
+        decode_attended = sum(len(row.tokens) * row.end for row in decodes)
+        waiting = [sequence for sequence in self.placement.by_age() if not sequence.is_decoding]
+        if not waiting:
+            return
+        budget = self._pace.chunk_tokens(
+            decode_tokens=decode_tokens, decode_attended=decode_attended, start=waiting[0].num_computed
+        )
+        for sequence in waiting:
+            count = self._chunk_length(sequence, budget, is_first=sequence is waiting[0])
+            if count <= 0:
+                return
+            row = self._chunk(sequence, count, self._plan.max_logit_rows - num_logits)
+            if row is None:
+                continue
+            num_logits += row.num_logits
+            budget -= count
+            yield row
+
+    def _chunk(self, sequence: Sequence, count: int, num_spare: int) -> Row | None:
+        """The next `count` tokens of a prompt, with logits where they are judged; None when those do not fit.
+
+        What exceeds the spare logits rows comes in the next step. In deterministic mode chunks are not cut for that:
+        the same chunk is fed again, with logits at its next positions.
+        """
+        if not sequence.is_scoring:
+            row = self._row(sequence, count)
+            return row if row.num_logits <= num_spare else None
+        begin = max(sequence.num_scored, sequence.num_computed)  # of the positions with logits
+        num_silent = max(0, sequence.num_computed + count - begin - num_spare)
+        if num_spare == 0 and num_silent:
+            return None
+        if not self._plan.deterministic:
+            count, num_silent = count - num_silent, 0
+        end = sequence.num_computed + count - num_silent
+        num_scored = max(0, min(end, sequence.num_prompt_tokens - 1) - begin)
+        row = self._row(sequence, count)
+        return replace(row, num_logits=max(0, end - begin), num_scored=num_scored, num_silent=num_silent)
+
+    def _chunk_length(self, sequence: Sequence, budget: int, *, is_first: bool) -> int:
+        if not self._plan.deterministic:
+            return min(sequence.num_pending, budget)
+        to_cut = EXACT_CUT - sequence.num_computed % EXACT_CUT
+        exact = min(sequence.num_pending, to_cut, self._plan.max_chunk_tokens)
+        return exact if is_first or exact <= budget else 0
+
+    def _row(self, sequence: Sequence, count: int) -> Row:
+        """The next `count` tokens; in deterministic mode a single one brings its predecessor along."""
+        assert sequence.slot is not None
+        start = sequence.num_computed
+        end = start + count
+        if self._plan.deterministic and count == 1 and start > 0:
+            start -= 1
+        tokens = tuple(sequence.tokens[start:end])
+        is_last = end == len(sequence.tokens)
+        return Row(
+            sequence.request.id,
+            sequence.slot,
+            start,
+            tokens,
+            int(is_last),
+            blocks=self._blocks(sequence),
+            first_rotary_row=sequence.regime.first_row,
+        )
+
+    def _blocks(self, sequence: Sequence) -> tuple[int, ...]:
+        """Where its tokens lie; in layout "slots" its row says that."""
+        return tuple(sequence.blocks) if self._plan.shares_blocks else ()
+
+
+def _open(sequence: Sequence) -> None:
+    """Put what a grammar forces at the very beginning behind the prompt: it is computed with it.
+
+    The last one is left to be drawn: it may complete the reply, and a reply comes out of a step.
+    """
+    sampling = sequence.request.sampling
+    if sequence.constraint is None or sampling.num_logprobs is not None or sampling.num_prompt_logprobs is not None:
+        return
+    for token in sequence.constraint.forced()[:-1][: max(sequence.max_tokens - 1, 0)]:
+        if sequence.is_end(token) or not sequence.take(token):
+            return
+
+
+def _take_drawn(sequence: Sequence, drawn: tuple[Drawn, ...], added: list[Drawn]) -> tuple[FinishReason | None, int]:
+    """Append what was drawn, up to the token that ends the request; returns how many were taken."""
+    for count, one in enumerate(drawn, 1):
+        added.append(one)
+        if one.token_id is None or not sequence.take(one.token_id):
+            return FinishReason.ERROR, count
+        finish = sequence.finish_after(one.token_id)
+        if finish is not None:
+            return finish, count
+    return None, len(drawn)
+
+
+def _take_forced(sequence: Sequence, added: list[Drawn], num_taken: int) -> FinishReason | None:
+    """Append what must come next by the grammar. Where log-probabilities are wanted it waits for its logits.
+
+    `num_taken` tokens have just been drawn, among them those that waited.
+    """
+    sequence.num_trailing = 1
+    if sequence.constraint is None:
+        return None
+    forced = sequence.forced[num_taken:] or sequence.constraint.forced()
+    if sequence.request.sampling.num_logprobs is not None:
+        sequence.forced = forced
+        return None
+    for token in forced:
+        added.append(Drawn(token))
+        if not sequence.take(token):
+            return FinishReason.ERROR
+        sequence.num_trailing += 1
+        finish = sequence.finish_after(token)
+        if finish is not None:
+            return finish
+    return None

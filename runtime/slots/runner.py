@@ -1,0 +1,94 @@
+"""Runs a Step: moves KV bytes, packs the rows, calls the session. Knows tokens and slots, no requests' lives."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ortserve.runtime.manifest import Manifest
+from ortserve.runtime.session import Binding, Session
+from ortserve.runtime.slots.batch import Batch, build_batch
+from ortserve.runtime.slots.kv import SlotKvStore
+from ortserve.runtime.step import Step
+
+Logits = npt.NDArray[np.float32]
+_INPUTS = tuple(field.name for field in fields(Batch))
+
+
+class Runner:
+    """One model on the CPU with its KV rows bound in place.
+
+    For each power of two of rows there is a binding of the first so many slots: attention pads to the longest query, so
+    a step that uses few low slots does not pay for all of them.
+    """
+
+    def __init__(self, manifest: Manifest, session: Session, store: SlotKvStore, *, max_logit_rows: int) -> None:
+        self._session = session
+        self._store = store
+        self._bindings: dict[int, _BoundRows] = {}
+        self._logits = np.empty((max_logit_rows, manifest.vocab_size), np.float32)
+
+    def run(self, step: Step) -> Logits:
+        """Execute the step; returns logits [step.num_logits, vocab], valid until the next run."""
+        self._store.apply(step.moves)
+        if not step.rows:
+            return self._logits[:0]
+        num_rows = self._num_bound_rows(max(row.slot for row in step.rows))
+        batch = build_batch(step, num_rows=num_rows, capacity=self._store.capacity)
+        bound = self._bindings.get(num_rows) or self._bind_rows(num_rows)
+        for name in _INPUTS:
+            bound.feed(name, getattr(batch, name))
+        count = len(batch.logit_index)
+        if count == 0:
+            # The graph needs one wanted position at least; a middle chunk of a prompt wants none and drops it.
+            bound.feed("logit_index", np.zeros(1, np.int64))
+        bound.write_logits(self._logits[: max(count, 1)])
+        bound.binding.run()
+        return self._logits[:count]
+
+    def _num_bound_rows(self, highest_slot: int) -> int:
+        power: int = 1 << highest_slot.bit_length()
+        return min(power, self._store.num_rows)
+
+    def _bind_rows(self, num_rows: int) -> _BoundRows:
+        binding = self._session.binding()
+        for tensor in self._store.tensors():
+            shape = (num_rows, *tensor.row_shape)
+            names = f"past.{tensor.name}", f"present.{tensor.name}"
+            binding.bind_shared(*names, tensor.address, tensor.dtype, shape)
+        bound = self._bindings[num_rows] = _BoundRows(binding)
+        return bound
+
+
+class _BoundRows:
+    """A binding whose inputs stay bound while their shapes stay: then a step only copies its numbers in."""
+
+    def __init__(self, binding: Binding) -> None:
+        self.binding = binding
+        self._inputs: dict[str, npt.NDArray[np.generic]] = {}
+        self._num_logits = 0
+
+    def feed(self, name: str, values: npt.NDArray[np.generic]) -> None:
+        bound = self._inputs.get(name)
+        if bound is not None and bound.shape == values.shape:
+            bound[...] = values
+            return
+        self._inputs[name] = values
+        self.binding.bind_input(name, values)
+
+    def write_logits(self, logits: Logits) -> None:
+        """Always the first rows of the same buffer."""
+        if len(logits) != self._num_logits:
+            self.binding.bind_output("logits", logits)
+            self._num_logits = len(logits)
+
+
+def load_session(
+    folder: Path, manifest: Manifest, *, num_threads: int | None, turn: AbstractContextManager[object] | None = None
+) -> Session:
+    """Load an exported folder's graph. Sessions that share a `turn` never run at once."""
+    return Session(folder / manifest.graph, num_threads=num_threads, turn=turn)
