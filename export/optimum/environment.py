@@ -38,14 +38,24 @@ def optimum_python(cache_folder: Path, *, progress: bool) -> Path:
     requirements = optimum_requirements()
     if all(_is_installed(requirement) for requirement in requirements):
         return Path(sys.executable)
+    return pinned_python(EXTRA, requirements, cache_folder, progress=progress, remedy=remedy())
+
+
+def pinned_python(name: str, requirements: tuple[str, ...], cache_folder: Path, *, progress: bool, remedy: str) -> Path:
+    """The interpreter of an environment of exactly these, installed on first use.
+
+    Raises `ExportError` with the remedy when it cannot be made.
+    """
     digest = hashlib.sha256("\n".join((sys.version, *requirements)).encode()).hexdigest()[:12]
-    folder = cache_folder / f"optimum-{digest}"
-    python = folder / "bin" / "python"
+    folder = cache_folder / f"{name}-{digest}"
     if not (folder / COMPLETE).exists():
         with _locked(folder):
             if not (folder / COMPLETE).exists():
-                _make(folder, requirements, progress=progress)
-    return python
+                try:
+                    _make(folder, requirements, progress=progress)
+                except ExportError as error:
+                    raise ExportError(f"{error}: {remedy}") from None
+    return folder / "bin" / "python"
 
 
 def default_environments() -> Path:
@@ -70,13 +80,13 @@ def _make(folder: Path, requirements: tuple[str, ...], *, progress: bool) -> Non
     try:
         venv.create(folder, with_pip=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise ExportError(f"{folder} cannot be made ({error}): {remedy()}") from None
+        raise ExportError(f"{folder} cannot be made ({error})") from None
     command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*command, *requirements], capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0:
         shutil.rmtree(folder, ignore_errors=True)
         reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "pip failed")
-        raise ExportError(f"optimum's libraries cannot be installed ({reason.strip()[:200]}): {remedy()}")
+        raise ExportError(f"{', '.join(requirements)} cannot be installed ({reason.strip()[:200]})")
     (folder / COMPLETE).write_text("\n".join(requirements) + "\n")
 
 

@@ -76,6 +76,12 @@ def finish(arguments: argparse.Namespace, goals: Sequence[Goal], details: dict[s
     """Print the goals, write the JSON, return 0 if all are met and 1 otherwise."""
     for goal in goals:
         print(goal)
+    write_json(arguments, goals, details)
+    return 0 if all(goal.met for goal in goals) else 1
+
+
+def write_json(arguments: argparse.Namespace, goals: Sequence[Goal], details: dict[str, Any]) -> None:
+    """Where it was asked for; long scripts do it after every round, so that one that is stopped leaves what it had."""
     if arguments.json is not None:
         cpu = cpu_facts()
         report = {
@@ -101,12 +107,11 @@ def finish(arguments: argparse.Namespace, goals: Sequence[Goal], details: dict[s
             "details": details,
         }
         arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-    return 0 if all(goal.met for goal in goals) else 1
 
 
 def command(*words: str | Path) -> list[str]:
-    """The installed console script of this environment with `words`."""
-    return [str(Path(sys.executable).with_name("ortserve")), *map(str, words)]
+    """The console script with `words`, by this interpreter: also where ortserve is on PYTHONPATH and not installed."""
+    return [sys.executable, "-m", "ortserve.gateway.cli", *map(str, words)]
 
 
 def free_port() -> int:
