@@ -24,10 +24,10 @@ from ortserve.export.proof.verify import check_parity
 from ortserve.export.recipes.calibration_file import load_calibration, save_calibration
 from ortserve.export.recipes.digest import digest_of
 from ortserve.export.recipes.kv_scales import measure_kv_ranges
-from ortserve.export.recipes.plan import MAX_CAUTION, ExportPlan
+from ortserve.export.recipes.plan import ExportPlan
 from ortserve.export.recipes.planned import ExportOptions, first_plan
-from ortserve.export.recipes.precisions import Device, KvPrecision, ReferenceName
-from ortserve.export.recipes.recipe import Calibration
+from ortserve.export.recipes.precisions import Device, Forms, KvPrecision, ReferenceName
+from ortserve.export.recipes.recipe import MAX_CAUTION, Calibration
 from ortserve.export.recipes.sensitivity import measure_options
 from ortserve.export.sources.checkpoint import Checkpoint, open_checkpoint
 from ortserve.export.sources.source_facts import SourceFacts, describe_source
@@ -44,7 +44,7 @@ from ortserve.runtime.manifest import (
 from ortserve.runtime.parity import ParityReport
 from ortserve.runtime.report import hash_file
 
-RECIPE = 4  # raise it when the same checkpoint becomes another graph: caches of exports then miss
+RECIPE = 5  # raise it when the same checkpoint becomes another graph: caches of exports then miss
 CALIBRATION, JOURNAL, FAILED = "calibration.npz", "journal", "failed"  # kept for a rerun
 MIN_ONNXRUNTIME = "1.32"  # GroupQueryAttention with query_seqlens
 MIN_PAGED_ONNXRUNTIME = "1.31.1"  # PagedAttention with slot mapping and attention metadata
@@ -64,6 +64,7 @@ def export_checkpoint(
     calibration_text: Path | None = None,
     requantize: bool = False,
     kv: KvPrecision = "float",
+    forms: Forms | None = None,
     progress: bool = True,
     verify: bool = True,
     reference: ReferenceName = "auto",
@@ -73,7 +74,8 @@ def export_checkpoint(
     """Export a checkpoint, its folder or hub id into the new folder `destination`.
 
     No `precision` is the device's first, or that of a quantized checkpoint, whose matrices are taken over unless
-    `requantize`. `kv` is what keys and values are stored as, by scales of calibration text. The folder appears
+    `requantize`. `kv` is what keys and values are stored as, by scales of calibration text; `forms` how a graph is
+    spelt, to measure others than the device's. The folder appears
     complete or not at all, with a report of what `verify` measured against the independent reference. A folder that
     is not proved is marked unverified; when the proof fails, `UnprovenError` is raised after it was written, unless
     `allow_unproven`, and one that is verified is not replaced by it. Raises `ExportError` for an unusable checkpoint,
@@ -81,7 +83,15 @@ def export_checkpoint(
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     options = ExportOptions(
-        precision, device, block_size, max_context, activations, calibration_text, requantize=requantize, kv=kv
+        precision,
+        device,
+        block_size,
+        max_context,
+        activations,
+        calibration_text,
+        requantize=requantize,
+        kv=kv,
+        forms=forms,
     )
     planned = first_plan(checkpoint, options)  # checks the options before minutes are spent on measuring
     architecture, plan = planned.architecture, planned.plan

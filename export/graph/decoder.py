@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from ortserve.export.architecture import Experts, Norm
 from ortserve.export.graph import paged_attention
-from ortserve.export.graph.activate import activate
+from ortserve.export.graph.activate import activate, gate_in_one_pass
 from ortserve.export.graph.attention import attend, declare_attention_inputs
 from ortserve.export.graph.builder import GraphBuilder
 from ortserve.export.graph.experts import apply_experts
 from ortserve.export.graph.matrix import look_up, multiply, store_matrix
 from ortserve.export.graph.normalize import add_and_normalize, normalize, store_norm
-from ortserve.export.recipes.layer_plan import LayerPlan
+from ortserve.export.recipes.layer_plan import LayerPlan, MlpPlan
 from ortserve.export.recipes.plan import ExportPlan
 from ortserve.export.sources.checkpoint import Checkpoint
 
@@ -119,11 +119,24 @@ def _layer(
     if isinstance(described.mlp, Experts):
         down = apply_experts(graph, layer, described.mlp, normed, rows=rows)
     else:
-        mlp = layer.mlps[0]
-        up = multiply(graph, mlp.up, normed, rows=rows)
-        gated = activate(graph, mlp.mlp.activation, multiply(graph, mlp.gate, normed, rows=rows), up, prefix)
-        down = multiply(graph, mlp.down, gated, rows=rows)
+        down = _feed_forward(graph, plan, layer.mlps[0], normed, prefix, rows=rows)
     return residual, _after(graph, checkpoint, described.mlp_post_norm, f"{prefix}.mlp_post_norm", down)
+
+
+def _feed_forward(graph: GraphBuilder, plan: ExportPlan, mlp: MlpPlan, normed: str, prefix: str, *, rows: str) -> str:
+    if mlp.stacked is None:
+        up = multiply(graph, mlp.up, normed, rows=rows)
+        gate = multiply(graph, mlp.gate, normed, rows=rows)
+    else:
+        both = multiply(graph, mlp.stacked, normed, rows=rows)
+        sizes = graph.constant("gate_up_sizes", np.array([mlp.gate.num_rows, mlp.up.num_rows], np.int64))
+        names = [f"{prefix}.gate", f"{prefix}.up"]
+        gate, up = graph.node_with_outputs("Split", [both, sizes], names, axis=1)
+    if plan.forms.gate == "one" and mlp.mlp.activation == "silu":
+        gated = gate_in_one_pass(graph, gate, up, prefix, width=mlp.up.num_rows)
+    else:
+        gated = activate(graph, mlp.mlp.activation, gate, up, prefix)
+    return multiply(graph, mlp.down, gated, rows=rows)
 
 
 def _read(

@@ -17,7 +17,7 @@ from ortserve.export.errors import ExportError
 from ortserve.export.graph.builder import MICROSOFT, GraphBuilder
 from ortserve.export.recipes.layer_plan import MatrixPlan
 from ortserve.export.recipes.precisions import FLOAT_PRECISIONS
-from ortserve.export.recipes.quantize import INT8_LIMIT, quantize_int4_blocks, quantize_int8_rows
+from ortserve.export.recipes.quantize import INT8_LIMIT, quantize_int4_blocks, quantize_int8_blocks, quantize_int8_rows
 from ortserve.export.recipes.takeover import BlockFormat, read_blocks
 from ortserve.export.sources.checkpoint import Checkpoint
 
@@ -38,17 +38,19 @@ def _store_matrix(graph: GraphBuilder, plan: MatrixPlan, checkpoint: Checkpoint)
         return
     chunks = _folded(plan, checkpoint.stacked_chunks(linear.weights, CHUNK_ELEMENTS, rows=linear.rows))
     shape = (plan.num_rows, plan.num_columns)
-    if plan.precision in FLOAT_PRECISIONS:
+    if plan.is_across:
+        graph.weight(f"{plan.name}.weight", graph.floats, shape[::-1], [_across(graph, plan, chunks)])
+    elif plan.precision in FLOAT_PRECISIONS:
         graph.weight(f"{plan.name}.weight", graph.floats, shape, chunks)
-    elif plan.precision == "int8":
+    elif plan.bits is None:
         scales: list[NDArray[np.float32]] = []
         graph.weight(f"{plan.name}.weight", np.int8, shape, _int8(plan, chunks, scales))
         graph.weight(f"{plan.name}.scale", np.float32, (plan.num_rows,), scales)
     else:
         num_blocks = -(-plan.num_columns // plan.block_size)
         scales = []
-        packed = (plan.num_rows, num_blocks, plan.block_size // 2)
-        graph.weight(f"{plan.name}.weight", np.uint8, packed, _int4(plan, chunks, scales))
+        packed = (plan.num_rows, num_blocks, plan.block_size * plan.bits // 8)
+        graph.weight(f"{plan.name}.weight", np.uint8, packed, _in_blocks(plan, chunks, scales))
         graph.weight(f"{plan.name}.scale", graph.floats, (plan.num_rows, num_blocks), scales)
     if not linear.biases:
         return
@@ -102,6 +104,8 @@ def multiply(graph: GraphBuilder, plan: MatrixPlan, value: str, *, rows: str, st
     stored = stored_as or plan.name
     weight, scale = f"{stored}.weight", f"{stored}.scale"
     if plan.precision in FLOAT_PRECISIONS:
+        if plan.is_across:
+            return graph.node("MatMul", [value, weight], plan.name)
         inputs = [value, weight, *([f"{plan.name}.bias"] if plan.linear.biases else [])]
         return graph.node("Gemm", inputs, plan.name, transB=1)
     if _is_static(plan):
@@ -111,10 +115,10 @@ def multiply(graph: GraphBuilder, plan: MatrixPlan, value: str, *, rows: str, st
         zeros = [f"{stored}.zero"] if plan.taken.has_zeros else []
         inputs = [value, weight, scale, *zeros]
         _multiply_blocks(graph, plan, inputs, raw, bits=plan.taken.bits, block_size=plan.taken.block_size)
-    elif plan.precision == "int8":
+    elif plan.bits is None:
         multiply_int8(graph, value, weight=weight, scale=scale, num_rows=plan.num_rows, output=raw, rows=rows)
     else:
-        _multiply_blocks(graph, plan, [value, weight, scale], raw, bits=4, block_size=plan.block_size)
+        _multiply_blocks(graph, plan, [value, weight, scale], raw, bits=plan.bits, block_size=plan.block_size)
     if plan.linear.biases:
         graph.node("Add", [raw, f"{plan.name}.bias"], plan.name)
     return plan.name
@@ -239,14 +243,27 @@ def _int8(
         yield codes
 
 
-def _int4(
+def _in_blocks(
     plan: MatrixPlan, chunks: Iterator[NDArray[np.float32]], scales: list[NDArray[np.float32]]
 ) -> Iterator[NDArray[np.uint8]]:
     importance = None if plan.recipe is None else plan.recipe.importance
     for chunk in chunks:
-        codes, scale = quantize_int4_blocks(_finite(plan, chunk), plan.block_size, importance=importance)
+        if plan.bits == 8:
+            codes, scale = quantize_int8_blocks(_finite(plan, chunk), plan.block_size)
+        else:
+            codes, scale = quantize_int4_blocks(_finite(plan, chunk), plan.block_size, importance=importance)
         scales.append(scale)
         yield codes
+
+
+def _across(graph: GraphBuilder, plan: MatrixPlan, chunks: Iterator[NDArray[np.float32]]) -> NDArray[np.generic]:
+    """`[columns, rows]`; it has at most `ACROSS_ELEMENTS`, so the whole of it may be in memory."""
+    turned = np.empty((plan.num_columns, plan.num_rows), graph.floats)
+    start = 0
+    for chunk in chunks:
+        turned[:, start : start + len(chunk)] = chunk.T
+        start += len(chunk)
+    return turned
 
 
 def _finite(plan: MatrixPlan, chunk: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -23,11 +23,13 @@ class MatrixPlan:
     num_rows: int  # output features
     num_columns: int  # input features
     precision: Precision
-    block_size: int  # int4 only
+    block_size: int  # columns that share a scale, where blocks have some
     float_bytes: int = 4  # of scales, biases and unquantized weights
     recipe: InputRecipe | None = None  # of its input; None: not calibrated, rounded per token
     row_divisor: NDArray[np.float32] | None = None  # [rows]: what reads this product has taken them over
     taken: BlockFormat | None = None  # the checkpoint's own integers, as they are; None: its values, rounded here
+    is_across: bool = False  # floats stored [columns, rows]
+    has_blocks: bool = False  # int8: a scale for every block of columns, as int4 has; else one for every row
 
     @property
     def column_factor(self) -> NDArray[np.float32] | None:
@@ -41,8 +43,7 @@ class MatrixPlan:
     def facts(self) -> MatrixFacts:
         """For the manifest."""
         recipe = self.recipe
-        in_blocks = self.precision == "int4" or self.taken is not None
-        plain = "none" if self.precision in FLOAT_PRECISIONS else "block" if in_blocks else "token"
+        plain = "none" if self.precision in FLOAT_PRECISIONS else "token" if self.bits is None else "block"
         return MatrixFacts(
             name=self.name,
             precision=self.precision,
@@ -52,6 +53,15 @@ class MatrixPlan:
         )
 
     @property
+    def bits(self) -> int | None:
+        """Of a code, where blocks of columns have scales; None: floats, or one scale for every row."""
+        if self.taken is not None:
+            return self.taken.bits
+        if self.precision == "int4":
+            return 4
+        return 8 if self.precision == "int8" and self.has_blocks else None
+
+    @property
     def num_bytes(self) -> int:
         """Size in the data file, without alignment."""
         bias = self.float_bytes * self.num_rows if self.linear.biases else 0
@@ -59,10 +69,10 @@ class MatrixPlan:
             return self.taken.num_bytes(self.num_rows, self.num_columns, self.float_bytes) + bias
         if self.precision in FLOAT_PRECISIONS:
             return self.float_bytes * self.num_rows * self.num_columns + bias
-        if self.precision == "int8":
+        if self.bits is None:
             return self.num_rows * self.num_columns + 4 * self.num_rows + bias
         num_blocks = -(-self.num_columns // self.block_size)
-        return self.num_rows * num_blocks * (self.block_size // 2 + self.float_bytes) + bias
+        return self.num_rows * num_blocks * (self.block_size * self.bits // 8 + self.float_bytes) + bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +83,12 @@ class MlpPlan:
     gate: MatrixPlan
     up: MatrixPlan
     down: MatrixPlan
+    stacked: MatrixPlan | None = None  # gate and up as one product, in place of both
 
     @property
     def matrices(self) -> tuple[MatrixPlan, ...]:
         """In graph order."""
-        return (self.gate, self.up, self.down)
+        return (self.gate, self.up, self.down) if self.stacked is None else (self.stacked, self.down)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,28 +15,26 @@ from ortserve.export.recipes.kv_scales import KvRanges, KvScales, kv_scales
 from ortserve.export.recipes.layer_plan import LayerPlan, MatrixPlan, MlpPlan
 from ortserve.export.recipes.precisions import (
     BLOCK_SIZES,
+    CPU_FORMS,
     CUDA_BLOCK_SIZE,
     DEFAULT_BLOCK_SIZE,
     DEVICE_KV,
     DEVICE_PRECISIONS,
     FLOAT_PRECISIONS,
+    FORMS,
     PRECISIONS,
     Device,
+    Forms,
     KvPrecision,
     Precision,
 )
-from ortserve.export.recipes.recipe import Calibration, InputOptions, InputRecipe, static_suffices
+from ortserve.export.recipes.recipe import Calibration, choose_recipe
 from ortserve.export.recipes.takeover import REQUANTIZE, BlockFormat
 from ortserve.runtime.manifest import FloatType
 
 WIDE_HEAD_PAGE = 128  # tokens; below these sizes attention leaves FlashAttention for far slower kernels
 NARROW_HEAD_PAGE = 256  # for heads of at most 64
-# Relative errors of a product above which its matrices are stored more exactly, after so many failed proofs.
-# A trained 5M model has int8 errors of 0.01 to 0.03 and int4 ones of 0.03 to 0.1 (root mean square over tokens).
-INT8_ERRORS = (0.10, 0.10, 0.05, 0.025)
-INT4_ERRORS = (0.15, 0.09, 0.07, 0.05)
-WORST_FACTOR = 4.0  # one token may lose this many times as much
-MAX_CAUTION = len(INT8_ERRORS) - 1
+ACROSS_ELEMENTS = 1 << 25  # of a matrix: what CUDA's kernel for few rows takes, which also wants sizes in eights
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +48,7 @@ class ExportPlan:
     layers: tuple[LayerPlan, ...]
     lm_head: MatrixPlan
     device: Device = "cpu"
+    forms: Forms = CPU_FORMS
     floats: FloatType = "float32"  # type of activations and unquantized weights
     kv: KvPrecision = "float"
     kv_scales: tuple[KvScales, ...] = ()  # of every layer, once they are calibrated; none for float
@@ -126,11 +125,13 @@ def plan_export(
     taken: Mapping[Linear, BlockFormat] | None = None,
     kv: KvPrecision = "float",
     kv_ranges: KvRanges | None = None,
+    forms: Forms | None = None,
 ) -> ExportPlan:
     """Assign a recipe to every matrix. Raises `ExportError` for options that do not fit the model or the device.
 
-    int4 keeps the embedding and the output matrix wider (int8 on the CPU, the activations' type on CUDA): the last
-    product decides between close tokens. `caution` says how many proofs have failed; see `choose_recipe`.
+    int4 keeps the embedding and the output matrix wider (int8; on CUDA the embedding has the activations' type): the
+    last product decides between close tokens. `caution` says how many proofs have failed; see `choose_recipe`. No
+    `forms` are the device's.
     """
     if device != "cpu" and any(isinstance(layer.mlp, Experts) for layer in architecture.layers):
         raise ExportError(f"{architecture.family} has experts, which are exported for the CPU only: leave out --device")
@@ -141,13 +142,18 @@ def plan_export(
     floats = _choose_floats(architecture, inner, device)
     if taken and floats == "bfloat16":
         raise ExportError(f"{architecture.family} runs in bfloat16 on CUDA, which rounds stored scales: {REQUANTIZE}")
+    forms = forms or FORMS[device]
     outer: Precision = inner
     if inner == "int4":
         outer = "int8" if device == "cpu" else "bf16" if floats == "bfloat16" else "fp16"
+    head = forms.head if inner == "int4" and forms.head != "float" and not taken else outer
     planner = _Planner(
         architecture,
         inner,
         outer,
+        head,
+        device,
+        forms,
         block_size or default_block_size(device),
         _float_bytes(floats),
         calibration or Calibration(),
@@ -169,6 +175,7 @@ def plan_export(
         layers=layers,
         lm_head=planner.lm_head(),
         device=device,
+        forms=forms,
         floats=floats,
         kv=kv,
         kv_scales=scales,
@@ -186,7 +193,10 @@ class _Planner:
 
     architecture: Architecture
     precision: Precision
-    outer: Precision  # of embedding and output matrix
+    outer: Precision  # of the embedding
+    head: Precision  # of the output matrix
+    device: Device
+    forms: Forms
     block_size: int
     float_bytes: int
     calibration: Calibration
@@ -233,7 +243,20 @@ class _Planner:
         down = self._matrix(f"{name}.down", mlp.down, hidden, inner)
         gate = self._matrix(f"{name}.gate", mlp.gate, inner, hidden)
         up = self._matrix(f"{name}.up", mlp.up, inner, hidden, row_divisor=down.column_factor)
-        return MlpPlan(mlp, gate, up, down)
+        return MlpPlan(mlp, gate, up, down, self._stacked(f"{name}.gate_up", gate, up))
+
+    def _stacked(self, name: str, gate: MatrixPlan, up: MatrixPlan) -> MatrixPlan | None:
+        """Both as one product, where that is the form and they are alike."""
+        linears = (gate.linear, up.linear)
+        if (
+            self.forms.gate_up == "apart"
+            or (gate.precision, up.precision) != ("int4", "int4")
+            or any(linear.biases or linear.rows is not None or linear.scale != 1.0 for linear in linears)
+            or any(plan.taken is not None or plan.recipe is not None for plan in (gate, up))
+        ):
+            return None
+        both = Linear(gate.linear.weights + up.linear.weights)
+        return replace(gate, name=name, linear=both, num_rows=gate.num_rows + up.num_rows)
 
     def lm_head(self) -> MatrixPlan:
         architecture = self.architecture
@@ -246,9 +269,11 @@ class _Planner:
     def embedding(self) -> MatrixPlan:
         """As precise as the output matrix, and with its divisors where both are the same bytes."""
         head, linear = self.lm_head(), Linear((self.architecture.embedding,))
-        if self.architecture.tied:
+        if self.architecture.tied and self.head == self.outer:
             return replace(head, name="embedding", linear=linear)
-        return replace(head, name="embedding", linear=linear, precision=self.outer, recipe=None, taken=None)
+        return replace(
+            head, name="embedding", linear=linear, precision=self.outer, recipe=None, taken=None, has_blocks=False
+        )
 
     def _matrix(
         self,
@@ -260,7 +285,7 @@ class _Planner:
         row_divisor: NDArray[np.float32] | None = None,
     ) -> MatrixPlan:
         taken = self.taken.get(linear)
-        wanted = self.outer if name == "lm_head" else self.precision
+        wanted = self.head if name == "lm_head" else self.precision
         if taken is not None:
             wanted = "int4" if taken.bits == 4 else "int8"
         elif self.taken and name != "lm_head":
@@ -277,7 +302,15 @@ class _Planner:
             recipe=recipe,
             row_divisor=row_divisor,
             taken=taken,
+            is_across=precision in FLOAT_PRECISIONS and self._fits_across(name, linear, num_rows, num_columns),
+            has_blocks=self.device == "cuda",
         )
+
+    def _fits_across(self, name: str, linear: Linear, num_rows: int, num_columns: int) -> bool:
+        """The output matrix may be the embedding's bytes, and a bias is part of the other operator."""
+        if self.forms.products == "gemm" or name == "lm_head" or linear.biases:
+            return False
+        return num_rows * num_columns <= ACROSS_ELEMENTS and num_rows % 8 == num_columns % 8 == 0
 
     def _value_divisor(self, divisor: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
         """What the value rows of the stacked projection take over from the output projection's input."""
@@ -287,31 +320,6 @@ class _Planner:
         group = architecture.num_heads // architecture.num_kv_heads
         of_values = divisor.reshape(-1, group, architecture.head_dim)[:, 0].reshape(-1)
         return np.concatenate([np.ones(architecture.query_size + architecture.key_size, np.float32), of_values])
-
-
-def choose_recipe(
-    options: InputOptions | None, precision: Precision, caution: int
-) -> tuple[Precision, InputRecipe | None]:
-    """The recipe of a shared input, and the precision of the matrices that read it.
-
-    Calibrated scales where they lose little, else per-token rounding; matrices that lose too much are stored in the
-    next higher precision. After a failed proof calibrated scales are given up, after more of them the limits shrink.
-    """
-    if options is None or precision in FLOAT_PRECISIONS:
-        return precision, None
-    if precision == "int4":
-        block = options.block
-        if block is None or _within(block, INT4_ERRORS[caution]):
-            return "int4", block
-    if options.static is not None and caution == 0 and static_suffices(options.static):
-        return "int8", options.static
-    if options.token is None or _within(options.token, INT8_ERRORS[caution]):
-        return "int8", options.token
-    return "fp32", None
-
-
-def _within(recipe: InputRecipe, limit: float) -> bool:
-    return recipe.error <= limit and recipe.worst <= WORST_FACTOR * limit
 
 
 def _choose_precision(precision: str, device: Device, block_size: int | None) -> Precision:

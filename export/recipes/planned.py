@@ -11,7 +11,7 @@ from ortserve.export.architecture import Architecture
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
 from ortserve.export.recipes.plan import ExportPlan, default_block_size, plan_export
-from ortserve.export.recipes.precisions import DEVICE_PRECISIONS, Device, KvPrecision
+from ortserve.export.recipes.precisions import DEVICE_PRECISIONS, Device, Forms, KvPrecision
 from ortserve.export.recipes.takeover import REQUANTIZE, choose_precision, find_block_formats
 from ortserve.export.sources.checkpoint import Checkpoint
 from ortserve.export.sources.templates import check_templates
@@ -29,6 +29,7 @@ class ExportOptions:
     calibration_text: Path | None = None
     requantize: bool = False
     kv: KvPrecision = "float"
+    forms: Forms | None = None  # not a user's choice: of operators that compute the same, for measuring
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ def first_plan(checkpoint: Checkpoint, options: ExportOptions) -> Planned:
         max_context=options.max_context,
         taken=find_block_formats(checkpoint, architecture) if takes_over else None,
         kv=options.kv,
+        forms=options.forms,
     )
     plan = plan_with()
     calibrates = options.activations == "calibrated" and device == "cpu" and plan.precision != "fp32" and not takes_over

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 Precision = Literal["fp32", "int8", "int4", "fp16", "bf16"]
@@ -24,3 +25,18 @@ CUDA_BLOCK_SIZE = 32  # the only int4 form that ONNX Runtime's mixed-type CUDA k
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACTIVATIONS: tuple[Activations, ...] = ("calibrated", "token")
 REFERENCES: tuple[ReferenceName, ...] = ("auto", "numpy", "transformers")
+
+
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """Spellings of one function in operators: which is fastest depends on kernels, so each can be chosen apart."""
+
+    products: Literal["gemm", "matmul"]  # of floats: stored [rows, columns], or across where kernels for few rows fit
+    gate: Literal["two", "one"]  # nodes that activate a gate and multiply by it
+    gate_up: Literal["apart", "stacked"]  # products of 4-bit matrices
+    head: Literal["float", "int8", "int4"]  # the output matrix beside 4-bit matrices; int8: per row on the CPU
+
+
+CPU_FORMS = Forms(products="gemm", gate="two", gate_up="apart", head="int8")
+CUDA_FORMS = Forms(products="matmul", gate="one", gate_up="stacked", head="int8")
+FORMS: Mapping[Device, Forms] = {"cpu": CPU_FORMS, "cuda": CUDA_FORMS}

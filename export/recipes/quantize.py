@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 INT8_LIMIT = 127
-INT4_ZERO = 8  # MatMulNBits' implied zero point for 4 bits
+INT4_ZERO, INT8_ZERO = 8, 128  # MatMulNBits' implied zero points
 INT4_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.72, -1.0, -0.9)  # of the first scale; negative: -8 at the other end
 SMALLEST_SCALE = np.float32(1e-30)  # below it a row counts as zeros: the reciprocal would overflow
 
@@ -20,6 +20,20 @@ def quantize_int8_rows(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDA
     np.rint(scaled, out=scaled)
     np.clip(scaled, -INT8_LIMIT, INT8_LIMIT, out=scaled)
     return scaled.astype(np.int8), scale
+
+
+def quantize_int8_blocks(rows: NDArray[np.float32], block_size: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Symmetric 8 bits around 128 with one scale per `block_size` columns, as MatMulNBits takes them.
+
+    `rows [n, k]` to codes `[n, blocks, block_size]` and scales `[n, blocks]`; the last block is padded with zeros.
+    """
+    num_rows, num_columns = rows.shape
+    padding = -num_columns % block_size
+    if padding:
+        rows = np.pad(rows, ((0, 0), (0, padding)))
+    codes, scale = quantize_int8_rows(rows.reshape(-1, block_size))
+    shape = (num_rows, (num_columns + padding) // block_size)
+    return (codes.view(np.uint8) ^ np.uint8(INT8_ZERO)).reshape(*shape, block_size), scale.reshape(shape)
 
 
 def quantize_int4_blocks(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 
 from ortserve.export.errors import ExportError, UnprovenError
 from ortserve.export.families import read_architecture
@@ -16,6 +18,7 @@ from ortserve.export.proof.graph_run import RowInput
 from ortserve.export.proof.paged_run import PagedGraphRun
 from ortserve.export.proof.verify import check_parity
 from ortserve.export.recipes.plan import plan_export
+from ortserve.export.recipes.precisions import CUDA_FORMS
 from ortserve.export.sources.checkpoint import open_checkpoint
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.report import is_verified
@@ -123,12 +126,68 @@ def test_only_rows_with_wanted_logits_reach_the_vocabulary(tmp_path: Path) -> No
 def test_int4_is_what_the_mixed_type_kernels_take(tmp_path: Path) -> None:
     manifest = export(tmp_path, Tiny(), "int4", verify=False)
     graph = onnx.load(str(tmp_path / "out" / manifest.graph), load_external_data=False).graph
-    products = [node for node in graph.node if node.op_type == "MatMulNBits"]
-    assert len(products) == 10
-    for node in products:
+    products = {node.output[0]: node for node in graph.node if node.op_type == "MatMulNBits"}
+    inner = [f"layers.{layer}.{name}" for layer in (0, 1) for name in ("qkv", "attention_output", "gate_up", "down")]
+    assert list(products) == [*inner, "lm_head"]
+    for name, node in products.items():
         options = {attribute.name: attribute.i for attribute in node.attribute}
-        assert (options["block_size"], options["bits"], len(node.input)) == (32, 4, 3)  # no zero points: symmetric
+        bits = 8 if name == "lm_head" else 4
+        assert (options["block_size"], options["bits"], len(node.input)) == (32, bits, 3)  # no zero points: symmetric
+    assert [(matrix.name, matrix.precision) for matrix in manifest.matrices] == [
+        *((name, "int4") for name in inner),
+        ("lm_head", "int8"),
+    ]
     assert manifest.kv.dtype == "float16"
+    assert _initializers(graph)["embedding.weight"] == (onnx.TensorProto.FLOAT16, [Tiny().vocab_size, 32])
+
+
+@pytest.mark.parametrize(("biases", "kind"), [(False, "MatMul"), (True, "Gemm")])
+def test_floats_lie_across_where_the_kernel_for_few_rows_takes_them(tmp_path: Path, biases: bool, kind: str) -> None:
+    export(tmp_path, Tiny(biases=biases, intermediate_size=44), "fp16", verify=False)
+    graph = onnx.load(str(tmp_path / "out" / "model.onnx"), load_external_data=False).graph
+    kinds = {node.output[0]: node.op_type for node in graph.node}
+    found = {name: kinds[f"layers.0.{name}"] for name in ("qkv", "attention_output", "gate", "down")}
+    assert found == {"qkv": kind, "attention_output": kind, "gate": "Gemm", "down": "Gemm"}  # 44 is odd in eights
+    half, stored = onnx.TensorProto.FLOAT16, _initializers(graph)
+    assert stored["layers.0.attention_output.weight"] == (half, [32, 64] if biases else [64, 32])
+    assert stored["layers.0.down.weight"] == (half, [32, 44])
+    assert kinds["lm_head"] == "Gemm"  # its matrix is the embedding's, which is looked up by row
+
+
+FORMS = {
+    "gemm": replace(CUDA_FORMS, products="gemm"),
+    "two nodes": replace(CUDA_FORMS, gate="two"),
+    "apart": replace(CUDA_FORMS, gate_up="apart"),
+}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int4"])
+def test_every_form_computes_the_same(tmp_path: Path, precision: str) -> None:
+    source = write_checkpoint(tmp_path / "source", Tiny())
+    tokens = random_sequences(Tiny().vocab_size, (9,))[0]
+    found: dict[str, NDArray[np.float32]] = {}
+    for name, forms in {"chosen": CUDA_FORMS, **FORMS}.items():
+        folder = tmp_path / name
+        manifest = export_checkpoint(
+            source, folder, precision=precision, device="cuda", progress=False, verify=False, forms=forms
+        )
+        found[name] = PagedGraphRun(folder, manifest, num_rows=1, capacity=16).run([RowInput(tokens, 0)])[0]
+    largest = np.abs(found["chosen"]).max()
+    for name in FORMS:
+        np.testing.assert_allclose(found[name], found["chosen"], rtol=0, atol=1e-5 * largest, err_msg=name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_a_graph_for_the_cpu_has_none_of_them(tmp_path: Path, precision: str) -> None:
+    source = write_checkpoint(tmp_path / "source", Tiny())
+    export_checkpoint(source, tmp_path / "out", precision=precision, progress=False, verify=False)
+    graph = onnx.load(str(tmp_path / "out" / "model.onnx"), load_external_data=False).graph
+    assert {"GatedRMSNorm", "MatMul", "PagedAttention"}.isdisjoint(node.op_type for node in graph.node)
+    assert not any("gate_up" in output for node in graph.node for output in node.output)
+
+
+def _initializers(graph: onnx.GraphProto) -> dict[str, tuple[int, list[int]]]:
+    return {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in graph.initializer}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from ortserve.export.recipes.quantize import INT4_ZERO, INT8_LIMIT, quantize_int4_blocks, quantize_int8_rows
+from ortserve.export.recipes.quantize import (
+    INT4_ZERO,
+    INT8_LIMIT,
+    INT8_ZERO,
+    quantize_int4_blocks,
+    quantize_int8_blocks,
+    quantize_int8_rows,
+)
 
 values = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
 matrices = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40), elements=values)
@@ -21,6 +28,19 @@ def _unpack(packed: NDArray[np.uint8], scale: NDArray[np.float32], num_columns: 
     codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1).astype(np.float32)
     rows = (codes - INT4_ZERO) * scale[..., None]
     return rows.reshape(len(packed), -1)[:, :num_columns].astype(np.float32)
+
+
+@settings(max_examples=50, deadline=None)
+@given(matrices, st.sampled_from([16, 32]))
+def test_int8_in_blocks_is_within_half_a_step_of_each_block(rows: NDArray[np.float32], block: int) -> None:
+    codes, scale = quantize_int8_blocks(rows, block)
+    num_blocks = -(-rows.shape[1] // block)
+    assert (codes.shape, codes.dtype) == ((len(rows), num_blocks, block), np.uint8)
+    values = (codes.astype(np.float32) - INT8_ZERO) * scale[..., None]
+    found = values.reshape(len(rows), -1)
+    steps = np.repeat(np.abs(scale), block, axis=1)[:, : rows.shape[1]]
+    assert (np.abs(found[:, : rows.shape[1]] - rows) <= 0.501 * steps + TINY).all()
+    assert (found[:, rows.shape[1] :] == 0).all()
 
 
 @settings(max_examples=100, deadline=None)
