@@ -80,8 +80,8 @@ class _Head:
             values = self._masked(values)
         best = self._add("ArgMax", values, axis=1, keepdims=1)  # [R, 1]; of equal values the lowest id
         token = best if kind.pick is Pick.GREEDY else self._draw(values, best, kind.pick)
-        # Zero times a number that is not finite is no number; bans are not looked at.
-        health = self._sum(self._add("Mul", raw, self._constant(np.float32(0))))
+        # Zero times a sum that is not finite is no number; bans are not looked at.
+        health = self._add("Mul", self._sum(raw), self._constant(np.float32(0)))
         token = self._add("Where", self._add("IsNaN", health), self._constant(np.array([[NOT_FINITE]])), token)
         self._nodes.append(helper.make_node("Squeeze", [token, self._axis(1)], ["tokens"]))
         self._output("tokens", _INT, ["R"])

@@ -17,6 +17,8 @@ from ortserve.runtime.pages.plan import plan_paged_engine
 from ortserve.runtime.pages.runner import PagedRunner
 from ortserve.runtime.plan import EnginePlan
 
+ROOM_FOR_PLAIN = 4  # times the weights: then they are held twice, for the kernels of one token and of many
+
 
 @dataclass(frozen=True, slots=True)
 class PagedParts:
@@ -38,12 +40,20 @@ def open_paged_parts(folder: Path, manifest: Manifest, config: EngineConfig, dev
         graph = emulate(folder / manifest.graph).SerializeToString()
         manifest = replace(manifest, kv=replace(manifest.kv, dtype="float32"))
     session = DeviceSession(graph, device)
+    plain = None
+    if has_codes(manifest) and device.free_bytes() >= ROOM_FOR_PLAIN * manifest.weight_bytes:
+        plain = DeviceSession(graph, device, multiplies_codes=False)
     plan = plan_paged_engine(
         manifest, config, device_bytes=device.free_bytes(), host_bytes=config.free_of(memory_budget().available)
     )
     store = PagedKvStore(manifest.kv, device, num_blocks=plan.num_blocks, num_host_blocks=plan.num_host_blocks)
-    runner = PagedRunner(manifest, session, store, device, plan)
+    runner = PagedRunner(manifest, session, store, device, plan, plain=plain)
     sampler = DeviceSampler(
         device, vocab_size=manifest.vocab_size, num_tokens=manifest.num_tokens, max_rows=plan.max_logit_rows
     )
     return PagedParts(plan, store, runner, sampler)
+
+
+def has_codes(manifest: Manifest) -> bool:
+    """Some matrices are stored in codes with scales of blocks."""
+    return manifest.taken is not None or any(matrix.rounding == "block" for matrix in manifest.matrices)

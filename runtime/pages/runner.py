@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ortserve.runtime.devices.device import Device, Launch
-from ortserve.runtime.devices.session import DeviceSession
+from ortserve.runtime.devices.session import DeviceBinding, DeviceSession
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.pages.batch import PagedBatch, build_paged_batch
 from ortserve.runtime.pages.kv import PagedKvStore
@@ -18,6 +18,7 @@ from ortserve.runtime.pages.staging import Staging, staged_bytes
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.step import Step
 
+MANY_TOKENS = 128  # of a step: beyond them, matrices in codes had better become floats first
 _TYPES = {"input_ids": "int64", "position_ids": "int64", "logit_index": "int64"}  # others are int32
 
 
@@ -40,11 +41,19 @@ class PagedRunner:
     """One model on a device with its KV pages bound in place.
 
     A step of plain decodes has one of a few shapes. The first of a shape runs as it is; the second is recorded, and
-    from then on the whole model is launched at once.
+    from then on the whole model is launched at once. `plain` is the same graph with other kernels for matrices in codes
+    (`DeviceSession.multiplies_codes`), which computes the steps of one token and of many.
     """
 
     def __init__(
-        self, manifest: Manifest, session: DeviceSession, store: PagedKvStore, device: Device, plan: EnginePlan
+        self,
+        manifest: Manifest,
+        session: DeviceSession,
+        store: PagedKvStore,
+        device: Device,
+        plan: EnginePlan,
+        *,
+        plain: DeviceSession | None = None,
     ) -> None:
         self._store = store
         self._device = device
@@ -58,10 +67,8 @@ class PagedRunner:
             staged_bytes(*[8 * max_tokens] * 3, *[4 * (max_tokens + 1)] * 3, 4 * self._max_rows * self._width),
         )
         self._logits = device.allocate(self._max_rows * manifest.vocab_size * 4)
-        self._binding = session.binding()
-        for tensor in store.tensors():
-            self._binding.bind_input(f"past.{tensor.name}", tensor.address, tensor.dtype, tensor.shape)
-            self._binding.bind_output(f"present.{tensor.name}", tensor.address, tensor.dtype, tensor.shape)
+        self._binding = _bound(session, store)
+        self._plain_binding = self._binding if plain is None else _bound(plain, store)
         self._seen: set[tuple[int, int, int, int]] = set()
         self._launches: dict[tuple[int, int, int, int], Launch] = {}
 
@@ -94,19 +101,29 @@ class PagedRunner:
         if batch.is_decode and (launch := self._launches.get(batch.shape)) is not None:
             launch()
             return
+        binding = self._binding if 1 < len(batch.input_ids) <= MANY_TOKENS else self._plain_binding
         for name, address in addresses.items():
-            self._binding.bind_input(name, address, _TYPES.get(name, "int32"), arrays[name].shape)
-        self._binding.bind_host_input("attention_bounds", batch.attention_bounds)
+            binding.bind_input(name, address, _TYPES.get(name, "int32"), arrays[name].shape)
+        binding.bind_host_input("attention_bounds", batch.attention_bounds)
         shape = (len(batch.logit_index), self._vocab_size)
-        self._binding.bind_output("logits", self._logits, "float32", shape)
+        binding.bind_output("logits", self._logits, "float32", shape)
         if batch.is_decode and batch.shape in self._seen:
-            launch = self._device.record(self._binding.run)
+            launch = self._device.record(binding.run)
             if launch is not None:
                 self._launches[batch.shape] = launch
                 launch()
                 return
-        self._binding.run()
+        binding.run()
         self._seen.add(batch.shape)
+
+
+def _bound(session: DeviceSession, store: PagedKvStore) -> DeviceBinding:
+    """A binding that reads and writes the stored keys and values in place."""
+    binding = session.binding()
+    for tensor in store.tensors():
+        binding.bind_input(f"past.{tensor.name}", tensor.address, tensor.dtype, tensor.shape)
+        binding.bind_output(f"present.{tensor.name}", tensor.address, tensor.dtype, tensor.shape)
+    return binding
 
 
 _INPUTS = (

@@ -35,7 +35,8 @@ def _unpack(packed: NDArray[np.uint8], scale: NDArray[np.float32], num_columns: 
 def test_int8_in_blocks_is_within_half_a_step_of_each_block(rows: NDArray[np.float32], block: int) -> None:
     codes, scale = quantize_int8_blocks(rows, block)
     num_blocks = -(-rows.shape[1] // block)
-    assert (codes.shape, codes.dtype) == ((len(rows), num_blocks, block), np.uint8)
+    assert codes.shape == (len(rows), num_blocks, block)
+    assert codes.dtype == np.uint8
     values = (codes.astype(np.float32) - INT8_ZERO) * scale[..., None]
     found = values.reshape(len(rows), -1)
     steps = np.repeat(np.abs(scale), block, axis=1)[:, : rows.shape[1]]
