@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortserve.export.errors import ExportError
+from ortserve.export.sources.hub_download import fetch_large_files
 from ortserve.export.sources.json_fields import JsonObject, read_json, read_optional_json
 from ortserve.export.sources.packed_tensor import Packing
 from ortserve.export.sources.quantized_source import OLD_FILES, read_packing, unpacked_names
@@ -175,6 +176,7 @@ def _download(hub_id: str, patterns: list[str] = HUB_PATTERNS) -> Path:
     from huggingface_hub import snapshot_download
 
     with hub_errors(hub_id):
+        fetch_large_files(hub_id, patterns)
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
 
 
