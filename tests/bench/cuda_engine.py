@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import onnx
+from onnx.helper import tensor_dtype_to_np_dtype
 
 from ortserve.export.folder.publish import export_checkpoint
 from ortserve.export.toys import toy
@@ -33,6 +36,7 @@ from ortserve.runtime.manifest import Manifest, read_manifest
 from ortserve.runtime.opening import open_paged_engine
 from ortserve.runtime.request import Request, SamplingParams
 from ortserve.runtime.session import runtime_version
+from tests.bench.cuda_nodes import recorded_nodes
 
 NUM_NOISE = 1 << 24
 GREEDY = SamplingParams(temperature=0, ignore_eos=True)
@@ -54,13 +58,19 @@ class RepeatedNoise:
         return np.resize(self.buffer[self._offset :], count).reshape(size).copy()
 
 
-def make_model(folder: Path, shape: str, precision: str, max_context: int) -> tuple[Manifest, float]:
-    """An exported model of random weights, and the seconds that took."""
-    begun = time.perf_counter()
+def make_checkpoint(folder: Path, shape: str) -> Path:
+    """Random weights, once."""
     checkpoint = folder / f"{shape}-checkpoint"
     if not checkpoint.exists():
         with mock.patch.object(np.random, "default_rng", RepeatedNoise):
             toy.write_toy_checkpoint(SHAPES[shape], checkpoint, seed=0, force=False, progress=False)
+    return checkpoint
+
+
+def make_model(folder: Path, shape: str, precision: str, max_context: int) -> tuple[Manifest, float]:
+    """An exported model of random weights, and the seconds that took."""
+    begun = time.perf_counter()
+    checkpoint = make_checkpoint(folder, shape)
     target = folder / f"{shape}-{precision}"
     if not target.exists():
         export_checkpoint(
@@ -78,19 +88,19 @@ def make_model(folder: Path, shape: str, precision: str, max_context: int) -> tu
 class Bench:
     """One loaded model; each method returns figures."""
 
-    def __init__(self, folder: Path, manifest: Manifest, *, max_context: int, cache: str = "none") -> None:
+    def __init__(self, folder: Path, manifest: Manifest, config: EngineConfig) -> None:
         begun = time.perf_counter()
         self.device = CudaDevice(0)
-        config = EngineConfig(max_context=max_context, prompt_cache=cache)
         self.engine, self.plan = open_paged_engine(folder, manifest, config, self.device)
         self.manifest = manifest
         self.load_s = time.perf_counter() - begun
         self.serial = 0
+        self.nodes: Counter[str] = Counter()  # of the step recorded last, by name
 
     def request(self, num_tokens: int, sampling: SamplingParams, *, seed: int | None = None) -> Request:
         self.serial += 1
         generator = np.random.default_rng(self.serial if seed is None else seed)
-        prompt = tuple(generator.integers(5, 100_000, num_tokens).tolist())
+        prompt = tuple(generator.integers(5, min(100_000, self.manifest.num_tokens), num_tokens).tolist())
         return Request(f"r{self.serial}", prompt, replace(sampling, max_tokens=4000))
 
     def decode(self, num_streams: int, context: int, sampling: SamplingParams, *, steps: int = 60) -> dict[str, float]:
@@ -102,8 +112,11 @@ class Bench:
             sequence.num_pending > 1 or sequence.slot is None for sequence in self.engine.scheduler.sequences
         ):
             self.engine.step()
-        for _ in range(6):
-            self.engine.step()
+        with recorded_nodes(self.device) as recorded:
+            for _ in range(6):
+                self.engine.step()
+        if recorded:
+            self.nodes = sum(recorded, Counter())  # of the model and of the head
         times = []
         for _ in range(steps):
             begun = time.perf_counter()
@@ -119,6 +132,7 @@ class Bench:
             "tokens_per_s": num_streams / step_s,
             "model_and_head_ms": device_s * 1e3,
             "idle_share": 1 - device_s / step_s if device_s else float("nan"),
+            "num_kernels": sum(self.nodes.values()),
         }
 
     def eager(self, num_streams: int, context: int) -> dict[str, float]:
@@ -163,6 +177,16 @@ class Bench:
         return (time.perf_counter() - begun) / 20
 
 
+def read_bytes(folder: Path, manifest: Manifest) -> int:
+    """Of weights, in a step: all but the table of embeddings, where the output matrix is stored apart from it."""
+    graph = onnx.load(str(folder / manifest.graph), load_external_data=False).graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    if "lm_head.weight" not in stored:
+        return manifest.weight_bytes
+    table = stored["embedding.weight"]
+    return manifest.weight_bytes - int(np.prod(table.dims)) * tensor_dtype_to_np_dtype(table.data_type).itemsize
+
+
 def drain(engine: Engine) -> None:
     """Step until nothing is left."""
     while engine.has_work:
@@ -193,14 +217,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     figures |= {
         "make_s": seconds,
         "weight_bytes": manifest.weight_bytes,
+        "read_bytes": read_bytes(folder / name, manifest),
         "kv_bytes_per_token": manifest.kv.bytes_per_token,
         "context": arguments.context,
     }
-    bench = Bench(folder / name, manifest, max_context=arguments.max_context, cache="prefix")
+    bench = Bench(folder / name, manifest, EngineConfig(max_context=arguments.max_context, prompt_cache="prefix"))
     figures |= {"load_s": bench.load_s, "plan": str(bench.plan)}
     sys.stdout.write(f"made in {seconds:.1f} s, loaded in {bench.load_s:.1f} s: {bench.plan}\n")
     for count in arguments.streams:
         part(f"decode {count} x {arguments.context} greedy", lambda: bench.decode(count, arguments.context, GREEDY))  # noqa: B023
+        part(f"kernels {count}", lambda: dict(bench.nodes.most_common()))
     largest = arguments.streams[-1]
     part(f"decode {largest} drawn", lambda: bench.decode(largest, arguments.context, DRAWN, steps=30))
     part(f"decode {largest} narrowed", lambda: bench.decode(largest, arguments.context, NARROWED, steps=30))
