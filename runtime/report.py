@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -54,13 +54,14 @@ class Report:
     num_parameters: int
     weight_bytes: int
     bits_per_weight: float
-    versions: Mapping[str, str]
+    versions: Mapping[str, str]  # of the libraries in the process of ortserve
     files: tuple[FileFacts, ...]
     checks: tuple[Check, ...] = ()
     parity: ParityReport | None = None  # of a decoder
     encoder: EncoderProof | None = None
     license: str = ""  # as the checkpoint states it
     path: str = ""  # which way a graph came that ortserve did not build, and why
+    optimum_versions: Mapping[str, str] = field(default_factory=dict)  # of those in its environment, where it took part
 
 
 def read_report(folder: Path) -> Report:

@@ -105,7 +105,7 @@ def _measure(folder: Path, manifest: EncoderManifest, against: str) -> Report:
         made = export_through_optimum(checkpoint, Path(scratch), manifest.task, texts=TEXTS, pairs=PAIRS)
         reference = f"sentence-transformers {made.libraries['sentence-transformers']} in float32"
         proof = prove(folder, manifest, reference=made.reference, texts=TEXTS, pairs=PAIRS, against=reference)
-    return renew_report(folder, manifest, proof, source=describe_folder(checkpoint), versions=made.libraries)
+    return renew_report(folder, manifest, proof, source=describe_folder(checkpoint), optimum_versions=made.libraries)
 
 
 def run_encoder_inspect(arguments: Namespace) -> int:

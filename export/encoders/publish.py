@@ -108,7 +108,9 @@ def publish_encoder(
         if plan.precision != "fp32":
             proof = with_float_proof(proof, _prove_in_float(plan, checkpoint, made, compare))
         (folder / MANIFEST_NAME).write_bytes(manifest_json(manifest))
-        report = make_report(folder, manifest, proof, source=describe_folder(checkpoint), versions=made.libraries)
+        report = make_report(
+            folder, manifest, proof, source=describe_folder(checkpoint), optimum_versions=made.libraries
+        )
         write_report(folder, manifest, report)
         if not allow_unproven:
             check_replacement(report, destination)

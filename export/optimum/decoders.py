@@ -63,7 +63,7 @@ def export_decoder(
         shutil.rmtree(folder / WORK)
         (folder / MANIFEST_NAME).write_bytes(manifest_json(manifest))
         report = make_report(
-            folder, manifest, proof, source=describe_folder(checkpoint.folder), versions=done["libraries"]
+            folder, manifest, proof, source=describe_folder(checkpoint.folder), optimum_versions=done["libraries"]
         )
         write_report(folder, manifest, report)
         if verify and not allow_unproven:

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("optimum", "optimum-onnx", "transformers", "sentence-transformers", "torch", "onnx")
+LIBRARIES = ("optimum", "optimum-onnx", "transformers", "sentence-transformers", "torch", "onnx", "onnxruntime")
 EXPORTS = {
     "embeddings": "feature-extraction",
     "rerank": "text-classification",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ortserve.runtime.encoders.manifest import EncoderManifest
 from ortserve.runtime.manifest import Manifest
@@ -103,7 +103,13 @@ def _facts(manifest: Manifest | EncoderManifest, report: Report) -> Iterator[tup
         yield "Recipes", _recipes(manifest) or "not stated"
         if manifest.adapter is not None:
             yield "Adapter", f"{manifest.adapter.name}, merged (rank {manifest.adapter.rank})"
-    yield "Versions", ", ".join(f"{name} {number}" for name, number in report.versions.items())
+    yield "Versions", _numbers(report.versions)
+    if report.optimum_versions:
+        yield "Versions in optimum's environment", _numbers(report.optimum_versions)
+
+
+def _numbers(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
 
 
 def _recipes(manifest: Manifest) -> str:

@@ -31,13 +31,14 @@ def make_report(
     *,
     source: SourceFacts,
     known: Mapping[str, str] | None = None,
-    versions: Mapping[str, str] | None = None,
+    optimum_versions: Mapping[str, str] | None = None,
     doubts: tuple[str, ...] = (),
 ) -> Report:
     """The report of a folder that is complete but for it.
 
-    `known` are SHA-256 sums of files that need no reading, `versions` those of more libraries that took part. `doubts`
-    are reasons beside the proof's own why the folder is not verified; without a proof it never is.
+    `known` are SHA-256 sums of files that need no reading, `optimum_versions` those of the libraries in optimum's
+    environment, where graph and reference come from: some are ours too, in another version. `doubts` are reasons
+    beside the proof's own why the folder is not verified; without a proof it never is.
     """
     decoder = proof if isinstance(proof, ParityReport) else None
     encoder = proof if isinstance(proof, EncoderProof) else None
@@ -56,13 +57,14 @@ def make_report(
         num_parameters=manifest.num_parameters,
         weight_bytes=manifest.weight_bytes,
         bits_per_weight=round(8 * manifest.weight_bytes / max(1, manifest.num_parameters), 3),
-        versions={**library_versions(), **(decoder.libraries if decoder else {}), **(versions or {})},
+        versions={**library_versions(), **(decoder.libraries if decoder and not optimum_versions else {})},
         files=list_files(folder, known),
         checks=checks,
         parity=decoder,
         encoder=encoder,
         license=source.license,
         path=manifest.via if isinstance(manifest, EncoderManifest) else manifest.path,
+        optimum_versions=optimum_versions or {},
     )
 
 

@@ -24,7 +24,9 @@ def describe_report(report: Report | None) -> Iterator[str]:
     yield f"{'weights':12} {report.weight_bytes:,} bytes, {report.bits_per_weight:g} bits per parameter"
     for file in report.files:
         yield f"  sha256 {file.sha256}  {file.name}"
-    yield f"{'versions':12} {', '.join(f'{name} {number}' for name, number in report.versions.items())}"
+    for label, versions in (("versions", report.versions), ("in optimum's", report.optimum_versions)):
+        if versions:
+            yield f"{label:12} {', '.join(f'{name} {number}' for name, number in versions.items())}"
     yield f"{'verdict':12} {'verified' if report.verified else 'UNVERIFIED: ' + '; '.join(report.findings)}"
 
 

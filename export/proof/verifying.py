@@ -53,7 +53,7 @@ def _measure_through_optimum(folder: Path, manifest: Manifest, checkpoint: Check
     reference = optimum_reference(checkpoint.folder, manifest, progress=True)
     proof = compare_with(folder, manifest, read_layout(folder).checkpoint, reference)
     return renew_report(
-        folder, manifest, proof, source=describe_folder(checkpoint.folder), versions=reference.libraries
+        folder, manifest, proof, source=describe_folder(checkpoint.folder), optimum_versions=reference.libraries
     )
 
 
@@ -76,10 +76,10 @@ def renew_report(
     proof: ParityReport | EncoderProof,
     *,
     source: SourceFacts,
-    versions: Mapping[str, str] | None = None,
+    optimum_versions: Mapping[str, str] | None = None,
 ) -> Report:
     """The report of a proof made now, written in place of the old one where the folder can be written."""
-    report = make_report(folder, manifest, proof, source=source, versions=versions)
+    report = make_report(folder, manifest, proof, source=source, optimum_versions=optimum_versions)
     try:
         write_report(folder, manifest, report)
     except ExportError:

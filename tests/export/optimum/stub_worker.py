@@ -19,7 +19,13 @@ from ortserve.export.imported.outside import read_outside
 from ortserve.export.proof.padded_run import open_session, whole_logits
 
 GPT2 = Path(__file__).parents[1] / "imported" / "gpt2-optimum"
-LIBRARIES = {"optimum": "2.1.0", "transformers": "4.57.6", "torch": "2.13.0+cpu"}
+LIBRARIES = {
+    "optimum": "2.1.0",
+    "optimum-onnx": "0.1.0",
+    "transformers": "4.57.6",
+    "torch": "2.13.0+cpu",
+    "onnx": "1.21.0",
+}
 
 
 def run(_python: Path, path: Path) -> CompletedProcess[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -76,10 +77,16 @@ def test_a_decoder_is_exported_proved_and_served(tmp_path: Path, capsys: pytest.
     assert report.path == manifest.path
     assert report.parity is not None
     assert report.parity.reference.startswith("transformers 4.57.6 on torch 2.13.0 in optimum's environment")
-    assert report.versions["optimum"] == "2.1.0"
+    assert report.optimum_versions["optimum"] == "2.1.0"
+    assert (report.versions["onnx"], report.optimum_versions["onnx"]) == (
+        version("onnx"),
+        stub_worker.LIBRARIES["onnx"],
+    )
+    assert "optimum" not in report.versions
     assert report.source_digest
     for text in (printed, (folder / "README.md").read_text()):
         assert manifest.path in text
+        assert "optimum-onnx 0.1.0" in text
     assert all((folder / name).read_bytes() == (source / name).read_bytes() for name in OWN)
     assert find_doubts(folder, digest=manifest.digest, thorough=True) == []
     sampling = runtime.SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
