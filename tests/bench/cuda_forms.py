@@ -1,6 +1,6 @@
 """What each way to compute the same step costs on a GPU: spellings of the graph, kernels, ONNX Runtime's options.
 
-    python -m tests.bench.cuda_forms --out DIR --shape llama-3.2-1b --layers 8
+    python -m tests.bench.cuda_forms --out forms.json --folder DIR --shape llama-3.2-1b --layers 8
 
 A model of real layers, but of few of them, is exported in every spelling and loaded in every way that is compared;
 recorded steps of plain decodes are timed back to back, and prompts of one chunk eagerly. A way that fails is recorded
@@ -137,8 +137,8 @@ def table(results: Mapping[str, Any], widths: list[int], prompts: list[int]) -> 
 def main() -> None:
     """Arguments, all ways, JSON and a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, help="where models are made and kept (OUT/models)")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON; the table lies beside it")
+    parser.add_argument("--folder", type=Path, required=True, help="where models are made and kept")
     parser.add_argument("--shape", default="llama-3.2-1b", choices=tuple(SHAPES))
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--precisions", default="fp16,bf16,int4", type=lambda text: text.split(","))
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--max-context", type=int, default=4096)
     parser.add_argument("--kv-memory", type=int, default=2 << 30)
     arguments = parser.parse_args()
-    folder = arguments.folder or arguments.out / "models"
+    folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
     shape = f"{arguments.shape}-of-{arguments.layers}"
     with mock.patch.dict(SHAPES, {shape: replace(SHAPES[arguments.shape], num_layers=arguments.layers)}):
@@ -166,8 +166,8 @@ def main() -> None:
             results[name] = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-1500:]}
         sys.stdout.write(f"{time.perf_counter() - begun:6.1f} s  {name}: {json.dumps(results[name])[:300]}\n")
         sys.stdout.flush()
-        (arguments.out / f"forms-{shape}.json").write_text(json.dumps(results, indent=1))
-        (arguments.out / f"forms-{shape}.md").write_text(table(results, arguments.widths, arguments.prompts))
+        arguments.out.write_text(json.dumps(results, indent=1))
+        arguments.out.with_suffix(".md").write_text(table(results, arguments.widths, arguments.prompts))
     sys.stdout.write(table(results, arguments.widths, arguments.prompts))
 
 

@@ -33,6 +33,7 @@ LIMIT_S = 570.0
 GIGABYTES = 4
 MATRIX = 8192  # rows and columns of the product whose rate prompts are compared with
 DEFAULT = ("tests", "1b-fp16", "1b-transformers", "1b-int4", "8b-fp16")
+PEERS = {"1b-fp16": ("1b-transformers", "1b-genai"), "1b-int4": ("", "1b-genai-int4")}  # of the table's last columns
 MODELS = ("1b-fp16", "1b-bf16", "1b-int4", "8b-fp16", "8b-int4")
 
 
@@ -57,6 +58,7 @@ def parts(folder: Path) -> list[Part]:
         words = (f"tests/bench/{module}.py",) if is_peer else ("-m", f"tests.bench.{module}")
         return Part(name, (*words, *more, "--out", f"{{out}}/{name}.json"), limit_s, is_peer)
 
+    genai = ("--checkpoint", str(folder / "llama-3.2-1b-checkpoint"), "--work", str(folder), "--streams", "1,8,32")
     return [
         Part("tests", ("-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "--junitxml", "{out}/tests.xml"), 170),
         engine("1b-fp16", "llama-3.2-1b", "fp16", "--streams", "1,8,32", limit_s=90),
@@ -65,6 +67,11 @@ def parts(folder: Path) -> list[Part]:
         engine("8b-fp16", "llama-3.1-8b", "fp16", "--streams", "1,64", "--context", "1024", limit_s=260),
         engine("8b-int4", "llama-3.1-8b", "int4", "--streams", "1,64", "--context", "1024", limit_s=300),
         engine("1b-bf16", "llama-3.2-1b", "bf16", "--streams", "1,8,32", limit_s=90),
+        other("1b-genai", "cuda_genai", *genai, "--precision", "fp16", limit_s=240, is_peer=True),
+        other("1b-genai-int4", "cuda_genai", *genai, "--precision", "int4", limit_s=240, is_peer=True),
+        other("drafts", "cuda_features", "drafts", "--folder", str(folder), limit_s=150),
+        other("regimes", "cuda_features", "regimes", "--folder", str(folder), "--streams", "1,32", limit_s=100),
+        other("forms-1b", "cuda_forms", "--folder", str(folder), limit_s=330),
     ]
 
 
@@ -137,8 +144,8 @@ def _written(part: Part, out: Path) -> dict[str, Any]:
 def table(results: Mapping[str, Any]) -> str:
     """What a reader wants to know, in Markdown; a figure that is missing says so."""
     rows = [
-        "| model | streams | tokens/s | step ms | idle | kernels | of the memory roofline | transformers tokens/s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | streams | tokens/s | step ms | idle | kernels | of the memory roofline | transformers | genai |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     prompts = [
         "| prompt | cold s | of the matrix rate | hit s | cold over hit |",
@@ -149,7 +156,7 @@ def table(results: Mapping[str, Any]) -> str:
             continue
         figures = results[name].get("figures")
         if figures is None:
-            rows.append(f"| {name} | not run: {results[name].get('not_run', 'it failed')} | | | | | | |")
+            rows.append(f"| {name} | not run: {results[name].get('not_run', 'it failed')} | | | | | | | |")
             continue
         for key, value in figures.items():
             if key.startswith("decode") and isinstance(value, dict):
@@ -164,11 +171,11 @@ def _decode_row(name: str, key: str, value: Any, figures: Any, results: Mapping[
     words = key.split()
     streams = int(words[1])
     if "error" in value:
-        return f"| {name} {' '.join(words[2:])} | {streams} | failed: {value['error'][:60]} | | | | | |"
+        return f"| {name} {' '.join(words[2:])} | {streams} | failed: {value['error'][:60]} | | | | | | |"
     kv = streams * int(figures.get("context", 0)) * int(figures.get("kv_bytes_per_token", 0))
     share = (figures["read_bytes"] + kv) / results["copy_bytes_per_s"] / (value["step_ms"] / 1e3)
-    peer = results.get("1b-transformers", {}).get("figures", {})
-    beside = peer.get(str(streams), {}).get("tokens_per_s") if name == "1b-fp16" and "greedy" in words else None
+    peers = PEERS.get(name, ()) if "greedy" in words else ()
+    beside = [results.get(peer, {}).get("figures", {}).get(str(streams), {}).get("tokens_per_s") for peer in peers]
     idle = value["idle_share"]
     cells = [
         f"{name} {' '.join(words[2:])}",
@@ -178,7 +185,7 @@ def _decode_row(name: str, key: str, value: Any, figures: Any, results: Mapping[
         f"{idle:.0%}" if idle == idle else "",
         str(value.get("num_kernels", "")),
         f"{share:.0%}",
-        f"{beside:,.0f}" if beside else "",
+        *(f"{rate:,.0f}" if rate else "" for rate in (*beside, None, None)[:2]),
     ]
     return "| " + " | ".join(cells) + " |"
 
