@@ -1,12 +1,10 @@
-"""A pytest plugin that breaks one module as it is imported, or one page as it is read. Touches no file.
+"""Breaks one module as it is imported, or one page as it is read. Touches no file, knows no test.
 
-What is broken is said by BREAK_FILE, BREAK_FIND and BREAK_REPLACE in the environment. Only this process sees the
-break: tests that start another one do not.
+Only this process sees the break: tests that start another one do not.
 """
 
 from __future__ import annotations
 
-import os
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType
@@ -43,7 +41,3 @@ def _break_page(file: Path, broken: str) -> None:
         return broken if self.resolve() == file else read_text(self, *arguments, **options)
 
     Path.read_text = read_broken  # type: ignore[method-assign]
-
-
-if "BREAK_FILE" in os.environ:
-    plant(Path(os.environ["BREAK_FILE"]), os.environ["BREAK_FIND"], os.environ["BREAK_REPLACE"])
