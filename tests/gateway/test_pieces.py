@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ortserve.gateway.prompts.tokenizer import TextTokenizer
+from ortserve.gateway.replies.judged import JudgedPrompt
 from ortserve.gateway.replies.pieces import Piece, TextAssembler
 from ortserve.runtime.request import TokenLogprobs
 from tests.gateway.scripted import IM_END, make_tokenizer
@@ -104,6 +105,10 @@ def test_the_first_space_is_stripped_once(tokenizer: TextTokenizer) -> None:
 def test_impossible_tokens_have_finite_logprobs(tokenizer: TextTokenizer) -> None:
     assembler = TextAssembler(tokenizer, [], strip_first_space=False, with_logprobs=True)
     ids = tokenizer.encode("he", add_special_tokens=False)
-    piece = assembler.feed(ids, (TokenLogprobs(ids[0], float("-inf"), ((ids[0], float("nan")),)),))
-    assert piece.tokens[0].logprob == -9999.0
-    assert piece.tokens[0].top[0][2] == -9999.0
+    impossible = TokenLogprobs(ids[0], float("-inf"), ((ids[0], float("nan")),))
+    piece = assembler.feed(ids, (impossible,))
+    judged = JudgedPrompt(tokenizer, [ids[0], ids[0]])
+    judged.add([impossible])
+    for token in (piece.tokens[0], judged.tokens[1]):
+        assert token.logprob == -9999.0
+        assert token.top[0][2] == -9999.0

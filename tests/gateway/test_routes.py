@@ -13,8 +13,12 @@ import httpx
 import pytest
 
 from ortserve.gateway.app import build_app
+from ortserve.gateway.contract.operations import OPERATIONS
 from ortserve.gateway.http.edge import canonical_path
-from ortserve.gateway.options.edge import EdgeOptions
+from ortserve.gateway.options.edge import MAX_BODY_BYTES, EdgeOptions
+from ortserve.gateway.routes import bodies
+from ortserve.gateway.routes.bodies import parse_object
+from ortserve.gateway.schema.fields import Fields
 from tests.gateway.fleets import fleet_of
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, make_service, saying
@@ -33,29 +37,40 @@ BODY = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}
         "/v1/chat/completions?api-version=1",
     ],
 )
-def test_spellings_of_a_path(http: httpx.Client, path: str) -> None:
-    response = http.post(path, json=BODY, follow_redirects=False)
+def test_spellings_of_a_path(server: Running, http: httpx.Client, path: str) -> None:
+    response = http.post(f"{server.url}{path}", json=BODY, follow_redirects=False)  # a bare // would name a host
     assert response.status_code == 200, response.text
 
 
 def test_canonical_paths_are_fixed_points() -> None:
-    for path in ("/", "/health", "/v1/models", "/v1/models/org/name", "/v1/completions"):
-        assert canonical_path(path) == path
-        assert canonical_path(path + "/") == path
+    for operation in OPERATIONS:
+        path = operation.path.replace("{id}", "org/name")
+        bare = path.removeprefix("/v1")  # of clients whose base URL ends before it
+        doubled = f"/v1{path}" if bare != path else path
+        for spelling in (path, f"{path}/", path.replace("/", "//"), bare, doubled):
+            assert canonical_path(spelling) == path
 
 
-@pytest.mark.parametrize("path", ["/v1/foo", "/v1", "/v1/moderations", "/v1/threads", "/v1/chat", "/nope"])
-def test_unknown_paths(http: httpx.Client, path: str) -> None:
-    response = http.post(path, json={})
+@pytest.mark.parametrize("path", ["/v1/foo", "/v1", "/v1/moderations", "/v1/threads", "/v1/chat", "/nope", "/v1//foo/"])
+def test_unknown_paths(server: Running, http: httpx.Client, path: str) -> None:
+    response = http.post(f"{server.url}{path}", json={})
     assert response.status_code == 404
-    assert response.json()["error"]["message"] == f"Invalid URL (POST {path})"
+    assert response.json()["error"]["message"] == f"Invalid URL (POST {path})", "as the client has written it"
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/completions"), ("DELETE", "/v1/models"), ("PUT", "/health")])
-def test_wrong_methods(http: httpx.Client, method: str, path: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/completions", "POST"),
+        ("DELETE", "/v1/models", "GET, HEAD"),
+        ("PUT", "/health", "GET, HEAD"),
+        ("DELETE", "/v1/chat/completions", "GET, HEAD, POST"),  # of two routes
+    ],
+)
+def test_wrong_methods(http: httpx.Client, method: str, path: str, allowed: str) -> None:
     response = http.request(method, path)
     assert response.status_code == 405
-    assert response.headers["allow"]
+    assert response.headers["allow"] == allowed
     assert response.json()["error"]["code"] == "method_not_supported"
 
 
@@ -98,7 +113,7 @@ def test_cors_preflight_and_reply(http: httpx.Client) -> None:
     assert preflight.status_code == 200
     assert preflight.headers["access-control-allow-origin"] == "*"
     assert preflight.headers["access-control-allow-headers"] == headers["access-control-request-headers"]
-    assert "POST" in preflight.headers["access-control-allow-methods"]
+    assert preflight.headers["access-control-allow-methods"] == "GET, POST, DELETE, OPTIONS"
     assert preflight.headers["x-request-id"]
     reply = http.post("/v1/chat/completions", json={}, headers={"origin": "http://app"})
     assert reply.status_code == 400
@@ -136,7 +151,7 @@ def test_keys() -> None:
             assert response.headers["www-authenticate"] == "Bearer"
             assert response.json()["error"]["code"] == "invalid_api_key"
         assert http.get("/v1/models").status_code == 401
-        assert http.get("/health").status_code == 200
+        assert http.get("/health").status_code == http.get("/").status_code == 200
         for given in ([(b"authorization", b"Bearer s\xc3\xa9cret")], [(b"x-api-key", b"s\xc3\xa9cret")]):
             assert http.post("/v1/chat/completions", json=BODY, headers=given).status_code == 200
 
@@ -147,6 +162,7 @@ def test_without_a_key_every_key_is_accepted(http: httpx.Client) -> None:
 
 
 def test_bodies_have_a_bound() -> None:
+    assert MAX_BODY_BYTES >= 16 * 1024 * 1024, "agents begin with tens of kilobytes of tools, and go on with more"
     limit = 1_000_000
     with (
         running(make_driver(saying("x")), edge=EdgeOptions(max_body_bytes=limit)) as server,
@@ -179,10 +195,21 @@ def test_a_websocket_is_refused(server: Running) -> None:
         assert connection.recv(4096).startswith(b"HTTP/1.1 403")
 
 
-def test_large_bodies_are_parsed_off_the_loop(http: httpx.Client) -> None:
+def test_large_bodies_are_parsed_off_the_loop(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def parse(body: bytes) -> Fields:
+        threads.append(threading.get_ident())
+        return parse_object(body)
+
+    monkeypatch.setattr(bodies, "parse_object", parse)
     body = {**BODY, "metadata": None, "padding": ["x" * 100] * 5000}
+    for small in (BODY, {**BODY, "user": "me"}):
+        assert http.post("/v1/chat/completions", json=small).status_code == 200
     assert http.post("/v1/chat/completions", json=body).status_code == 200
     assert http.post("/v1/chat/completions", content=b"[" * 200_000).status_code == 400
+    loop = threads[0]
+    assert [thread == loop for thread in threads] == [True, True, False, False]
 
 
 def test_two_requests_in_one_connection(server: Running) -> None:

@@ -14,10 +14,11 @@ from ortserve.gateway.contract.endpoints import BODIES, BodyContract
 from ortserve.gateway.errors import ApiError, too_many, unavailable
 from ortserve.gateway.http.server import Limits, server_config
 from ortserve.gateway.schema.fields import Fields
+from ortserve.gateway.served.service import ModelService
 from tests.gateway.bodies import READERS
 from tests.gateway.conftest import REPLY
-from tests.gateway.running import Running, running
-from tests.gateway.scripted import IM_END, IM_START, make_driver, make_tokenizer, saying
+from tests.gateway.running import Running, running, serving
+from tests.gateway.scripted import IM_END, IM_START, make_driver, make_service, make_tokenizer, saying
 from tests.gateway.test_chat import body, stream
 from tests.gateway.test_verdicts import OWN, names, smallest, top_level
 
@@ -193,12 +194,23 @@ def test_every_frame_is_one_data_line_and_one_write() -> None:
 
 def test_a_model_s_id_may_be_a_path() -> None:
     driver = make_driver(saying("x"))
-    with running(driver) as server, httpx.Client(base_url=server.url) as http:
+
+    def make() -> ModelService:
+        service = make_service(driver)
+        service.name = "org/name"
+        return service
+
+    with (
+        serving(make, driver.close, Limits(drain_s=1.0)) as (port, _),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as http,
+    ):
         (model,) = http.get("/v1/models").json()["data"]
-        assert (model["object"], model["owned_by"]) == ("model", "ortserve")
+        assert (model["id"], model["object"], model["owned_by"]) == ("org/name", "model", "ortserve")
         for id_ in ("org/name", "org%2Fname"):
-            assert "`org/name`" in http.get(f"/v1/models/{id_}").json()["error"]["message"]
-        assert http.delete("/v1/models/scripted").status_code == 405
+            assert http.get(f"/v1/models/{id_}").json() == model
+        assert "`org/other`" in http.get("/v1/models/org/other").json()["error"]["message"]
+        assert http.delete("/v1/models/org/name").status_code == 405
+        assert http.post(CHAT, json=body(model="org/name")).json()["model"] == "org/name"
 
 
 def test_the_readme_says_that_clients_need_some_key() -> None:

@@ -60,6 +60,12 @@ def test_no_tools(absent: dict[str, Any]) -> None:
     assert read(**absent, function_call="none").offered == ()
 
 
+def test_an_empty_array_is_nothing_beside_the_field_of_the_other_name() -> None:
+    functions = [F["function"], G["function"]]
+    assert read(tools=TOOLS, functions=[]) == read(tools=TOOLS)
+    assert read(tools=[], functions=functions) == read(functions=functions)
+
+
 @pytest.mark.parametrize(
     ("choice", "mode", "allowed", "is_named"),
     [
