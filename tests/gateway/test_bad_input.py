@@ -100,6 +100,17 @@ def test_it_is_refused_in_few_words(http: httpx.Client, name: str) -> None:
     assert response.json()["error"]["message"]
 
 
+def test_names_that_nobody_knows_are_refused_in_few_words() -> None:
+    with (
+        running(make_driver(saying("x")), strict_parameters=True) as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        response = client.post(CHAT, content=chat(**{LONG: 1}))
+    assert response.status_code == 400
+    assert len(response.content) < MAX_REPLY
+    assert response.json()["error"]["param"].startswith("xxx")
+
+
 def test_running_streams_are_undisturbed(busy: Running) -> None:
     with httpx.Client(base_url=busy.url, timeout=60) as client:
         expected = texts(client.post(CHAT, content=chat(stream=True)).text)

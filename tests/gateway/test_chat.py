@@ -55,6 +55,7 @@ def test_a_whole_reply(http: httpx.Client) -> None:
     reply = http.post(PATH, json=body()).json()
     assert reply["object"] == "chat.completion"
     assert reply["id"].startswith("chatcmpl-")
+    assert reply["id"] != http.post(PATH, json=body()).json()["id"]
     assert isinstance(reply["created"], int)
     assert reply["model"] == "scripted"
     assert reply["system_fingerprint"].startswith("fp_")

@@ -210,7 +210,9 @@ def test_a_model_s_id_may_be_a_path() -> None:
             assert http.get(f"/v1/models/{id_}").json() == model
         assert "`org/other`" in http.get("/v1/models/org/other").json()["error"]["message"]
         assert http.delete("/v1/models/org/name").status_code == 405
-        assert http.post(CHAT, json=body(model="org/name")).json()["model"] == "org/name"
+        for name in ("org/name", driver.manifest.name):  # whichever it is called by
+            assert http.post(CHAT, json=body(model=name)).json()["model"] == "org/name"
+            assert {chunk["model"] for chunk in stream(http, model=name)} == {"org/name"}
 
 
 def test_the_readme_says_that_clients_need_some_key() -> None:
