@@ -2,7 +2,8 @@
 
 Every export runs in child processes of its own, in turns. Peers' environments are named, or made on first use where
 there is a package index; a peer without one is reported as not run. Ours are measured with calibration and proof,
-which the peers have nothing like, and once without the proof. Memory is that of all processes of a run together.
+which the peers have nothing like, and once without the proof; the reference is the one of the base install, also where
+torch is there. Memory is that of all processes of a run together.
 
   python -m tests.bench.export_peers --make-environments --json out.json
   python -m tests.bench.export_peers --shape qwen2.5-0.5b --ways ours-int8,optimum-int8 --optimum-python PYTHON

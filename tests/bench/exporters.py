@@ -50,9 +50,9 @@ class Way:
 WAYS: Mapping[str, Way] = {
     way.name: way
     for way in (
-        Way("ours-int8", "ours", "int8", "--precision int8"),
-        Way("ours-int4", "ours", "int4", "--precision int4"),
-        Way("ours-fp32", "ours", "fp32", "--precision fp32"),
+        Way("ours-int8", "ours", "int8", "--precision int8 --reference numpy"),
+        Way("ours-int4", "ours", "int4", "--precision int4 --reference numpy"),
+        Way("ours-fp32", "ours", "fp32", "--precision fp32 --reference numpy"),
         Way("ours-int8-unproved", "ours", "int8", "--precision int8 --no-verify"),
         Way("ours-int4-unproved", "ours", "int4", "--precision int4 --no-verify"),
         Way("optimum-int8", "optimum", "int8", "export onnx, then onnxruntime quantize --avx512_vnni (dynamic)"),
