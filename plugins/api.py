@@ -231,6 +231,10 @@ def _no_model() -> SmallModel:
     raise LookupError("no small model is loaded: name one with --draft-model")
 
 
+def _no_words() -> Sequence[bytes]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class PluginContext:
     """What a plugin is made with. The numbers never change while it lives."""
@@ -250,6 +254,7 @@ class PluginContext:
     wake: Callable[[], None]  # any thread: `poll` has something to say
     warn: Callable[[str], None]  # any thread: one line for the operator
     load_model: Callable[[], SmallModel] = _no_model  # for a drafter's constructor, once; raises `LookupError`
+    load_words: Callable[[], Sequence[bytes]] = _no_words  # the text of each token, by id; empty where nobody knows
 
 
 PromptCacheFactory: TypeAlias = Callable[[PluginContext], PromptCache]

@@ -7,17 +7,18 @@ last guesses for it would have held, whether they were verified or not: what is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
+
+from ortserve.plugins.drafting import Draft
 
 Kind: TypeAlias = tuple[int, ...]
 
 _PRIOR_WEIGHT = 4.0  # guesses that the first estimate counts for
+_LEAST = 0.005  # probability of a guess that is worth mentioning
 _MOST_WEIGHT = 64.0  # guesses after which the oldest count half: texts change
 
 
-@dataclass(frozen=True, slots=True)
-class Guess:
+class Guess(NamedTuple):
     """One token, and how probably it holds if those before it do."""
 
     token: int
@@ -37,6 +38,17 @@ class Confidence:
         """Between 0 and 1."""
         right, tried = self._seen.get(guess.kind, (0.0, 0.0))
         return (right + _PRIOR_WEIGHT * guess.prior) / (tried + _PRIOR_WEIGHT)
+
+    def draft(self, id: str, length: int, source: str, guesses: Sequence[Guess]) -> Draft:
+        """At least one guess, with chances, up to where hardly any would hold."""
+        chances: list[float] = []
+        probability = 1.0
+        for guess in guesses:
+            chances.append(self.chance(guess))
+            probability *= chances[-1]
+            if probability < _LEAST:
+                break
+        return Draft(id, length, tuple(guess.token for guess in guesses[: len(chances)]), source, tuple(chances))
 
     def learn(self, kind: Kind, *, is_right: bool) -> None:
         """One guess of that kind has been put to the test."""

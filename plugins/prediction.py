@@ -133,7 +133,7 @@ class PredictionDrafter:
             guesses = [Guess(token, kind, _PRIOR) for token, kind in zip(ahead, kinds, strict=True)]
             live.pending.expect(guesses, length)
             if guesses:
-                drafts.append(Draft(view.id, length, ahead, "prediction", tuple(map(self._confidence.chance, guesses))))
+                drafts.append(self._confidence.draft(view.id, length, "prediction", guesses))
         return drafts
 
     def observe(self, results: Sequence[Verified]) -> None:

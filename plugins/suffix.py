@@ -6,19 +6,15 @@ Knows no other tenant: what one salt has produced is matched for the same salt o
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ortserve.plugins.api import PluginContext
-from ortserve.plugins.automaton import Match, Step, SuffixAutomaton
+from ortserve.plugins.automaton import Step, SuffixAutomaton
 from ortserve.plugins.confidence import Confidence, Guess, Pending
 from ortserve.plugins.draft_options import read_counts
 from ortserve.plugins.drafting import Draft, DraftRequest, Ended, SequenceView, Verified
-
-_LOOK_BACK = 32  # tokens matched against replies at first; a longer match would not guess better
-_BYTES_PER_TOKEN = 512  # of a kept reply
-_MOST_SALTS = 256  # whose replies are kept: even a short one costs a kilobyte or two
+from ortserve.plugins.recent import BYTES_PER_TOKEN, Followed, Tenants
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,34 +28,10 @@ class SuffixOptions:
     recent_tokens: int = 65536  # of replies kept in all, within the engine's byte budget
 
 
-class RecentReplies:
-    """What one salt got lately, in two halves: when the newer is full it becomes the older, which is dropped."""
-
-    __slots__ = ("_most", "halves")
-
-    def __init__(self, most: int) -> None:
-        self.halves: tuple[SuffixAutomaton, ...] = ()  # the newer first
-        self._most = most  # tokens
-
-    @property
-    def num_tokens(self) -> int:
-        """Kept now."""
-        return sum(half.num_tokens for half in self.halves)
-
-    def learn(self, reply: Sequence[int]) -> None:
-        """A reply is complete. Of a very long one the end is kept."""
-        room = max(1, self._most // 2)
-        reply = reply[-room:]
-        if not self.halves or self.halves[0].num_tokens + len(reply) > room:
-            self.halves = (SuffixAutomaton(), *self.halves[:1])
-        self.halves[0].begin()
-        self.halves[0].extend(reply)
-
-
 class _Live:
     """One running request."""
 
-    __slots__ = ("_matches", "num_prompt_tokens", "pending", "salt", "seen", "tokens")
+    __slots__ = ("_followed", "num_prompt_tokens", "pending", "salt", "seen", "tokens")
 
     def __init__(self, request: DraftRequest) -> None:
         self.salt = request.salt
@@ -67,37 +39,21 @@ class _Live:
         self.tokens = list(request.prompt)
         self.seen = SuffixAutomaton()
         self.seen.extend(self.tokens)
-        self._matches: dict[SuffixAutomaton, Match] = {}
+        self._followed = Followed()
         self.pending = Pending()
 
     def grow(self, tokens: Sequence[int], halves: Sequence[SuffixAutomaton]) -> None:
         """Take in what is new, and look for the end of it in `halves`."""
         self.seen.extend(tokens)
         self.tokens.extend(tokens)
-        matches: dict[SuffixAutomaton, Match] = {}
-        for half in halves:
-            match = self._matches.get(half)
-            if match is None or len(tokens) > _LOOK_BACK:
-                match = Match(half)
-                match.follow(self.tokens[-_LOOK_BACK:])
-            else:
-                match.follow(tokens)
-            matches[half] = match
-        self._matches = matches
-
-    def best(self) -> tuple[Match, bool]:
-        """The longest match, of equals the one that has seen its next token most often; whether it is the request's."""
-        own = best = self.seen.repeated
-        for match in self._matches.values():
-            if match.length > best.length or (match.length == best.length and match.support > best.support):
-                best = match
-        return best, best is own
+        self._followed.grow(tokens, self.tokens, halves)
 
     def guesses(self, most: int, least: int) -> tuple[list[Guess], int]:
         """Up to `most` guesses from runs of `least` tokens and more, and how long the run is that they continue."""
-        best, is_own = self.best()
+        own = self.seen.repeated
+        best = self._followed.best(own) or own
         steps = best.steps(most, least)
-        return [_judged(step, is_own=is_own, is_first=not place) for place, step in enumerate(steps)], best.length
+        return [_judged(step, is_own=best is own, is_first=not place) for place, step in enumerate(steps)], best.length
 
 
 def _judged(step: Step, *, is_own: bool, is_first: bool) -> Guess:
@@ -114,22 +70,21 @@ class SuffixDrafter:
 
     def __init__(self, context: PluginContext) -> None:
         self._options = read_counts("suffix", SuffixOptions(), context.options)
-        self._most_recent = min(self._options.recent_tokens, context.byte_budget // _BYTES_PER_TOKEN)
         self._clock = context.clock
         self._confidence = Confidence()
         self._live: dict[str, _Live] = {}
-        self._recent: OrderedDict[bytes, RecentReplies] = OrderedDict()  # by salt, the least recently used first
+        most = min(self._options.recent_tokens, context.byte_budget // BYTES_PER_TOKEN)
+        self._tenants = Tenants(self._options.tenant_tokens, most)
 
     @property
     def num_recent_tokens(self) -> int:
         """Kept of all replies."""
-        return sum(recent.num_tokens for recent in self._recent.values())
+        return self._tenants.num_tokens
 
     def start(self, request: DraftRequest) -> None:
         """Take in the prompt."""
         self._live[request.id] = _Live(request)
-        if request.salt in self._recent:
-            self._recent.move_to_end(request.salt)
+        self._tenants.touch(request.salt)
 
     def propose(self, views: Sequence[SequenceView], deadline_s: float) -> Sequence[Draft]:
         """A guess for each request whose end repeats something."""
@@ -141,19 +96,17 @@ class SuffixDrafter:
             if live is None:
                 continue
             length = len(view.tokens)  # a late call may see the sequence grow
-            recent, begin = self._recent.get(live.salt), len(live.tokens)
+            begin = len(live.tokens)
             grown = view.tokens[begin:length]
             live.pending.settle(grown, begin, self._confidence)
-            live.grow(grown, recent.halves if recent else ())
+            live.grow(grown, self._tenants.halves(live.salt))
             most = min(view.most, self._options.max_draft)
             guesses, matched = live.guesses(most, self._options.min_match)
             live.pending.expect(guesses, length)
             if view.room is None:
                 guesses = guesses[: self._options.per_match * matched]
             if guesses:
-                tokens = tuple(guess.token for guess in guesses)
-                chances = tuple(map(self._confidence.chance, guesses))
-                drafts.append(Draft(view.id, length, tokens, "suffix", chances))
+                drafts.append(self._confidence.draft(view.id, length, "suffix", guesses))
         return drafts
 
     def observe(self, results: Sequence[Verified]) -> None:
@@ -163,23 +116,11 @@ class SuffixDrafter:
         """Drop their automata, and learn their replies for their salts."""
         for request in ended:
             live = self._live.pop(request.id, None)
-            if live is None:
-                continue
-            live.pending.settle(request.output, live.num_prompt_tokens, self._confidence)
-            if self._options.tenant_tokens:
-                self._learn(live.salt, request.output)
+            if live is not None:
+                live.pending.settle(request.output, live.num_prompt_tokens, self._confidence)
+                self._tenants.learn(live.salt, request.output)
 
     def close(self) -> None:
         """Drop everything."""
         self._live.clear()
-        self._recent.clear()
-
-    def _learn(self, salt: bytes, reply: Sequence[int]) -> None:
-        if not reply:
-            return
-        most = self._most_recent
-        recent = self._recent.pop(salt, None) or RecentReplies(min(self._options.tenant_tokens, most))
-        recent.learn(reply)
-        self._recent[salt] = recent
-        while self.num_recent_tokens > most or len(self._recent) > _MOST_SALTS:
-            self._recent.popitem(last=False)
+        self._tenants.clear()

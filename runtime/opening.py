@@ -46,6 +46,7 @@ from ortserve.runtime.slots.kv_kernels import check_exact_kv
 from ortserve.runtime.slots.runner import load_session
 from ortserve.runtime.speculation.drafting import Drafting
 from ortserve.runtime.speculation.small_model import LoadedDraft, load_draft
+from ortserve.runtime.speculation.words import read_words
 
 EXACT_PRECISIONS = ("int8", "fp32")  # products of one row do not depend on the others
 
@@ -121,7 +122,7 @@ def open_engine(
     sampler = Sampler(manifest.num_tokens, num_threads=config.num_threads)
     bell = Bell()
     reuse = open_cache(manifest, plan, config, store, bell)
-    drafting = open_drafter(manifest, plan, config, store, draft)
+    drafting = open_drafter(manifest, plan, config, store, draft, folder=folder)
     grammars = open_grammars(folder, manifest, num_threads=config.num_threads)
     engine = Engine(manifest, plan, runner, sampler, reuse=reuse, bell=bell, drafting=drafting, grammars=grammars)
     return engine, plan
@@ -136,7 +137,7 @@ def open_paged_engine(
     parts = open_paged_parts(folder, manifest, config, device)
     bell = Bell()
     reuse = open_cache(manifest, parts.plan, config, parts.store, bell)
-    drafting = open_drafter(manifest, parts.plan, config, parts.store)
+    drafting = open_drafter(manifest, parts.plan, config, parts.store, folder=folder)
     grammars = open_grammars(folder, manifest, num_threads=config.num_threads)
     engine = Engine(
         manifest,
@@ -171,6 +172,8 @@ def open_drafter(
     config: EngineConfig,
     store: BlockIo,
     draft: LoadedDraft | None = None,
+    *,
+    folder: Path,
 ) -> Drafting | None:
     """The drafter that the configuration names, None for none. Raises `PluginUnusableError` when it cannot be made."""
     if config.drafter == NO_DRAFTER:
@@ -180,7 +183,11 @@ def open_drafter(
     context = _context(
         manifest, plan, store, dict(config.drafter_options), blocks=CacheBlocks(BlockPool(0)), wake=lambda: None
     )
-    context = replace(context, byte_budget=plan.drafter_keep_bytes)
+    context = replace(
+        context,
+        byte_budget=plan.drafter_keep_bytes,
+        load_words=partial(read_words, folder, manifest.num_tokens),
+    )
     if draft is not None:
         context = replace(context, load_model=partial(draft.open, plan))
     try:

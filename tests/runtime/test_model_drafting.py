@@ -51,7 +51,7 @@ def drafted(
     store = SlotKvStore(synthetic.manifest.kv, num_rows=1, capacity=block_tokens(synthetic), num_host_blocks=0)
     loaded = LoadedDraft(replace(synthetic.manifest, max_context=draft_context), session, 1)
     config = EngineConfig(drafter="model")
-    engine.drafting = open_drafter(synthetic.manifest, plan, config, store, loaded)
+    engine.drafting = open_drafter(synthetic.manifest, plan, config, store, loaded, folder=synthetic.folder)
     assert engine.drafting is not None
     engine.drafting._shortest_wait_s = 5.0
     # Steps take no time by the engine's clock: guesses must not seem dear beside them.

@@ -50,9 +50,21 @@ def test_a_bad_source_gets_another_chance_when_the_good_one_fails() -> None:
 def test_each_request_has_its_own_order() -> None:
     drafter = new(sources="ngram,prediction")
     drafter.start(DraftRequest("two", b"", PROMPT, PREDICTION))
-    run(drafter, "one", [("prediction", 6), ("ngram", 0)])
+    run(drafter, "one", [("prediction", 0), ("ngram", 6)])
     views = [SequenceView(id, PROMPT, len(PROMPT), 8) for id in ("one", "two")]
-    assert {draft.id: draft.source for draft in drafter.propose(views, NEVER)} == {"one": "prediction", "two": "ngram"}
+    assert {draft.id: draft.source for draft in drafter.propose(views, NEVER)} == {"one": "ngram", "two": "prediction"}
+
+
+def test_of_drafts_with_chances_the_most_promising_is_taken_each_time() -> None:
+    drafter = new(sources="suffix,prediction")
+    drafter.propose([SequenceView("one", PROMPT, len(PROMPT), 8)], NEVER)
+    # Behind what repeats for long, the prediction is a doubt: the reply has not followed it.
+    repeated = (*PROMPT, *range(500, 540), *range(500, 520))
+    (draft,) = drafter.propose([SequenceView("one", repeated, len(PROMPT), 8)], NEVER)
+    assert (draft.source, draft.tokens[0]) == ("suffix", 520)
+    followed = (*repeated, *PREDICTION[:40])
+    (draft,) = drafter.propose([SequenceView("one", followed, len(PROMPT), 8)], NEVER)
+    assert (draft.source, draft.tokens[0]) == ("prediction", PREDICTION[40])
 
 
 def test_where_the_first_has_nothing_the_next_is_asked() -> None:

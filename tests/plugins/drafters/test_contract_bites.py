@@ -26,7 +26,7 @@ class SharesWithTheNameless(SuffixDrafter):
     def forget(self, ended: Sequence[Ended]) -> None:
         for request in ended:
             if request.id in self._live:
-                self._learn(b"", request.output)
+                self._tenants.learn(b"", request.output)
         super().forget(ended)
 
 

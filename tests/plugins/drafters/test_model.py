@@ -69,9 +69,15 @@ def ask(drafter: ModelDrafter, tokens: Sequence[int], max_draft: int = 4, id: st
     return drafts[0].tokens if drafts else ()
 
 
+@dataclass(slots=True)
 class Quiet(Counting):
+    """With a row for each request: who loses one to another is a guess poorer, and the laws would call that a leak."""
+
+    num_rows: int = 5
+    max_tokens: int = 320
+
     def extend(self, feeds: Sequence[Feed]) -> Sequence[int | None]:
-        found = super().extend(feeds)
+        found = Counting.extend(self, feeds)
         self.calls.clear()
         return found
 

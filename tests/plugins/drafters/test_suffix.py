@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from ortserve.plugins.drafting import DraftRequest, Ended, SequenceView, Verified
-from ortserve.plugins.suffix import RecentReplies, SuffixDrafter
+from ortserve.plugins.recent import RecentReplies
+from ortserve.plugins.suffix import SuffixDrafter
 from tests.plugins.drafters.play import NEVER, new_context, replay
 
 
