@@ -51,7 +51,8 @@ optimum: $(TEST_STAMP)  ## export a real encoder and small decoders through opti
 reference: $(SERVE_STAMP)  ## prove exports against transformers itself, in an environment of its own
 	test -x $(VENV)/reference/bin/python || $(PYTHON) -m venv $(VENV)/reference
 	$(VENV)/reference/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,reference]'
-	$(VENV)/reference/bin/python -m pytest tests/export/test_transformers_reference.py -v
+	$(VENV)/reference/bin/python -m pytest -v tests/export/test_transformers_reference.py \
+	  tests/export/imported/test_real_folders.py
 
 clean:  ## remove caches and build outputs, not the environment
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

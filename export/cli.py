@@ -35,6 +35,7 @@ from ortserve.export.recipes.precisions import (
     PRECISIONS,
     REFERENCES,
     Device,
+    KvPrecision,
 )
 from ortserve.export.toys.shapes import SHAPES, find_shape
 
@@ -62,12 +63,18 @@ __all__ = [
 
 
 def ensure_exported(
-    source: str | Path, cache_folder: Path, *, precision: str | None, progress: bool, device: Device = "cpu"
+    source: str | Path,
+    cache_folder: Path,
+    *,
+    precision: str | None,
+    progress: bool,
+    device: Device = "cpu",
+    kv: KvPrecision = "float",
 ) -> Path:
     """See `ortserve.export.first_use`: the exported folder for `source`, made now if the cache lacks it."""
     from ortserve.export import first_use
 
-    return first_use.ensure_exported(source, cache_folder, precision=precision, progress=progress, device=device)
+    return first_use.ensure_exported(source, cache_folder, precision=precision, progress=progress, device=device, kv=kv)
 
 
 def configure_export(parser: ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from ortserve.export.errors import ExportError
 from ortserve.export.folder.new_folder import remove_partial_folders
 from ortserve.export.folder.publish import RECIPE, export_checkpoint
-from ortserve.export.recipes.precisions import DEVICE_PRECISIONS, Device
+from ortserve.export.recipes.precisions import DEVICE_PRECISIONS, Device, KvPrecision
 from ortserve.export.recipes.takeover import choose_precision
 from ortserve.export.sources.checkpoint import TOKENIZER_FILES, WEIGHTS_INDEX, Checkpoint
 from ortserve.export.sources.open_source import open_source
@@ -25,36 +25,44 @@ SMALL_FILES = ("config.json", "generation_config.json", WEIGHTS_INDEX, *TOKENIZE
 
 
 def ensure_exported(
-    source: str | Path, cache_folder: Path, *, precision: str | None, progress: bool, device: Device = "cpu"
+    source: str | Path,
+    cache_folder: Path,
+    *,
+    precision: str | None,
+    progress: bool,
+    device: Device = "cpu",
+    kv: KvPrecision = "float",
 ) -> Path:
     """The exported folder for `source`: itself when it is one, else from the cache, else exported into it now.
 
     Two processes may ask at once: one exports, the other waits for it. The name in the cache carries the device, the
-    precision and a digest of the source's files and the exporter's recipe, so a changed checkpoint is exported anew.
-    One whose proof fails is kept and marked unverified: whoever serves it decides. Raises `ExportError` for an
-    unusable checkpoint or cache folder.
+    precision, what keys and values are stored as, and a digest of the source's files and the exporter's recipe, so a
+    changed checkpoint is exported anew. One whose proof fails is kept and marked unverified: whoever serves it decides.
+    Raises `ExportError` for an unusable checkpoint or cache folder, and for a `kv` that the device has not.
     """
     if (Path(source) / MANIFEST_NAME).exists():
         return Path(source)
     with open_source(source) as checkpoint:
-        return _ensure(checkpoint, cache_folder, precision=precision, progress=progress, device=device)
-
-
-def _ensure(
-    checkpoint: Checkpoint, cache_folder: Path, *, precision: str | None, progress: bool, device: Device
-) -> Path:
-    precision = choose_precision(checkpoint, precision, DEVICE_PRECISIONS[device][0], requantize=False)
-    recipe = precision if device == "cpu" else f"{device}-{precision}"  # int4 is another graph on each
-    destination = cache_folder / f"{_safe(checkpoint.name)}-{recipe}-{source_identity(checkpoint)[:16]}"
-    if (destination / MANIFEST_NAME).exists():
+        precision = choose_precision(checkpoint, precision, DEVICE_PRECISIONS[device][0], requantize=False)
+        recipe = precision if device == "cpu" else f"{device}-{precision}"  # int4 is another graph on each
+        if kv != "float":
+            recipe += f"-kv-{kv}"
+        destination = cache_folder / f"{_safe(checkpoint.name)}-{recipe}-{source_identity(checkpoint)[:16]}"
+        if (destination / MANIFEST_NAME).exists():
+            return destination
+        with _locked(destination, progress=progress):
+            if not (destination / MANIFEST_NAME).exists():
+                remove_partial_folders(destination)  # the lock says that nobody is writing them
+                export_checkpoint(
+                    checkpoint,
+                    destination,
+                    precision=precision,
+                    device=device,
+                    kv=kv,
+                    progress=progress,
+                    allow_unproven=True,
+                )
         return destination
-    with _locked(destination, progress=progress):
-        if not (destination / MANIFEST_NAME).exists():
-            remove_partial_folders(destination)  # the lock says that nobody is writing them
-            export_checkpoint(
-                checkpoint, destination, precision=precision, device=device, progress=progress, allow_unproven=True
-            )
-    return destination
 
 
 def source_identity(checkpoint: Checkpoint) -> str:

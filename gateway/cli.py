@@ -104,6 +104,7 @@ def _resolve_model(settings: EngineSettings, model: str | None) -> Path:
         export.bundled_model() if model is None else export.resolve_source(model),
         settings.cache_dir or _default_cache(),
         precision=settings.precision,
+        kv=settings.kv,
         progress=True,
         device=export_target(settings.device),
     )

@@ -32,6 +32,12 @@ READERS: Mapping[str, Callable[[Checkpoint], Architecture]] = {
 }
 
 
+def has_builder(checkpoint: Checkpoint) -> bool:
+    """Whether `read_architecture` knows what `config.json` names."""
+    named = checkpoint.config.get("architectures")
+    return isinstance(named, list) and any(name in READERS for name in named)
+
+
 def read_architecture(checkpoint: Checkpoint) -> Architecture:
     """What `config.json` and the tensor shapes describe. Raises `ExportError` for an unsupported architecture."""
     named = checkpoint.config.get("architectures") or []

@@ -21,6 +21,7 @@ from ortserve.runtime.host.machine import memory_budget
 
 NUMPY = "independent NumPy float32 forward pass"
 NEEDED = ("torch", "transformers")
+INSTALL = "pip install 'ortserve[reference]'"
 ROOM = 1.3  # of the weights in float32: what a forward pass of a few hundred tokens takes on top
 Compute: TypeAlias = Callable[[Sequence[Sequence[int]], Watch | None], list[Floats]]
 
@@ -44,22 +45,40 @@ def open_reference(name: ReferenceName, checkpoint: Checkpoint, architecture: Ar
     """
     if name == "numpy":
         return _numpy(checkpoint, architecture, "")
-    missing = [library for library in NEEDED if find_spec(library) is None]
+    missing = _missing()
     if missing:
         if name == "transformers":
-            raise ExportError(
-                f"--reference transformers needs {' and '.join(missing)}: pip install 'ortserve[reference]'"
-            )
+            raise ExportError(f"--reference transformers needs {missing}: {INSTALL}")
         return _numpy(checkpoint, architecture, "")
     try:
-        _check_readable(checkpoint, architecture)
-        from ortserve.export.proof.transformers_reference import open_transformers
-
-        compute = open_transformers(checkpoint, architecture)
+        return _transformers(checkpoint, architecture, vocab_size=architecture.vocab_size)
     except UnreadableError as error:
         if name == "transformers":
             raise
         return _numpy(checkpoint, architecture, f" ({error})")
+
+
+def open_outside_reference(checkpoint: Checkpoint, *, vocab_size: int) -> Reference:
+    """Of a model that has no builder here, which transformers alone knows.
+
+    Raises `UnreadableError` where it is not installed, or cannot read the checkpoint.
+    """
+    missing = _missing()
+    if missing:
+        raise UnreadableError(f"{missing} not installed: {INSTALL}")
+    return _transformers(checkpoint, None, vocab_size=vocab_size)
+
+
+def _missing() -> str:
+    """Libraries that transformers' logits need and that are not here."""
+    return " and ".join(library for library in NEEDED if find_spec(library) is None)
+
+
+def _transformers(checkpoint: Checkpoint, architecture: Architecture | None, *, vocab_size: int) -> Reference:
+    _check_readable(checkpoint)
+    from ortserve.export.proof.transformers_reference import open_transformers
+
+    compute = open_transformers(checkpoint, architecture, vocab_size=vocab_size)
     libraries = {library: version_of(library) for library in NEEDED}
     versions = " on ".join(f"{library} {libraries[library]}" for library in reversed(NEEDED))
     return Reference(f"{versions}, float32, eager attention", compute, libraries)
@@ -72,7 +91,7 @@ def _numpy(checkpoint: Checkpoint, architecture: Architecture, reason: str) -> R
     return Reference(f"{NUMPY}{reason}", compute)
 
 
-def _check_readable(checkpoint: Checkpoint, architecture: Architecture) -> None:
+def _check_readable(checkpoint: Checkpoint) -> None:
     """Raise `UnreadableError` for what transformers would need more than torch, or more memory, to read."""
     if checkpoint.packing is not None:
         raise UnreadableError("transformers reads quantized matrices with further libraries only")
@@ -84,7 +103,7 @@ def _check_readable(checkpoint: Checkpoint, architecture: Architecture) -> None:
     free = memory_budget(Path("/")).available
     if needed > free:
         raise UnreadableError(
-            f"transformers would hold {architecture.family} in {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+            f"transformers would hold {checkpoint.name} in {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
         )
 
 

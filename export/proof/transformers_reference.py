@@ -15,27 +15,26 @@ from ortserve.export.proof.references import Compute
 from ortserve.export.sources.checkpoint import Checkpoint
 
 
-def open_transformers(checkpoint: Checkpoint, architecture: Architecture) -> Compute:
+def open_transformers(checkpoint: Checkpoint, architecture: Architecture | None, *, vocab_size: int) -> Compute:
     """A float32 forward pass, sequence by sequence, with eager attention and no cache.
 
-    Raises `UnreadableError` when the installed versions cannot read the checkpoint; code that comes with a checkpoint
-    is never run.
+    Without an architecture the model is one that only transformers knows. Raises `UnreadableError` when the installed
+    versions cannot read the checkpoint; code that comes with a checkpoint is never run.
     """
     import torch
 
     try:
         model = _load(checkpoint)
-        _round_embedding_scale(model, checkpoint, architecture)
+        if architecture is not None:
+            _round_embedding_scale(model, checkpoint, architecture)
         with torch.inference_mode():
             num_logits = model(input_ids=torch.tensor([[0]]), use_cache=False).logits.shape[-1]
     except Exception as error:  # these libraries raise anything for a file they do not know
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UnreadableError(f"transformers cannot read {checkpoint.name}: {reason}") from None
 
-    if num_logits != architecture.vocab_size:
-        raise UnreadableError(
-            f"transformers gives {num_logits} logits of {checkpoint.name}, {architecture.vocab_size} are expected"
-        )
+    if num_logits != vocab_size:
+        raise UnreadableError(f"transformers gives {num_logits} logits of {checkpoint.name}, {vocab_size} are expected")
 
     def compute(sequences: Sequence[Sequence[int]], watch: Watch | None) -> list[Floats]:
         logits: list[Floats] = []

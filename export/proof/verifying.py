@@ -10,6 +10,7 @@ from ortserve.export.errors import CheckFailedError, ExportError
 from ortserve.export.families import read_architecture
 from ortserve.export.folder.integrity import check_adapter, check_integrity
 from ortserve.export.imported.layout import read_layout
+from ortserve.export.imported.publish import compare_with_source
 from ortserve.export.optimum.decoders import is_through_optimum
 from ortserve.export.optimum.reference import optimum_reference
 from ortserve.export.proof.report import make_report, with_doubts, write_report
@@ -41,7 +42,11 @@ def verify_folder(folder: Path, checkpoint: Checkpoint | None, *, reference: Ref
         return _measure_through_optimum(folder, manifest, checkpoint)
     check_adapter(folder, manifest, checkpoint)
     try:
-        proof = check_parity(folder, manifest, read_architecture(checkpoint), checkpoint, reference=reference)
+        if manifest.imported:
+            described = read_layout(folder, graph=manifest.graph).checkpoint
+            proof = compare_with_source(folder, manifest, described, checkpoint, reference=reference)
+        else:
+            proof = check_parity(folder, manifest, read_architecture(checkpoint), checkpoint, reference=reference)
     except CheckFailedError as error:
         mark_unverified(folder, str(error))
         raise

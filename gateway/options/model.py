@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from ortserve.gateway.configuration.kinds import (
     MODEL,
@@ -25,6 +25,7 @@ from ortserve.gateway.options.drafter import DrafterSettings
 if TYPE_CHECKING:
     from ortserve.gateway.prompts.model_text import DefaultsSource
 
+StoredAs: TypeAlias = Literal["float", "int8", "fp8"]
 MODEL_HELP = "exported folder, checkpoint folder or hub id, exported on first use (the bundled model)"
 
 
@@ -80,6 +81,11 @@ class EngineSettings:
         False, SWITCH, "also run what no report proves, or what changed since; /v1/models says so"
     )
     precision: str | None = option(None, TEXT, "when the model must be exported first: int8, int4, fp32")
+    kv: StoredAs = option(
+        "float",
+        choice("float", "int8", "fp8"),
+        "when the model must be exported first: what keys and values are stored as; fp8 on CUDA alone (float)",
+    )
     cache_dir: Path | None = option(None, PATH, "where exported models are kept", metavar="DIR")
     generation_defaults: DefaultsSource = option(
         "model",

@@ -57,6 +57,18 @@ def test_a_gpu_gets_an_export_of_its_own(tmp_path: Path, exports: list[Path]) ->
     assert [folder.name.rpartition("-")[0] for folder in exports] == ["model-cuda-int4", "model-int4"]
 
 
+def test_a_cache_of_codes_is_an_export_of_its_own(tmp_path: Path, exports: list[Path]) -> None:
+    source = write_checkpoint(tmp_path / "model")
+    plain = _ensure(source, tmp_path / "cache")
+    for _ in range(2):
+        folder = ensure_exported(source, tmp_path / "cache", precision="int8", progress=False, kv="int8")
+        assert read_manifest(folder).kv.dtype == "int8"
+    assert exports == [plain, folder]
+    assert folder.name.startswith("model-int8-kv-int8-")
+    with pytest.raises(ExportError, match="fp8"):
+        ensure_exported(source, tmp_path / "cache", precision="int8", progress=False, kv="fp8")
+
+
 def test_an_exported_folder_is_served_as_it_is(tmp_path: Path, exports: list[Path]) -> None:
     source = write_checkpoint(tmp_path / "model")
     export_checkpoint(source, tmp_path / "out", precision="fp32", verify=False)
