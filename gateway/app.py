@@ -23,6 +23,7 @@ from ortserve.gateway.errors import ApiError, Problem, invalid_url, method_not_a
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.http.edge import Edge, Gate, problem_response
 from ortserve.gateway.http.exchange import Exchange
+from ortserve.gateway.http.room import Room
 from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.options.edge import EdgeOptions
 from ortserve.gateway.pool import WorkPool
@@ -122,6 +123,7 @@ def build_app(
         directory=lambda: fleet.directory,
         settle=settle,
         check_budget=check_budget,
+        check_room=Room(fleet).check,
         max_body_bytes=edge.max_body_bytes,
         admin_metrics=admin_metrics,
     )

@@ -7,15 +7,14 @@ their salts are equal.
 from __future__ import annotations
 
 import hashlib
-
-from starlette.datastructures import Headers
+from collections.abc import Mapping
 
 _TENANT = b"ortserve prompt cache tenant v1\0"
 _NAMED = b"ortserve named tenant v1\0"
 _SALT = b"ortserve prompt cache salt v1\0"
 
 
-def given_key(headers: Headers) -> bytes:
+def given_key(headers: Mapping[str, str]) -> bytes:
     """The key a client has sent, as a bearer token or in `x-api-key`; empty when none."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     key = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")

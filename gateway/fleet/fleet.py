@@ -15,7 +15,7 @@ from time import monotonic
 
 from ortserve.gateway.encoders.service import EncoderService
 from ortserve.gateway.errors import ApiError, Problem, missing_parameter, unavailable
-from ortserve.gateway.fleet.instance import Instance
+from ortserve.gateway.fleet.instance import Instance, Service
 from ortserve.gateway.fleet.member import Member, Tools
 from ortserve.gateway.fleet.memory import GIB, Allotment, NoRoomError, allot
 from ortserve.gateway.fleet.prepared import Prepared
@@ -101,6 +101,11 @@ class Fleet:
         service = (await self._hold(name, exchange, "generate")).service
         assert isinstance(service, ModelService)
         return service
+
+    def ready(self, name: str) -> Service | None:
+        """What serves the model of that name, if it is there now; nobody holds it."""
+        member = self._roster.known(name)
+        return None if member is None or member.phase != "ready" or member.instance is None else member.instance.service
 
     async def encoder(self, name: str, exchange: Exchange, *wanted: Task) -> EncoderService:
         """The encoder of that name, for as long as the exchange lasts. Raises as `generator` does."""

@@ -21,6 +21,11 @@ class Roster:
         """The one that is shown by that name. Raises `StopIteration` for none."""
         return next(member for member in self.members if member.entry.names[0] == shown)
 
+    def known(self, name: str) -> Member | None:
+        """The one that has that name among its names, as they were published."""
+        shown = zip(self.members, self.directory.models, strict=True)
+        return next((member for member, model in shown if name in model.names), None)
+
 
 def roster_of(members: Iterable[Member]) -> Roster:
     """Raises `ConfigurationError` for two models of one name."""

@@ -41,20 +41,28 @@ def in_time(receive: Receive, body_s: float) -> Receive:
     return receive_in_time
 
 
-async def read_body(receive: Receive, limit: int) -> bytes | None:
-    """The whole body, None when the client has gone. Past the limit the rest is dropped, and the result is longer."""
+async def read_body(receive: Receive, limit: int, body_s: float) -> bytes | None:
+    """The whole body, None when the client has gone. Past the limit the rest is dropped, and the result is longer.
+
+    It has as much time as `in_time` gives. Raises `SlowBodyError` (408).
+    """
     chunks: list[bytes] = []
     size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        chunk = message.get("body", b"")
-        if chunk and size <= limit:
-            chunks.append(chunk)
-            size += len(chunk)
-        if not message.get("more_body", False):
-            return b"".join(chunks)
+    try:
+        async with asyncio.timeout(body_s) as bound:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                chunk = message.get("body", b"")
+                if chunk and size <= limit:
+                    chunks.append(chunk)
+                    size += len(chunk)
+                if not message.get("more_body", False):
+                    return b"".join(chunks)
+                bound.reschedule((bound.when() or 0.0) + len(chunk) / MIN_BYTES_PER_S)
+    except TimeoutError:
+        raise SlowBodyError(too_slow(body_s)) from None
 
 
 def too_slow(body_s: float) -> Problem:

@@ -7,9 +7,8 @@ a stream begins at once and is kept alive, so that for one only a bound that is 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-from starlette.datastructures import Headers
 
 from ortserve.gateway.errors import ApiError, Problem, bad_request
 
@@ -42,7 +41,7 @@ class Deadline:
 NEVER = Deadline()
 
 
-def read_deadline(headers: Headers, started: float) -> Deadline:
+def read_deadline(headers: Mapping[str, str], started: float) -> Deadline:
     """Raises `ApiError` (400) for a bound that was asked for and is no number of seconds above 0."""
     asked = math.inf
     for name in ASKED:

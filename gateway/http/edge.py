@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable
 
 import structlog
-from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -101,14 +100,13 @@ class Edge:
             await send(message)
 
         method, path, client = scope["method"], scope["path"], scope.get("client")
-        receive = in_time(receive, self._body_s)
         with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
             try:
                 if method == "POST" and exchange.path == UPLOAD_PATH:
-                    await self._pass_through(scope, receive, send_with_id)
+                    await self._pass_through(scope, in_time(receive, self._body_s), send_with_id)
                     return
                 limit = self._max_body_bytes if method in METHODS_WITH_BODY else 0
-                body = await read_body(receive, limit)
+                body = await read_body(receive, limit, self._body_s)
                 if body is None:
                     exchange.outcome = "disconnected"
                     return
@@ -127,7 +125,8 @@ class Edge:
     def _exchange(self, scope: Scope) -> Exchange:
         """The record of a request, with what its headers say beside its body; in the scope for all layers."""
         exchange = Exchange(is_strict=self._is_strict, path=canonical_path(scope["path"]))
-        headers = Headers(scope=scope)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+        exchange.headers = headers
         given = headers.get("x-request-id", "")
         if 0 < len(given) <= 128 and given.isascii() and given.isprintable():
             exchange.request_id = given
@@ -174,10 +173,12 @@ class Gate:
         directory: Callable[[], Directory],
         settle: Callable[[Exchange], None],
         check_budget: Callable[[Grant], None],
+        check_room: Callable[[Exchange], None],
         max_body_bytes: int = MAX_BODY_BYTES,
         admin_metrics: bool = False,
     ) -> None:
         self._check_budget = check_budget
+        self._check_room = check_room
         self._hides_metrics = admin_metrics
         self._app = app
         self._access = access
@@ -202,8 +203,8 @@ class Gate:
             elif scope["method"] == "OPTIONS":
                 await Response(status_code=204)(scope, receive, send)
             else:
-                exchange.deadline = read_deadline(Headers(scope=scope), exchange.started)
-                self._meter(scope, exchange)
+                exchange.deadline = read_deadline(exchange.headers, exchange.started)
+                self._admit(scope, exchange)
                 async with asyncio.timeout_at(exchange.deadline.of(is_streamed=False)) as exchange.bound:
                     await self._app(scope, receive, send)
         except Exception as error:
@@ -222,8 +223,8 @@ class Gate:
             if not exchange.runs_on:
                 exchange.end()
 
-    def _meter(self, scope: Scope, exchange: Exchange) -> None:
-        """Charge the key for what it asks. Raises `ApiError` (429)."""
+    def _admit(self, scope: Scope, exchange: Exchange) -> None:
+        """Charge the key for what it asks, and see whether it can be taken in. Raises `ApiError` (429, 403)."""
         if scope["method"] != "POST" or scope["path"] not in METERED_PATHS:
             return
         exchange.endings.append(lambda: self._settle(exchange))
@@ -233,11 +234,12 @@ class Gate:
         if quota is not None:
             visit = quota.admit(len(exchange.body), now_s)
             exchange.endings.append(lambda: visit.end(exchange.num_tokens, time.monotonic()))
+        self._check_room(exchange)
 
     def _refusal(self, scope: Scope) -> Problem | None:
         """Note who asks; what they are told when they may not."""
-        key, ring, path = given_key(Headers(scope=scope)), self._access.ring, scope["path"]
         exchange = exchange_of(scope)
+        key, ring, path = given_key(exchange.headers), self._access.ring, scope["path"]
         exchange.directory = self._directory()
         is_admin = path == ADMIN_PATH or path.startswith(f"{ADMIN_PATH}/")
         needs_admin = is_admin or (self._hides_metrics and path == METRICS_PATH)

@@ -6,6 +6,7 @@ Knows no route. Never holds prompts or replies.
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -24,31 +25,34 @@ if TYPE_CHECKING:
     from starlette.types import Scope, Send
 
 SCOPE_KEY = "ortserve.exchange"
+NOBODY, NO_MODELS, ALL_HEEDED = anonymous(b""), Directory(()), Unheeded()
+_DICE = random.Random(secrets.randbits(256))  # noqa: S311 - ids of requests are no secrets, and system calls take time
 
 
 @dataclass(slots=True)
 class Exchange:
     """The one mutable record of a request, from its first byte to its access line."""
 
-    request_id: str = field(default_factory=lambda: f"req_{secrets.token_hex(16)}")
+    request_id: str = field(default_factory=lambda: f"req_{_DICE.getrandbits(128):032x}")
     started: float = field(default_factory=time.monotonic)
     status: int = 0  # 0: nothing sent yet
     outcome: str = "done"  # done, disconnected, stalled, late, failed
     error_code: str | None = None  # of a reply that is an error
     deadline: Deadline = NEVER
     bound: asyncio.Timeout | None = None  # ends whatever is done for it at its deadline
-    grant: Grant = field(default_factory=lambda: anonymous(b""))  # what the caller may
+    grant: Grant = NOBODY  # what the caller may
     quota: Quota | None = None  # of the caller's key, if it has limits
     endings: list[Callable[[], None]] = field(default_factory=list)  # what settles it
     runs_on: bool = False  # what it has begun outlives it, and ends it
     is_known: bool = True  # the caller has sent a key in force, or none is needed
-    directory: Directory = field(default_factory=lambda: Directory(()))  # of the models that `grant` may name
+    directory: Directory = NO_MODELS  # of the models that `grant` may name
     num_prompt_tokens: int | None = None
     num_cached_tokens: int | None = None
     num_output_tokens: int | None = None
     num_accepted_tokens: int = 0  # of the output, guessed by a drafter
     path: str = ""  # canonical
     model: str = ""  # the served name of what was asked
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # of the request, the first of each name
     trace_headers: Mapping[str, str] = field(default_factory=dict)  # W3C, of the span that has asked
     trace_id: str | None = None  # that all spans of the request share
     first_token_s: float | None = None  # from the request to the first token
@@ -56,7 +60,7 @@ class Exchange:
     body: bytes = b""
     priority: int = 0  # of what it generates; larger runs first
     is_strict: bool = False  # fields that no table knows are refused
-    unheeded: Unheeded = field(default_factory=Unheeded)  # fields of the body that have no effect
+    unheeded: Unheeded = ALL_HEEDED  # fields of the body that have no effect
     send_piece: Send | None = None  # the server's own send, past the layers that only look at a reply's head
 
     @property

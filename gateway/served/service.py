@@ -106,7 +106,7 @@ class ModelService:
 
         `param` is the field that carried the conversation, as errors name it.
         """
-        self._check_room(param)
+        self.check_room(param)
         if request.demands_reasoning and self._style.reasoning is None:
             raise unsupported_parameter("thinking", "cannot be enabled: this model has no channel for it.")
         prompt = await self.prompts.encode_chat(request, num_body_bytes=num_body_bytes, param=param)
@@ -133,7 +133,7 @@ class ModelService:
 
     async def read_prompts(self, request: CompletionRequest) -> tuple[Prompt, ...]:
         """The prompts as ids; raises `ApiError` for the first that cannot be continued."""
-        self._check_room("prompt")
+        self.check_room("prompt")
         await self._prepared(request.structure)
         if request.suffix is not None:
             return tuple(map(Prompt, await self.prompts.encode_infills(request.prompts, request.suffix)))
@@ -195,7 +195,7 @@ class ModelService:
             stream.close()
         return num_cached
 
-    def _check_room(self, param: str) -> None:
+    def check_room(self, param: str) -> None:
         """Raise `ApiError` (429) when the queue is full: before a prompt is made of what will be refused."""
         try:
             self.driver.check_room()

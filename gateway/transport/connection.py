@@ -15,10 +15,13 @@ from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H2ProtocolAssumedError, H11Protocol
 
 from ortserve.gateway.errors import Problem
 from ortserve.gateway.telemetry.logs import log
+from ortserve.gateway.transport.idle import IdleTimer
 
 LINGER_S = 1.0  # what a refused client still sends is dropped that long, or a reset would overtake the refusal
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
@@ -63,7 +66,11 @@ def check_head(data: bytes) -> None:
 
 
 class StrictHttp1(H11Protocol):
-    """Hypercorn's HTTP/1.1 on a `StrictConnection`, with a clock for heads and refusals that say why."""
+    """Hypercorn's HTTP/1.1 on a `StrictConnection`, with a clock for heads and refusals that say why.
+
+    A head that tells its body's length waits for that body: one write and one packet instead of two, which was a
+    fifth of what a short reply cost. Heads of streams go out at once.
+    """
 
     config: ConnectionConfig
 
@@ -73,14 +80,35 @@ class StrictHttp1(H11Protocol):
             h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size
         )
         self.has_refused = False
-        self._clock: asyncio.Task[None] | None = None
+        self._clock: asyncio.TimerHandle | None = None
+        self._cutting: asyncio.Task[None] | None = None
+        self._write, self.send = self.send, self._send_together
+        self._held = b""  # a head that waits for its body
+        self._is_holding = False
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Part of Hypercorn."""
+        self._is_holding = isinstance(event, Response) and any(name == b"content-length" for name, _ in event.headers)
+        await super().stream_send(event)
+
+    async def _send_together(self, event: Event) -> None:
+        held, self._held = self._held, b""
+        if not isinstance(event, RawData):
+            if held:
+                await self._write(RawData(held))
+            await self._write(event)
+        elif self._is_holding:
+            self._is_holding = False
+            self._held = held + event.data
+        elif held or event.data:
+            await self._write(RawData(held + event.data))
 
     async def handle(self, event: Event) -> None:
         """Part of Hypercorn."""
         if isinstance(event, Closed):
             self._stop_clock()
         elif isinstance(event, RawData) and event.data and self._awaits_head:
-            self._clock = asyncio.create_task(self._cut_off())
+            self._clock = asyncio.get_running_loop().call_later(self.config.header_s, self._begin_to_cut_off)
         await super().handle(event)
 
     @property
@@ -97,9 +125,11 @@ class StrictHttp1(H11Protocol):
             self._stop_clock()
             raise H2ProtocolAssumedError(b"PRI * HTTP/2.0\r\n\r\n" + self.connection.trailing_data[0])
 
-    async def _cut_off(self) -> None:
-        await asyncio.sleep(self.config.header_s)
+    def _begin_to_cut_off(self) -> None:
         self._clock = None
+        self._cutting = asyncio.create_task(self._cut_off())
+
+    async def _cut_off(self) -> None:
         await self._refuse(408, f"its head took longer than {self.config.header_s:g} s")
         await self.send(Closed())
 
@@ -134,6 +164,15 @@ class Connection(TCPServer):
     """Hypercorn's connection with the stricter HTTP/1.1. Awaiting it serves until it is closed."""
 
     _wrapper: ProtocolWrapper
+    config: ConnectionConfig
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.idle_task: Any = IdleTimer(self.config.keep_alive_timeout, self.context.terminated.is_set)
+
+    def end_if_idle(self) -> None:
+        """The server stops: what carries nothing is ended, what is busy ends after its reply."""
+        self.idle_task.end()
 
     @property
     def protocol(self) -> ProtocolWrapper:
@@ -156,6 +195,10 @@ class Connection(TCPServer):
             await super().run()
         except* UnicodeDecodeError:  # a path in HTTP/2 that is not ASCII
             log().warning("refused", reason="a path with bytes that are not ASCII")
+
+    async def _idle_timeout(self) -> None:
+        """Part of Hypercorn."""
+        await self._initiate_server_close()
 
     async def protocol_send(self, event: Event) -> None:
         """Part of Hypercorn."""

@@ -34,17 +34,18 @@ async def serve_connections(
     if living.done():
         living.result()
     context = WorkerContext(None)
-    connections: set[asyncio.Task[None]] = set()
+    connections: dict[asyncio.Task[None], Connection] = {}
 
     def ended(task: asyncio.Task[None]) -> None:
-        connections.discard(task)
+        del connections[task]
         error = None if task.cancelled() else task.exception()
         if error is not None:
             loop.call_exception_handler({"message": "a connection failed", "exception": error})
 
     def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = loop.create_task(Connection(wrapped, loop, config, context, state, reader, writer).run())
-        connections.add(task)  # at once: also what has been accepted in the last moment is waited for
+        connection = Connection(wrapped, loop, config, context, state, reader, writer)
+        task = loop.create_task(connection.run())
+        connections[task] = connection  # at once: also what has been accepted in the last moment is waited for
         task.add_done_callback(ended)
 
     listener.socket.setblocking(False)
@@ -58,7 +59,9 @@ async def serve_connections(
     try:
         await stop.wait()
     finally:
-        await context.terminated.set()  # ends idle connections, and busy ones after their reply
+        await context.terminated.set()  # ends busy connections after their reply
+        for connection in connections.values():
+            connection.end_if_idle()
         loop.remove_reader(listener.socket)
         for _ in range(4):  # turns from accepting to `connect`: asyncio loses what is between them at `close`
             await asyncio.sleep(0)

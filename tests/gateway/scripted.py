@@ -23,7 +23,7 @@ from ortserve.plugins.api import CacheStats
 from ortserve.runtime.drivers.async_engine import AsyncEngine
 from ortserve.runtime.drivers.engine_driver import Outlet, WorkerState
 from ortserve.runtime.engine import EngineStats
-from ortserve.runtime.errors import EngineClosedError, OrtserveError
+from ortserve.runtime.errors import EngineClosedError, OrtserveError, OverloadedError
 from ortserve.runtime.manifest import FORMAT_VERSION, KvLayout, Manifest
 from ortserve.runtime.request import Delta, FinishReason, Request, TokenLogprobs, Usage
 from ortserve.runtime.scheduling.backlog import QueueStats
@@ -93,6 +93,7 @@ class ScriptedDriver:
     pace_s: float = 0.0
     max_context: int = MAX_CONTEXT
     refusal: OrtserveError | None = None
+    full: OverloadedError | None = None  # before a prompt is made
     ending: FinishReason = FinishReason.STOP
     submitted: list[Request] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -127,7 +128,8 @@ class ScriptedDriver:
             self._changed.notify()
 
     def check_room(self) -> None:
-        """There is always room before a prompt is made."""
+        if self.full is not None:
+            raise self.full
 
     def queue_stats(self) -> QueueStats:
         return QueueStats()

@@ -1,0 +1,84 @@
+"""How connections write and end: short replies in one piece, and nothing kept of what has been closed."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gateway.running import Running, running
+from tests.gateway.scripted import make_driver, saying
+
+REQUEST = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+STREAM = (
+    b'{"model": "scripted", "stream": true, "max_tokens": 3, "messages": [{"role": "user", "content": "hi"}]}'
+)  # fmt: skip
+NUM_CONNECTIONS = 20
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with running(make_driver(saying("hello world"))) as started:
+        yield started
+
+
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Everything that is written to connections."""
+    found: list[bytes] = []
+    write = asyncio.StreamWriter.write
+
+    def noted(self: asyncio.StreamWriter, data: bytes) -> None:
+        found.append(bytes(data))
+        write(self, data)
+
+    monkeypatch.setattr(asyncio.StreamWriter, "write", noted)
+    return found
+
+
+def asked(port: int, request: bytes, end: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), 10) as connection:
+        connection.sendall(request)
+        reply = b""
+        while not reply.endswith(end):
+            piece = connection.recv(65536)
+            assert piece, f"closed after {reply!r}"
+            reply += piece
+        return reply
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+def test_a_reply_that_tells_its_length_is_one_write(server: Running, writes: list[bytes], method: bytes) -> None:
+    end = b"}" if method == b"GET" else b"\r\n\r\n"
+    reply = asked(server.port, REQUEST.replace(b"GET", method), end)
+    assert writes == [reply]
+
+
+def test_the_head_of_a_stream_does_not_wait(server: Running, writes: list[bytes]) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(STREAM)
+    asked(server.port, head + STREAM, b"0\r\n\r\n")
+    assert writes[0].startswith(b"HTTP/1.1 200")
+    assert writes[0].endswith(b"\r\n\r\n")
+    assert all(writes)
+
+
+def test_a_connection_that_its_client_has_closed_is_gone(server: Running) -> None:
+    connections = [socket.create_connection(("127.0.0.1", server.port), 10) for _ in range(NUM_CONNECTIONS)]
+    for connection in connections:
+        connection.sendall(REQUEST)
+        assert connection.recv(65536)
+    wanted = _num_files() - 2 * NUM_CONNECTIONS  # both ends are files of this process
+    for connection in connections:
+        connection.close()
+    deadline = time.monotonic() + 10
+    while _num_files() > wanted and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert _num_files() <= wanted
+
+
+def _num_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
