@@ -176,7 +176,7 @@ class Engine:
         """Wait for a step, launch the next one where that is known, and take over what this one has drawn."""
         step = flight.step
         try:
-            foreseen = self._foresee(step)
+            foreseen = self._foresee(step, flight.picking.address)
             picked = flight.picking.result()
         except Exception as error:  # of the sampler too
             return self._abandon(step, error)
@@ -269,14 +269,13 @@ class Engine:
         ]
 
     def _draw(self, step: Step, logits: Any, masks: Masks) -> Picking:
-        found = [(row, self.scheduler.find(row.request_id)) for row in step.rows if row.num_logits]
-        rows = [(row, sequence) for row, sequence in found if sequence is not None]
+        rows = [(row, self.scheduler.find(row.request_id)) for row in step.rows if row.num_logits]
         return draw_rows(self._sampler, rows, logits, masks)
 
-    def _foresee(self, step: Step) -> Foreseen | None:
+    def _foresee(self, step: Step, tokens: int | None) -> Foreseen | None:
         if self._foresight is None or (self.drafting is not None and self.drafting.is_asked):
             return None
-        return self._foresight.look(step)
+        return self._foresight.look(step, tokens)
 
     def _follow(self, launched: Launched, now_s: float) -> list[Delta]:
         """The step that was launched early is on its way: draw it behind its model. Returns what it has lost."""

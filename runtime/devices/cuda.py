@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from ctypes import byref, c_int, c_size_t, c_ulonglong, c_void_p
+from ctypes import byref, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 
 import numpy as np
 import structlog
@@ -20,6 +20,8 @@ from ortserve.runtime.errors import DeviceError, MemoryBudgetError
 _TO_DEVICE, _TO_HOST, _BY_ADDRESS = 1, 2, 4  # cudaMemcpyKind
 _NON_BLOCKING = 1  # cudaStreamNonBlocking: no order with the default stream
 _RELAXED = 2  # cudaStreamCaptureModeRelaxed: other threads may call CUDA while one records
+_NO_TIMES = 2  # cudaEventDisableTiming
+_NUM_EVENTS = 4  # marks that may be waited for at once: two are
 _OLDEST_DRIVER = 13_000
 
 
@@ -47,6 +49,11 @@ class CudaDevice:
         self._check(self._library.cudaStreamCreateWithFlags(byref(stream), _NON_BLOCKING), "make a stream")
         self._stream = stream
         self._can_record = True
+        self._events = [c_void_p() for _ in range(_NUM_EVENTS)]
+        self._num_marks = 0
+        for event in self._events:
+            status = self._library.cudaEventCreateWithFlags(byref(event), c_uint(_NO_TIMES))
+            self._check(status, "make an event")
 
     @property
     def stream(self) -> int:
@@ -99,6 +106,13 @@ class CudaDevice:
     def synchronize(self) -> None:
         """Part of `Device`."""
         self._check(self._library.cudaStreamSynchronize(self._stream), "finish a step")
+
+    def mark(self) -> Callable[[], None]:
+        """Part of `Device`: an event of a few that take turns."""
+        event = self._events[self._num_marks % len(self._events)]
+        self._num_marks += 1
+        self._check(self._library.cudaEventRecord(event, self._stream), "mark a step")
+        return lambda: self._check(self._library.cudaEventSynchronize(event), "finish a step")
 
     def record(self, enqueue: Callable[[], None]) -> Launch | None:
         """Part of `Device`: a CUDA graph of what `enqueue` puts on the stream."""

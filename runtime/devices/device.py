@@ -61,6 +61,9 @@ class Device(Protocol):
     def synchronize(self) -> None:
         """Wait for everything enqueued. Raises `DeviceError` for work that has failed."""
 
+    def mark(self) -> Callable[[], None]:
+        """Waits, when it is called, for what is enqueued now, and not for what will be. Raises as `synchronize`."""
+
     def record(self, enqueue: Callable[[], None]) -> Launch | None:
         """Record what `enqueue` enqueues, without running it; None where the device or the work cannot."""
 
@@ -106,6 +109,10 @@ class HostDevice:
 
     def synchronize(self) -> None:
         """Part of `Device`."""
+
+    def mark(self) -> Callable[[], None]:
+        """Part of `Device`."""
+        return self.synchronize
 
     def record(self, enqueue: Callable[[], None]) -> Launch | None:
         """Part of `Device`."""

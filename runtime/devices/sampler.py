@@ -61,15 +61,16 @@ class _Results:
 class DeviceDrawing:
     """Draws that a device works on. Part of `Drawing`."""
 
-    def __init__(self, synchronize: Callable[[], None], read: Callable[[], list[Drawn]]) -> None:
-        self._synchronize: Callable[[], None] | None = synchronize
+    def __init__(self, address: int | None, wait: Callable[[], None], read: Callable[[], list[Drawn]]) -> None:
+        self.address = address
+        self._wait: Callable[[], None] | None = wait
         self._read = read
 
     def wait(self) -> None:
         """Wait for the device, once."""
-        if self._synchronize is not None:
-            self._synchronize()
-            self._synchronize = None
+        if self._wait is not None:
+            self._wait()
+            self._wait = None
 
     def result(self) -> list[Drawn]:
         """Wait, then read what it has drawn."""
@@ -113,7 +114,8 @@ class DeviceSampler:
         self._launch(shape)
         self._device.download(used, results.address)
         return DeviceDrawing(
-            self._device.synchronize,
+            results.address if all(map(_is_decided, draws)) else None,
+            self._device.mark(),
             lambda: [self._drawn(place, draw, logits) for place, draw in enumerate(draws)],
         )
 
@@ -220,6 +222,12 @@ class DeviceSampler:
             chosen.view(np.float32).reshape(rows, 1),
             top_values.view(np.float32).reshape(rows, top),
         )
+
+
+def _is_decided(draw: Draw) -> bool:
+    """The head draws it, whatever the logits are: nobody will look at them again."""
+    sampling = draw.sampling
+    return draw.is_greedy or 0 < sampling.top_k <= NUM_CANDIDATES or (sampling.top_k == 0 and sampling.top_p >= 1.0)
 
 
 def _kind(draws: Sequence[Draw]) -> HeadKind:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ortserve.runtime.devices.device import Device, Launch
+from ortserve.runtime.devices.device import Device, Launch, Strided
 from ortserve.runtime.devices.session import DeviceBinding, DeviceSession
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.pages.batch import PagedBatch, build_paged_batch
@@ -95,9 +95,21 @@ class PagedRunner:
         self._enqueue(prepared)
         return DeviceLogits(self._logits, len(tokens), len(prepared.logit_index))
 
-    def _enqueue(self, batch: PagedBatch) -> None:
+    def launch_behind(self, prepared: PagedBatch, address: int, num_rows: int) -> DeviceLogits:
+        """The same with tokens that will lie at `address` on the device. Part of `PreparingRunner`."""
+        assert prepared.is_decode, "only plain decodes are known but for their tokens"
+        self._enqueue(prepared, Strided(address, 8 * num_rows))
+        return DeviceLogits(self._logits, num_rows, len(prepared.logit_index))
+
+    def settle(self) -> None:
+        """Part of `PreparingRunner`."""
+        self._device.synchronize()
+
+    def _enqueue(self, batch: PagedBatch, tokens: Strided | None = None) -> None:
         arrays = {name: getattr(batch, name) for name in _INPUTS}
         addresses = self._staging.send(arrays)
+        if tokens is not None:
+            self._device.copy(Strided(addresses["input_ids"], tokens.pitch), tokens, width=tokens.pitch, height=1)
         if batch.is_decode and (launch := self._launches.get(batch.shape)) is not None:
             launch()
             return

@@ -13,27 +13,29 @@ _ALIGNMENT = 16
 
 
 class Staging:
-    """A buffer on the host and one on the device, filled anew in every step.
+    """Two buffers on the host that take turns, and one on the device, filled anew in every step.
 
     Arrays of the same types and shapes, in the same order, land at the same addresses: recorded work finds them.
     """
 
     def __init__(self, device: Device, num_bytes: int) -> None:
         self._device = device
-        self._host = device.host_array(num_bytes)
+        self._hosts = [device.host_array(num_bytes) for _ in range(2)]
         self._address = device.allocate(num_bytes)
 
     def send(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, int]:
-        """Enqueue one copy of all arrays; returns their addresses. The step before must have been waited for."""
+        """Enqueue one copy of all arrays; returns their addresses. The copy before the last must have been made."""
+        self._hosts.reverse()
+        host = self._hosts[0]
         addresses: dict[str, int] = {}
         end = 0
         for name, array in arrays.items():
             begin = -(-end // _ALIGNMENT) * _ALIGNMENT
             end = begin + array.nbytes
-            assert end <= len(self._host), f"{name} does not fit the staging buffer"
-            self._host[begin:end] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            assert end <= len(host), f"{name} does not fit the staging buffer"
+            host[begin:end] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             addresses[name] = self._address + begin
-        self._device.upload(self._address, self._host[:end])
+        self._device.upload(self._address, host[:end])
         return addresses
 
 

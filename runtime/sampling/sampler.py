@@ -86,6 +86,10 @@ class Ready:
 
     drawn: list[Drawn]
 
+    @property
+    def address(self) -> None:
+        """They are on no device."""
+
     def wait(self) -> None:
         """There is nothing to wait for."""
 

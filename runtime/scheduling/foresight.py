@@ -1,13 +1,15 @@
 """Prepares the step after the one a device computes, while it computes. Knows no logits and no sampling.
 
 Where every row of a step is a plain decode and nobody else can get in, the next step is the same rows one token
-further: all of it but the tokens is known before they are drawn. It is launched as soon as they are, if no row has
-ended; the bookkeeping of the step before then happens while the device works. Where anything else may happen, nothing
-is prepared and the scheduler plans as always.
+further: all of it but the tokens is known before they are drawn. Where the device draws them by itself it is launched
+behind them, before they are known here: a row that they end is then computed once more, for nothing. Otherwise it is
+launched as soon as they are known, if no row has ended. The bookkeeping of the step before happens while the device
+works. Where anything else may happen, nothing is prepared and the scheduler plans as always.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Values
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -31,6 +33,12 @@ class PreparingRunner(Protocol):
     def launch(self, prepared: Any, tokens: Values[int]) -> Any:
         """Enqueue it with these tokens, one per row, once the step before has been waited for; logits as of `run`."""
 
+    def launch_behind(self, prepared: Any, address: int, num_rows: int) -> Any:
+        """The same with tokens that work enqueued before will write there, on the device."""
+
+    def settle(self) -> None:
+        """Wait until the device has nothing left to do. Raises `DeviceError` for work that has failed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Foreseen:
@@ -39,6 +47,7 @@ class Foreseen:
     step: Step
     sequences: tuple[Sequence, ...]  # of its rows
     prepared: Any
+    behind: Launched | None = None  # launched already, behind its tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +67,11 @@ class Foresight:
         self._runner = runner
         self._num_in_a_row = 0
 
-    def look(self, step: Step) -> Foreseen | None:
+    def look(self, step: Step, tokens: int | None = None) -> Foreseen | None:
         """What follows `step`, which the device computes now, unless a row ends; None where that is open.
 
-        Takes the blocks that the rows grow into.
+        Takes the blocks that the rows grow into. With the address that the device draws `tokens` to, the step is
+        launched behind them, unless a row ends whatever they are.
         """
         self._num_in_a_row += 1
         if self._num_in_a_row > MAX_IN_A_ROW:
@@ -78,25 +88,40 @@ class Foresight:
             for row, sequence in zip(step.rows, sequences, strict=True)
         )
         ahead = Step(step.number + 1, (), rows)
-        return Foreseen(ahead, sequences, self._runner.prepare(ahead))
+        foreseen = Foreseen(ahead, sequences, self._runner.prepare(ahead))
+        if tokens is None or any(sequence.is_about_to_end for sequence in sequences):
+            return foreseen
+        runner, prepared, address = self._runner, foreseen.prepared, tokens
+        return replace(foreseen, behind=_launched(foreseen, lambda: runner.launch_behind(prepared, address, len(rows))))
 
     def launch(self, foreseen: Foreseen, picked: Values[Picked]) -> Launched | None:
-        """Enqueue the foreseen step, now that the step before has drawn its tokens; None when a row has ended."""
-        tokens: list[int] = []
-        for sequence, one in zip(foreseen.sequences, picked, strict=True):
-            token = one.drawn[0].token_id
-            if token is None or not sequence.goes_on_after(token):
+        """The foreseen step, now that its tokens are known: enqueued by now, or None when there is none to enqueue.
+
+        A row that has ended stays in a step that was enqueued before, which is over when this returns: blocks that are
+        about to be free may be written by others than the device. Logits that were no numbers end such a step.
+        """
+        drawn = [one.drawn[0].token_id for one in picked]
+        tokens = [token for token in drawn if token is not None]
+        is_whole = len(tokens) == len(drawn)
+        go_on = is_whole and all(map(Sequence.goes_on_after, foreseen.sequences, tokens))
+        launched = foreseen.behind
+        if launched is None:
+            if not go_on:
                 return None
-            tokens.append(token)
-        logits, failure = None, None
+            launched = _launched(foreseen, lambda: self._runner.launch(foreseen.prepared, tokens))
+        elif not go_on:
+            launched = self._settled(launched)
+        if not is_whole:
+            return None
+        rows = tuple(replace(row, tokens=(token,)) for row, token in zip(launched.step.rows, tokens, strict=True))
+        return replace(launched, step=Step(launched.step.number, (), rows))
+
+    def _settled(self, launched: Launched) -> Launched:
         try:
-            logits = self._runner.launch(foreseen.prepared, tokens)
-        except Exception as error:  # the step before is sound: it is committed first
-            failure = error
-        rows = tuple(replace(row, tokens=(token,)) for row, token in zip(foreseen.step.rows, tokens, strict=True))
-        for sequence in foreseen.sequences:
-            sequence.last_step = foreseen.step.number
-        return Launched(Step(foreseen.step.number, (), rows), logits, failure)
+            self._runner.settle()
+        except Exception as error:
+            return replace(launched, failure=error)
+        return launched
 
     def _sequences(self, step: Step) -> tuple[Sequence, ...] | None:
         """Of the rows, if each is a plain decode of a sequence that is still there and bound by no grammar."""
@@ -114,3 +139,14 @@ class Foresight:
                 return None
             found.append(sequence)
         return tuple(found) or None
+
+
+def _launched(foreseen: Foreseen, launch: Callable[[], Any]) -> Launched:
+    logits, failure = None, None
+    try:
+        logits = launch()
+    except Exception as error:  # the step before is sound: it is committed first
+        failure = error
+    for sequence in foreseen.sequences:
+        sequence.last_step = foreseen.step.number
+    return Launched(foreseen.step, logits, failure)

@@ -129,9 +129,14 @@ class Sequence:
             sampling = replace(sampling, num_logprobs=None)
         return replace(draw, sampling=sampling, history=None if history is None else history.copy())
 
+    @property
+    def is_about_to_end(self) -> bool:
+        """The next token is the last, whatever it is."""
+        return self.num_output_tokens + 1 >= self.max_tokens
+
     def goes_on_after(self, token: int) -> bool:
         """Whether drawing `token`, which is not among `tokens` yet, would not end the request. Not for grammars."""
-        return not self.is_end(token) and self.num_output_tokens + 1 < self.max_tokens
+        return not self.is_end(token) and not self.is_about_to_end
 
     def finish_after(self, token: int) -> FinishReason | None:
         """Whether drawing `token`, the last of `tokens`, ends the request."""

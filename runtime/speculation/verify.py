@@ -13,14 +13,20 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ortserve.runtime.grammar.constraint import Mask
-from ortserve.runtime.request import TokenLogprobs
+from ortserve.runtime.request import SamplingParams, TokenLogprobs
 from ortserve.runtime.sampling.sampler import Draw, Drawn
 from ortserve.runtime.scheduling.sequence import Sequence
 from ortserve.runtime.step import Row
 
+_NOTHING = Draw(SamplingParams(temperature=0), 0, 0, 0)
+
 
 class Drawing(Protocol):
     """Tokens that may still be on their way."""
+
+    @property
+    def address(self) -> int | None:
+        """Where they will lie on their device, int64, one for each row, -1 for none; None: the host may have a say."""
 
     def wait(self) -> None:
         """Return once its device has nothing left to do. Raises `DeviceError` for work that has failed."""
@@ -58,8 +64,13 @@ class Picking:
         self._drawing = drawing
         self._scored = scored
 
+    @property
+    def address(self) -> int | None:
+        """See `Drawing`."""
+        return None if self._drawing is None else self._drawing.address
+
     def wait(self) -> None:
-        """Return once the device has nothing left to do."""
+        """Return once the device has drawn."""
         if self._drawing is not None:
             self._drawing.wait()
 
@@ -76,14 +87,15 @@ class Picking:
 
 def draw_rows(
     sampler: TokenSampler,
-    rows: Values[tuple[Row, Sequence]],
+    rows: Values[tuple[Row, Sequence | None]],
     logits: Any,
     masks: Mapping[str, tuple[Mask, ...]],
 ) -> Picking:
     """Begin to draw for each row that has logits.
 
     `logits [sum of num_logits, vocab]` belong to the rows in order and are overwritten where rules apply. `masks` are
-    of requests with a grammar, by id, at each of their positions.
+    of requests with a grammar, by id, at each of their positions. For a row whose sequence has ended meanwhile,
+    something is drawn that nobody wants.
     """
     scored = _score(sampler, rows, logits)
     draws: list[Draw] = []
@@ -91,7 +103,8 @@ def draw_rows(
     begin = 0
     for row, sequence in rows:
         if row.num_drawn:
-            draws += sequence.draws(row.drafts, masks.get(row.request_id, ()))
+            wanted = [_NOTHING] if sequence is None else sequence.draws(row.drafts, masks.get(row.request_id, ()))
+            draws += wanted
             places += range(begin + row.num_scored, begin + row.num_logits)
         begin += row.num_logits
     assert len(draws) == len(places)
@@ -100,13 +113,13 @@ def draw_rows(
 
 
 def _score(
-    sampler: TokenSampler, rows: Values[tuple[Row, Sequence]], logits: Any
+    sampler: TokenSampler, rows: Values[tuple[Row, Sequence | None]], logits: Any
 ) -> dict[int, tuple[TokenLogprobs | None, ...]]:
     """By the index of the row, for those that judge anything."""
     found: dict[int, tuple[TokenLogprobs | None, ...]] = {}
     begin = 0
     for index, (row, sequence) in enumerate(rows):
-        if row.num_scored:
+        if row.num_scored and sequence is not None:
             first = sequence.num_scored + 1
             tokens = sequence.tokens[first : first + row.num_scored]
             num_top = sequence.request.sampling.num_prompt_logprobs or 0

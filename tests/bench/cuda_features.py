@@ -41,30 +41,35 @@ REPLY, MAX_CONTEXT = 128, 8704
 
 
 class Steps:
-    """Counts how a runner's steps were launched."""
+    """Counts a runner's steps: recorded or eager; launched ahead of a plan, or even behind unknown tokens."""
 
     def __init__(self, runner: Any) -> None:
-        self.recorded = self.prepared = self.eager = 0
+        self.recorded = self.ahead = self.behind = self.eager = 0
         assert isinstance(runner, PagedRunner)
-        enqueue, launch = runner._enqueue, runner.launch
+        enqueue, launch, launch_behind = runner._enqueue, runner.launch, runner.launch_behind
 
-        def counted(batch: Any) -> None:
+        def counted(batch: Any, tokens: Any = None) -> None:
             is_recorded = batch.is_decode and batch.shape in runner._launches
             self.recorded += is_recorded
             self.eager += not is_recorded
-            enqueue(batch)
+            enqueue(batch, tokens)
 
-        def prepared(batch: Any, tokens: Sequence[int]) -> Any:
-            self.prepared += 1
+        def ahead(batch: Any, tokens: Sequence[int]) -> Any:
+            self.ahead += 1
             return launch(batch, tokens)
 
+        def behind(batch: Any, address: int, num_rows: int) -> Any:
+            self.behind += 1
+            return launch_behind(batch, address, num_rows)
+
         runner._enqueue = counted  # type: ignore[method-assign]
-        runner.launch = prepared  # type: ignore[method-assign, assignment]
+        runner.launch = ahead  # type: ignore[method-assign, assignment]
+        runner.launch_behind = behind  # type: ignore[method-assign, assignment]
 
     def taken(self) -> dict[str, int]:
         """Since the last call."""
-        found = {"recorded": self.recorded, "of them prepared ahead": self.prepared, "eager": self.eager}
-        self.recorded = self.prepared = self.eager = 0
+        found = {"recorded": self.recorded, "eager": self.eager, "ahead": self.ahead, "behind": self.behind}
+        self.recorded = self.ahead = self.behind = self.eager = 0
         return found
 
 

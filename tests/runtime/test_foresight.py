@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,8 +32,9 @@ class Watched:
         self.plan: EnginePlan = paged.plan(EngineConfig(max_rows=num_rows, max_context=512), num_blocks=num_blocks)
         self.engine: Engine = paged.engine(self.plan)
         self.kinds = ""
+        self.num_behind = 0  # of those launched early: behind their tokens, before they are known
         runner: Any = self.engine._runner
-        run, launch = runner.run, runner.launch
+        run, launch, launch_behind = runner.run, runner.launch, runner.launch_behind
 
         def noted_run(step: Any) -> Any:
             self.kinds += "p" if step.rows else ""
@@ -42,7 +44,12 @@ class Watched:
             self.kinds += "e"
             return launch(prepared, tokens)
 
-        runner.run, runner.launch = noted_run, noted_launch
+        def noted_launch_behind(prepared: Any, address: int, num_rows: int) -> Any:
+            self.kinds += "e"
+            self.num_behind += 1
+            return launch_behind(prepared, address, num_rows)
+
+        runner.run, runner.launch, runner.launch_behind = noted_run, noted_launch, noted_launch_behind
 
     def add(self, *names: str) -> list[Request]:
         requests = asked(*names)
@@ -62,6 +69,7 @@ def test_plain_decodes_are_launched_early_and_planned_now_and_then(paged: PagedS
     for request in requests:
         assert list(whole(replies[request.id]).token_ids) == greedy_tokens(request.prompt, GREEDY)
     assert watched.kinds.count("e") > 30
+    assert watched.num_behind == watched.kinds.count("e")
     assert all(len(run) <= 16 for run in watched.kinds.split("p"))
 
 
@@ -136,11 +144,11 @@ def test_a_launch_that_fails_takes_nothing_from_the_step_before(paged: PagedSynt
     for _ in range(5):
         tokens += [token for delta in watched.engine.step() for token in delta.token_ids]
 
-    def fail(prepared: Any, tokens: Sequence[int]) -> Any:
-        del prepared, tokens
+    def fail(*ahead: Any) -> Any:
+        del ahead
         raise DeviceError("the device is gone")
 
-    watched.engine._runner.launch = fail  # type: ignore[attr-defined]
+    watched.engine._runner.launch_behind = fail  # type: ignore[attr-defined]
     deltas = watched.engine.step()
     tokens += [token for delta in deltas for token in delta.token_ids]
     assert tokens == greedy_tokens(request.prompt, GREEDY)[: len(tokens)]
@@ -159,3 +167,69 @@ def test_ends_are_seen_before_the_next_step(paged: PagedSyntheticModel) -> None:
     replies = run_to_end(watched.engine, [short])
     assert list(whole(replies["short"]).token_ids) == greedy_tokens(short.prompt, sampling)
     assert len(watched.kinds) == 7, "no step beyond the last token"
+
+
+def test_an_end_that_nobody_foresaw_costs_the_others_nothing(paged: PagedSyntheticModel) -> None:
+    """The row that ended is in the step that was launched behind its last token, and comes to nothing."""
+    watched = Watched(paged)
+    (first, second) = asked("a", "b")
+    end = greedy_tokens(first.prompt, GREEDY)[9]
+    stops = replace(first, sampling=replace(GREEDY, stop_token_ids=(end,)))
+    expected = greedy_tokens(first.prompt, GREEDY)
+    replies = run_to_end(watched.engine, [stops, second])
+    assert list(whole(replies["a"]).token_ids) == expected[: expected.index(end)]
+    assert whole(replies["a"]).finish is FinishReason.STOP
+    assert list(whole(replies["b"]).token_ids) == greedy_tokens(second.prompt, GREEDY)
+    assert watched.num_behind == watched.kinds.count("e")
+    assert watched.engine.scheduler.placement.blocks.num_free == watched.plan.num_blocks
+    assert not audit(watched.engine.scheduler, watched.plan)
+
+
+def test_blocks_of_a_row_that_ends_are_free_only_once_the_device_is_done(
+    paged: PagedSyntheticModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step behind its last token still writes there, and a cache may read a block from disk into it at any time."""
+    watched = Watched(paged)
+    blocks = watched.engine.scheduler.placement.blocks
+    (first, second) = asked("a", "b")
+    end = greedy_tokens(first.prompt, GREEDY)[9]
+    watched.engine.add(replace(first, sampling=replace(GREEDY, stop_token_ids=(end,))))
+    watched.engine.add(second)
+    free_when_settled: list[int] = []
+    monkeypatch.setattr(watched.engine._runner, "settle", lambda: free_when_settled.append(blocks.num_free))
+    while not any(delta.finish for delta in watched.engine.step()):
+        assert not free_when_settled, "nobody waits for the device while all rows go on"
+    assert len(free_when_settled) == 1
+    assert blocks.num_free > free_when_settled[0]
+
+
+def test_the_only_request_may_end_while_its_next_step_is_on_its_way(paged: PagedSyntheticModel) -> None:
+    watched = Watched(paged)
+    (request,) = asked("a")
+    end = greedy_tokens(request.prompt, GREEDY)[9]
+    stops = replace(request, sampling=replace(GREEDY, stop_token_ids=(end,)))
+    for _ in range(2):  # what was launched for nothing is over before the next request is served
+        replies = run_to_end(watched.engine, [stops])
+        assert whole(replies["a"]).finish is FinishReason.STOP
+        assert not watched.engine.has_work
+    assert not audit(watched.engine.scheduler, watched.plan)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "is_behind"),
+    [
+        (SamplingParams(temperature=0.8, seed=3), True),
+        (SamplingParams(temperature=0.8, seed=3, top_k=20, top_p=0.9), True),
+        (SamplingParams(temperature=0.8, seed=3, top_p=0.9), False),  # the host may have to look at the logits
+        (SamplingParams(temperature=0.8, seed=3, top_k=1000), False),
+    ],
+)
+def test_tokens_that_the_host_may_draw_are_waited_for(
+    paged: PagedSyntheticModel, sampling: SamplingParams, is_behind: bool
+) -> None:
+    watched = Watched(paged)
+    requests = asked("a", "b", sampling=replace(sampling, max_tokens=20, ignore_eos=True))
+    replies = run_to_end(watched.engine, requests)
+    assert all(len(whole(replies[request.id]).token_ids) == 20 for request in requests)
+    assert watched.kinds.count("e") > 10
+    assert watched.num_behind == (watched.kinds.count("e") if is_behind else 0)
