@@ -48,7 +48,8 @@ def apply_experts(graph: GraphBuilder, layer: LayerPlan, experts: Experts, value
     prefix = f"layers.{layer.index}.experts"
     scores = multiply(graph, layer.router, value, rows=rows)
     gates, ups, downs = zip(*(mlp.matrices for mlp in layer.mlps), strict=True)
-    # a single row takes another int4 kernel: an expert's only token is computed beside a second that nobody reads
+    # int4 kernels take rows in pairs and a last odd one by other instructions, with other bits (which do depends on the
+    # processor): an expert with an odd number of tokens computes one more, which nobody reads
     routes = _route(graph, experts, scores, prefix, pairs="int4" in (gates[0].precision, downs[0].precision))
     runs = _split(graph, gates[0].precision, value, routes, len(gates), rows=rows)
     gate = _multiply(graph, gates, runs, f"{prefix}.gate")
@@ -77,10 +78,10 @@ def _route(graph: GraphBuilder, experts: Experts, scores: str, prefix: str, *, p
     lengths = _count(graph, flat, len(experts.experts), f"{prefix}.lengths")
     routed = flat
     if pairs:
-        is_single = graph.node("Equal", [lengths, graph.constant("one_row", np.int64(1))], f"{prefix}.is_single")
-        single = graph.node("NonZero", [is_single], f"{prefix}.singles")
-        single = graph.node("Squeeze", [single, _axis(graph, 0)], f"{prefix}.single")
-        routed = graph.node("Concat", [flat, single], f"{prefix}.routed", axis=0)
+        rest = graph.node("Mod", [lengths, graph.constant("a_pair", np.int64(2))], f"{prefix}.unpaired_rows")
+        odd = graph.node("NonZero", [rest], f"{prefix}.odd_experts")
+        odd = graph.node("Squeeze", [odd, _axis(graph, 0)], f"{prefix}.odd")
+        routed = graph.node("Concat", [flat, odd], f"{prefix}.routed", axis=0)
         lengths = _count(graph, routed, len(experts.experts), f"{prefix}.paired_lengths")
     order, places = _sort(graph, routed, prefix)
     tokens = graph.node("Div", [order, active], f"{prefix}.sorted_tokens")
