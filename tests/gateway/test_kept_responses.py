@@ -166,7 +166,10 @@ def test_input_items_by_the_sdk(client: OpenAI) -> None:
     assert [item.type for item in listed] == [
         "message", "message", "message", "function_call", "function_call_output", "message",
     ]  # fmt: skip
-    assert [item.id for item in newest.data] == [listed[-1].id, listed[-2].id]
+    ids = [listed[-1].id, listed[-2].id]
+    assert [item.id for item in newest.data] == ids
+    shown = newest.to_dict()
+    assert [shown["first_id"], shown["last_id"]] == ids
     rest = client.responses.input_items.list(second.id, order="asc", after=str(listed[3].id)).data
     assert [item.id for item in rest] == [item.id for item in listed[4:]]
     assert client.responses.retrieve(second.id).output_text == REPLY
@@ -224,14 +227,17 @@ def num_prompt_tokens_or_0(http: httpx.Client, messages: list[dict[str, Any]]) -
 def test_a_dropped_call_takes_its_output_along(http: httpx.Client) -> None:
     call_item = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
     output = {"type": "function_call_output", "call_id": "c1", "output": "y" * 50}
-    question = {"role": "user", "content": "x" * 330}
+    question = {"role": "user", "content": "x" * 310}
     items = [{"role": "user", "content": "z" * 200}, call_item, output, question]
     reply = http.post(PATH, json=call(input=items, truncation="auto", max_output_tokens=100)).json()
     # Without the first item it is still too long; without the call but with its output it would fit.
+    called = {"role": "assistant", "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": "{}"}}]}
+    result = {"role": "tool", "tool_call_id": "c1", "content": "y" * 50}
+    assert num_prompt_tokens(http, [result, question]) <= 412 < num_prompt_tokens(http, [called, result, question])
     assert reply["usage"]["input_tokens"] == num_prompt_tokens(http, [question])
 
 
-def test_the_background_by_the_sdk(client: OpenAI, server: Running) -> None:
+def test_the_background_by_the_sdk(client: OpenAI, http: httpx.Client, server: Running) -> None:
     reply = client.responses.create(model="scripted", input="hi", background=True)
     assert reply.status == "queued"
     assert reply.background
@@ -244,8 +250,8 @@ def test_the_background_by_the_sdk(client: OpenAI, server: Running) -> None:
     assert client.responses.cancel(reply.id).status == "completed"  # it had ended
     following = client.responses.create(model="scripted", input="hi", previous_response_id=reply.id)
     assert following.usage is not None
-    assert reply.usage is not None
-    assert following.usage.input_tokens > reply.usage.input_tokens
+    turns = [said("hi"), {"role": "assistant", "content": REPLY}, said("hi")]
+    assert following.usage.input_tokens == num_prompt_tokens(http, turns)
     assert server.driver.cancelled == []
 
 

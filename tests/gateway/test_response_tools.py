@@ -10,6 +10,9 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from ortserve.gateway.schema.fields import Fields
+from ortserve.gateway.schema.response_tools import read_response_tools
+from ortserve.gateway.schema.tools import ToolMode, ToolUse
 from tests.gateway.running import running
 from tests.gateway.scripted import make_driver, saying
 from tests.gateway.test_responses import PATH, call, events_of, refused
@@ -141,6 +144,16 @@ def test_tools_in_namespaces() -> None:
             for called in (item, plain)
         ]
         assert counts[0] == counts[1]
+
+
+def test_choices_are_flat_too() -> None:
+    def read(**choice: Any) -> ToolUse:
+        return read_response_tools(Fields({"tools": TOOLS, "tool_choice": choice})).use
+
+    named = read(type="function", name="get_time")
+    assert (named.mode, named.allowed, named.is_named) == (ToolMode.REQUIRED, frozenset({"get_time"}), True)
+    some = read(type="allowed_tools", mode="auto", tools=[{"type": "function", "name": "get_time"}])
+    assert (some.mode, some.allowed, some.is_named) == (ToolMode.AUTO, frozenset({"get_time"}), False)
 
 
 def test_custom_tools_take_text() -> None:

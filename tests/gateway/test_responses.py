@@ -124,6 +124,7 @@ def test_the_order_of_events(http: httpx.Client) -> None:
     assert len({event["response"]["id"] for event in (created, in_progress, completed)}) == 1
     whole = http.post(PATH, json=call()).json()
     assert completed["response"]["usage"] == whole["usage"]
+    assert whole["usage"]["output_tokens"] == num_tokens + 1
 
 
 def test_a_limit_makes_it_incomplete(http: httpx.Client) -> None:
@@ -185,11 +186,12 @@ def test_silence_is_filled_with_events_that_count() -> None:
     assert [event.type for event in events].count("response.in_progress") >= 3
 
 
-def test_every_form_of_input_is_the_prompt_of_chat_completions(http: httpx.Client) -> None:
+def test_every_form_of_input_is_the_prompt_of_chat_completions(http: httpx.Client, server: Running) -> None:
     system = {"role": "system", "content": "Be brief."}
     turns = [system, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
     body = {"model": "scripted", "messages": turns, "max_tokens": 1}
-    expected = http.post("/v1/chat/completions", json=body).json()["usage"]["prompt_tokens"]
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+    expected = server.driver.submitted[-1].prompt
     said = {"role": "assistant", "content": [{"type": "output_text", "text": "y"}, {"type": "text", "text": "es"}]}
     refusal = {"role": "assistant", "content": [{"type": "refusal", "refusal": "yes"}]}
     thoughts: dict[str, Any] = {"type": "reasoning", "summary": [], "encrypted_content": None}
@@ -202,9 +204,10 @@ def test_every_form_of_input_is_the_prompt_of_chat_completions(http: httpx.Clien
         {"input": [system, MESSAGE, hosted, thoughts, {**said, "id": "msg_2", "phase": "final_answer"}]},
     ):
         assert http.post(COUNT, json=call(**fields)).json() == {
-            "object": "response.input_tokens", "input_tokens": expected,
+            "object": "response.input_tokens", "input_tokens": len(expected),
         }, fields  # fmt: skip
-        assert http.post(PATH, json=call(**fields)).json()["usage"]["input_tokens"] == expected
+        assert http.post(PATH, json=call(**fields)).json()["usage"]["input_tokens"] == len(expected)
+        assert server.driver.submitted[-1].prompt == expected, fields
 
 
 @pytest.mark.parametrize(

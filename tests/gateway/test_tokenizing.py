@@ -12,9 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from ortserve.gateway.http.server import Limits
+from ortserve.gateway.prompts.tokenizer import TextTokenizer
 from tests.gateway.pocket import CONVERSATION, chat, serving_pocket
-from tests.gateway.running import Running, running
-from tests.gateway.scripted import IM_END, IM_START, MAX_CONTEXT, make_driver, make_tokenizer, saying, tokenizer_json
+from tests.gateway.running import Running, running, serving
+from tests.gateway.scripted import (
+    IM_END,
+    IM_START,
+    MAX_CONTEXT,
+    make_driver,
+    make_service,
+    make_tokenizer,
+    saying,
+    tokenizer_json,
+)
 
 TEXT = f"hello world, caf\u00e9 \U0001f600{IM_END}"
 REFERENCE = Tokenizer.from_buffer(tokenizer_json())
@@ -55,15 +66,22 @@ def test_a_content_in_the_words_of_the_other(http: httpx.Client) -> None:
     assert any(isinstance(piece, list) for piece in pieces), "half an emoji is no text"
 
 
-def test_the_beginning_of_sequence_is_added_where_it_is_asked_for(real: httpx.Client) -> None:
-    info = post_info(real)
-    with_special = post(real, "/tokenize", prompt="The sky")["tokens"]
-    without = post(real, "/tokenize", prompt="The sky", add_special_tokens=False)["tokens"]
-    assert post(real, "/tokenize", content="The sky")["tokens"] == without
-    assert post(real, "/tokenize", content="The sky", add_special=True)["tokens"] == with_special
-    used = real.post("/v1/completions", json={"model": "pocket", "prompt": "The sky", "max_tokens": 1}).json()["usage"]
-    assert used["prompt_tokens"] == len(with_special)
-    assert info["eos_token"]
+def test_the_beginning_of_sequence_is_added_where_it_is_asked_for() -> None:
+    bos = REFERENCE.token_to_id(IM_START)
+    tokenizer = TextTokenizer(tokenizer_json(), bos_token_id=bos, add_bos=True)
+    driver = make_driver(saying("x"))
+    without = REFERENCE.encode("The sky").ids
+    made = lambda: make_service(driver, tokenizer=tokenizer)  # noqa: E731
+    with (
+        serving(made, driver.close, Limits(drain_s=1.0)) as (port, _),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as http,
+    ):
+        assert post(http, "/tokenize", prompt="The sky")["tokens"] == [bos, *without]
+        assert post(http, "/tokenize", prompt="The sky", add_special_tokens=False)["tokens"] == without
+        assert post(http, "/tokenize", content="The sky")["tokens"] == without
+        assert post(http, "/tokenize", content="The sky", add_special=True)["tokens"] == [bos, *without]
+        post(http, "/v1/completions", model="scripted", prompt="The sky")
+    assert list(driver.submitted[-1].prompt) == [bos, *without]
 
 
 def post_info(http: httpx.Client) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def walk(page_of: PageOf, limit: int, *, ascending: bool) -> list[str]:
     while True:
         page = page_of(PageRequest(limit, ascending, after))
         assert len(page.elements) <= limit
+        assert page.elements or after is None, "there was to be more"
         seen += ids(page.elements)
         if not page.has_more:
             return seen
