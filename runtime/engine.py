@@ -27,7 +27,7 @@ from ortserve.runtime.scheduling.pace import Costs, Pace
 from ortserve.runtime.scheduling.placement import Placement
 from ortserve.runtime.scheduling.reuse import Reuse, new_reuse
 from ortserve.runtime.scheduling.scheduler import Advance, Drafts, Scheduler
-from ortserve.runtime.scheduling.sequence import Sequence, Stage
+from ortserve.runtime.scheduling.sequence import Sequence
 from ortserve.runtime.speculation.adaptation import heard, learn, limits, rooms, worthwhile
 from ortserve.runtime.speculation.drafting import Drafting, Verification
 from ortserve.runtime.speculation.verify import Picking, TokenSampler, draw_rows
@@ -204,13 +204,12 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A copy that stays as it is."""
-        stages = [sequence.stage for sequence in self.scheduler.sequences]
         placement = self.scheduler.placement
         return replace(
             self._stats,
-            num_running=stages.count(Stage.RUNNING),
-            num_waiting=stages.count(Stage.WAITING),
-            num_swapped=stages.count(Stage.SWAPPED),
+            num_running=len(placement.running),
+            num_waiting=placement.num_queued - placement.num_swapped,
+            num_swapped=placement.num_swapped,
             num_free_blocks=placement.blocks.num_free,
             num_preemptions=placement.num_preemptions,
         )
@@ -225,7 +224,7 @@ class Engine:
         states = {
             sequence.request.id: RunningState(sequence.num_pending, sequence.num_output_tokens) for sequence in running
         }
-        return Progress(states, bool(placement.queued), placement.fair.copy(), self._costs)
+        return Progress(states, placement.num_queued > 0, placement.fair.copy(), self._costs)
 
     def _propose(self) -> Drafts:
         if self.drafting is None or not self.drafting.is_asked:

@@ -8,13 +8,15 @@ Who is next and has fewer rows than a fair share is given one that another tenan
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from heapq import heapify, heappop, heapreplace
-from typing import Protocol, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence as Values
+from heapq import heapify, heappop, heapreplace, merge
+from typing import Protocol, TypeAlias, TypeVar
 
 from ortserve.runtime.request import Request
 
 AGEING_S = 30.0  # so long in the queue counts as one more priority
+NEVER = float("-inf")
 
 Turn = tuple[int, float, int, int, bytes]  # priority negated, clock, rows, arrival, tenant
 
@@ -40,6 +42,7 @@ class Waiting(Protocol):
 
 
 Queued = TypeVar("Queued", bound=Waiting)
+Lines: TypeAlias = Values[Values[Queued]]  # of one tenant
 
 
 class FairOrder:
@@ -74,13 +77,22 @@ class FairOrder:
         waiting: dict[bytes, list[Queued]] = {}
         for sequence in queue:
             waiting.setdefault(sequence.request.tenant, []).append(sequence)
+        for own in waiting.values():
+            own.sort(key=_Aged(now_s))
+        return list(self.in_turns({tenant: (own,) for tenant, own in waiting.items()}, running, now_s))
+
+    def in_turns(
+        self, waiting: Mapping[bytes, Lines[Queued]], running: Iterable[Waiting], now_s: float
+    ) -> Iterator[Queued]:
+        """As `arrange`, one after another, of what waits by tenant: lines that are in that order each.
+
+        What is not asked for is not arranged. They must not change meanwhile; that some of them get rows does no harm.
+        """
         rows = Counter(sequence.request.tenant for sequence in running)
         self._keep(waiting.keys() | rows.keys())
-        for own in waiting.values():
-            own.sort(key=lambda sequence: (-aged_priority(sequence, now_s), sequence.arrival))
-        if len(waiting) <= 1:
-            return [sequence for own in waiting.values() for sequence in own]
-        return self._in_turns(waiting, rows, now_s)
+        if len(waiting) == 1:
+            return _merged(next(iter(waiting.values())), now_s)
+        return self._take_turns(waiting, rows, now_s)
 
     def admit(self, request: Request, now_s: float) -> None:
         """A sequence of this request has been given a row."""
@@ -91,31 +103,36 @@ class FairOrder:
         clock = self._clocks.get(request.tenant, self._floor)
         self._clocks[request.tenant] = clock + num_tokens / request.weight
 
-    def _in_turns(self, waiting: dict[bytes, list[Queued]], rows: Counter[bytes], now_s: float) -> list[Queued]:
+    def _take_turns(
+        self, waiting: Mapping[bytes, Lines[Queued]], rows: Counter[bytes], now_s: float
+    ) -> Iterator[Queued]:
         """One at a time from the tenant with the slowest clock; who has just come has the slowest, and fewest rows."""
+        clocks, admitted_s, key = self._clocks, self._admitted_s, _Aged(now_s)
+        heads = {
+            tenant: lines[0][0] if len(lines) == 1 else min((line[0] for line in lines), key=key)
+            for tenant, lines in waiting.items()
+        }
         heap = [
-            self._turn(own[0], self._clocks[tenant], rows[tenant], self._admitted_s.get(tenant, float("-inf")), now_s)
-            for tenant, own in waiting.items()
+            _turn(head, clocks[tenant], rows[tenant], admitted_s.get(tenant, NEVER), now_s)
+            for tenant, head in heads.items()
         ]
         heapify(heap)
-        places = dict.fromkeys(waiting, 0)
-        order: list[Queued] = []
+        orders: dict[bytes, Iterator[Queued]] = {}  # of the tenants that have had a turn: what follows
         while heap:
             _, clock, _, _, tenant = heap[0]
-            own, place = waiting[tenant], places[tenant]
-            order.append(own[place])
-            places[tenant] = place = place + 1
-            if place == len(own):
+            head = heads[tenant]
+            clock += head.num_pending / head.request.weight  # what its first step will be charged
+            rows[tenant] += 1
+            if tenant not in orders:
+                orders[tenant] = _merged(waiting[tenant], now_s)
+                next(orders[tenant])
+            following = next(orders[tenant], None)
+            if following is None:
                 heappop(heap)
-                continue
-            before = own[place - 1]
-            clock += before.num_pending / before.request.weight  # what its first step will be charged
-            heapreplace(heap, self._turn(own[place], clock, rows[tenant] + place, now_s, now_s))
-        return order
-
-    def _turn(self, head: Waiting, clock: float, num_rows: int, admitted_s: float, now_s: float) -> Turn:
-        waited_s = now_s - max(head.waiting_since_s, admitted_s)
-        return -(head.request.priority + int(waited_s / AGEING_S)), clock, num_rows, head.arrival, head.request.tenant
+            else:
+                heads[tenant] = following
+                heapreplace(heap, _turn(following, clock, rows[tenant], now_s, now_s))
+            yield head
 
     def _keep(self, tenants: Iterable[bytes]) -> None:
         """Forget those that have left, and let those that come begin at the slowest clock."""
@@ -129,6 +146,25 @@ class FairOrder:
 def aged_priority(sequence: Waiting, now_s: float) -> int:
     """Its priority, and one more for each while it has waited."""
     return sequence.request.priority + int((now_s - sequence.waiting_since_s) / AGEING_S)
+
+
+def _turn(head: Waiting, clock: float, num_rows: int, admitted_s: float, now_s: float) -> Turn:
+    waited_s = now_s - max(head.waiting_since_s, admitted_s)
+    return -(head.request.priority + int(waited_s / AGEING_S)), clock, num_rows, head.arrival, head.request.tenant
+
+
+class _Aged:
+    """The order within one tenant at one moment."""
+
+    def __init__(self, now_s: float) -> None:
+        self._now_s = now_s
+
+    def __call__(self, sequence: Waiting) -> tuple[int, int]:
+        return -aged_priority(sequence, self._now_s), sequence.arrival
+
+
+def _merged(lines: Lines[Queued], now_s: float) -> Iterator[Queued]:
+    return iter(lines[0]) if len(lines) == 1 else merge(*lines, key=_Aged(now_s))
 
 
 def spared_for(sequence: Waiting, running: Iterable[Queued]) -> list[Queued]:

@@ -12,6 +12,7 @@ from ortserve.runtime.scheduling.blocks import BlockPool
 from ortserve.runtime.scheduling.fair_order import FairOrder, aged_priority, spared_for
 from ortserve.runtime.scheduling.reuse import Reuse
 from ortserve.runtime.scheduling.sequence import Sequence, Stage
+from ortserve.runtime.scheduling.waiting_line import WaitingLine
 from ortserve.runtime.step import CopyRow, Move, ReleaseRow, SwapIn, SwapOut
 
 
@@ -26,7 +27,7 @@ class Placement:
         self.fair = FairOrder()
         self._plan = plan
         self._free_slots = list(range(plan.num_rows))
-        self._queue: list[Sequence] = []  # WAITING and SWAPPED
+        self._queue = WaitingLine()
         self._running: list[Sequence] = []
         self._moves: list[Move] = []
         self.num_preemptions = 0
@@ -47,6 +48,16 @@ class Placement:
         return tuple(self._queue)
 
     @property
+    def num_queued(self) -> int:
+        """How many these are."""
+        return len(self._queue)
+
+    @property
+    def num_swapped(self) -> int:
+        """Those of them whose bytes are in host blocks."""
+        return self._queue.num_swapped
+
+    @property
     def running(self) -> tuple[Sequence, ...]:
         """Sequences with a row."""
         return tuple(self._running)
@@ -63,7 +74,7 @@ class Placement:
 
     def enqueue(self, sequence: Sequence) -> None:
         """Put a sequence without a row into the queue."""
-        self._queue.append(sequence)
+        self._queue.add(sequence)
 
     def discard(self, sequence: Sequence, *, is_complete: bool) -> None:
         """Free everything a sequence holds, in whatever stage; what a complete one has computed is saved first."""
@@ -89,7 +100,7 @@ class Placement:
         Whose turn it is, `FairOrder` says.
         """
         self.reuse.poll()
-        for sequence in self.fair.arrange(self._queue, self._running, now_s):
+        for sequence in self.fair.in_turns(self._queue.lines(), self._running, now_s):
             leader = self._leader(sequence)
             if leader is not None and leader.num_computed < self._num_shared(sequence):
                 continue  # what it would compute is being computed; those behind it may pass
@@ -253,7 +264,7 @@ class Placement:
             self._leave_row(sequence)
             sequence.num_computed = sequence.num_saved = 0
             sequence.stage = Stage.WAITING
-        self._queue.append(sequence)
+        self._queue.add(sequence)
 
     def _add(self, move: Move | None) -> None:
         if move is not None:
