@@ -42,7 +42,10 @@ def test_plain_int8_fails_its_proof(tmp_path: Path, twin: Path) -> None:
 @pytest.mark.parametrize(("precision", "block_size"), [("int8", None), ("int4", 32), ("int4", 128)])
 def test_what_is_exported_by_default_passes(tmp_path: Path, twin: Path, precision: str, block_size: int | None) -> None:
     export_checkpoint(twin, tmp_path / "out", precision=precision, block_size=block_size, progress=False)
-    assert proof_of(tmp_path / "out").passed
+    proof = proof_of(tmp_path / "out")
+    assert proof.passed
+    assert proof.perplexity is not None
+    assert proof.perplexity.ratio <= (1.01 if precision == "int8" else 1.04)
 
 
 def test_first_tokens_are_massive_and_others_are_not(twin: Path) -> None:

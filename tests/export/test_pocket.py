@@ -18,6 +18,7 @@ from ortserve.export.toys.shapes import SHAPES
 from ortserve.export.toys.widen import widen_checkpoint
 from ortserve.runtime.manifest import Manifest, read_manifest
 from ortserve.runtime.report import find_doubts, read_report
+from tests.bench.perplexity import kinds_of_text, measure
 from tests.export.proofs import proof_of
 
 
@@ -39,6 +40,20 @@ def test_both_are_proved_in_int8(folders: tuple[Path, Path]) -> None:
         assert proof_of(folder).passed
         assert find_doubts(folder, digest=read_manifest(folder).digest, thorough=True) == []
         assert read_report(folder).license == "mit"
+
+
+def test_rounding_costs_little_perplexity(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    """One percent in int8 and four in int4 with blocks of 32, whatever the limits of proofs may become."""
+    by_default = proof_of(folders[0]).perplexity
+    assert by_default is not None
+    assert by_default.ratio <= 1.01
+    source = open_checkpoint(bundled_model())
+    vocab_size = read_architecture(source).vocab_size
+    known = {"known": kinds_of_text(source, vocab_size, max_tokens=600)["conversations"]}
+    quality = measure(source, known, ["int4-32-token"], tmp_path)["int4-32-token"]["known"]  # not calibrated: coarser
+    assert quality.num_tokens > 500
+    assert quality.reference < 4  # of text that a model does not know a ratio says nothing
+    assert -0.04 <= quality.increase <= 0.04
 
 
 def test_model_and_draft_speak_the_same_ids(manifests: tuple[Manifest, Manifest]) -> None:
