@@ -38,9 +38,7 @@ def _store_matrix(graph: GraphBuilder, plan: MatrixPlan, checkpoint: Checkpoint)
         return
     chunks = _folded(plan, checkpoint.stacked_chunks(linear.weights, CHUNK_ELEMENTS, rows=linear.rows))
     shape = (plan.num_rows, plan.num_columns)
-    if plan.is_across:
-        graph.weight(f"{plan.name}.weight", graph.floats, shape[::-1], [_across(graph, plan, chunks)])
-    elif plan.precision in FLOAT_PRECISIONS:
+    if plan.precision in FLOAT_PRECISIONS:
         graph.weight(f"{plan.name}.weight", graph.floats, shape, chunks)
     elif plan.bits is None:
         scales: list[NDArray[np.float32]] = []
@@ -104,8 +102,6 @@ def multiply(graph: GraphBuilder, plan: MatrixPlan, value: str, *, rows: str, st
     stored = stored_as or plan.name
     weight, scale = f"{stored}.weight", f"{stored}.scale"
     if plan.precision in FLOAT_PRECISIONS:
-        if plan.is_across:
-            return graph.node("MatMul", [value, weight], plan.name)
         inputs = [value, weight, *([f"{plan.name}.bias"] if plan.linear.biases else [])]
         return graph.node("Gemm", inputs, plan.name, transB=1)
     if _is_static(plan):
@@ -254,16 +250,6 @@ def _in_blocks(
             codes, scale = quantize_int4_blocks(_finite(plan, chunk), plan.block_size, importance=importance)
         scales.append(scale)
         yield codes
-
-
-def _across(graph: GraphBuilder, plan: MatrixPlan, chunks: Iterator[NDArray[np.float32]]) -> NDArray[np.generic]:
-    """`[columns, rows]`; it has at most `ACROSS_ELEMENTS`, so the whole of it may be in memory."""
-    turned = np.empty((plan.num_columns, plan.num_rows), graph.floats)
-    start = 0
-    for chunk in chunks:
-        turned[:, start : start + len(chunk)] = chunk.T
-        start += len(chunk)
-    return turned
 
 
 def _finite(plan: MatrixPlan, chunk: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -28,7 +28,6 @@ class MatrixPlan:
     recipe: InputRecipe | None = None  # of its input; None: not calibrated, rounded per token
     row_divisor: NDArray[np.float32] | None = None  # [rows]: what reads this product has taken them over
     taken: BlockFormat | None = None  # the checkpoint's own integers, as they are; None: its values, rounded here
-    is_across: bool = False  # floats stored [columns, rows]
     has_blocks: bool = False  # int8: a scale for every block of columns, as int4 has; else one for every row
 
     @property

@@ -20,7 +20,6 @@ from ortserve.export.recipes.precisions import (
     DEFAULT_BLOCK_SIZE,
     DEVICE_KV,
     DEVICE_PRECISIONS,
-    FLOAT_PRECISIONS,
     FORMS,
     PRECISIONS,
     Device,
@@ -34,7 +33,6 @@ from ortserve.runtime.manifest import FloatType
 
 WIDE_HEAD_PAGE = 128  # tokens; below these sizes attention leaves FlashAttention for far slower kernels
 NARROW_HEAD_PAGE = 256  # for heads of at most 64
-ACROSS_ELEMENTS = 1 << 25  # of a matrix: what CUDA's kernel for few rows takes, which also wants sizes in eights
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,15 +300,8 @@ class _Planner:
             recipe=recipe,
             row_divisor=row_divisor,
             taken=taken,
-            is_across=precision in FLOAT_PRECISIONS and self._fits_across(name, linear, num_rows, num_columns),
             has_blocks=self.device == "cuda",
         )
-
-    def _fits_across(self, name: str, linear: Linear, num_rows: int, num_columns: int) -> bool:
-        """The output matrix may be the embedding's bytes, and a bias is part of the other operator."""
-        if self.forms.products == "gemm" or name == "lm_head" or linear.biases:
-            return False
-        return num_rows * num_columns <= ACROSS_ELEMENTS and num_rows % 8 == num_columns % 8 == 0
 
     def _value_divisor(self, divisor: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
         """What the value rows of the stacked projection take over from the output projection's input."""

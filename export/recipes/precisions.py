@@ -31,12 +31,11 @@ REFERENCES: tuple[ReferenceName, ...] = ("auto", "numpy", "transformers")
 class Forms:
     """Spellings of one function in operators: which is fastest depends on kernels, so each can be chosen apart."""
 
-    products: Literal["gemm", "matmul"]  # of floats: stored [rows, columns], or across where kernels for few rows fit
     gate: Literal["two", "one"]  # nodes that activate a gate and multiply by it
     gate_up: Literal["apart", "stacked"]  # products of 4-bit matrices
     head: Literal["float", "int8", "int4"]  # the output matrix beside 4-bit matrices; int8: per row on the CPU
 
 
-CPU_FORMS = Forms(products="gemm", gate="two", gate_up="apart", head="int8")
-CUDA_FORMS = Forms(products="matmul", gate="one", gate_up="stacked", head="int8")
+CPU_FORMS = Forms(gate="two", gate_up="apart", head="int8")
+CUDA_FORMS = Forms(gate="one", gate_up="stacked", head="int8")
 FORMS: Mapping[Device, Forms] = {"cpu": CPU_FORMS, "cuda": CUDA_FORMS}

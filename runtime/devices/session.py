@@ -32,20 +32,23 @@ _TYPES: Mapping[str, int] = {
 class DeviceSession:
     """One graph loaded for a device. Runs enqueue on the device's stream and do not wait for it."""
 
-    def __init__(self, model: Path | bytes, device: Device, *, multiplies_codes: bool = True) -> None:
+    def __init__(
+        self, model: Path | bytes, device: Device, *, multiplies_codes: bool = True, weights: Path | None = None
+    ) -> None:
         """Raises `ModelError` when ONNX Runtime refuses the graph, `DeviceError` when it cannot use the device.
 
         `multiplies_codes`: matrices in codes meet 16-bit tokens on the tensor cores, which is fast for some tens of
-        tokens. Otherwise one token has a kernel of its own, and for many the matrix becomes floats first.
+        tokens. Otherwise one token has a kernel of its own, and for many the matrix becomes floats first. `weights` is
+        the folder of what a graph in memory keeps in files.
         """
         options = ort.SessionOptions()
         options.log_severity_level = 4 if device.kind == "cpu" else 3
+        if weights is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
         providers: list[object] = ["CPUExecutionProvider"]
         if device.kind == "cuda":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             options.add_session_config_entry("ep.cuda.fpa_intb_gemm", str(int(multiplies_codes)))  # off by default
-            # 16-bit products of few rows by the fastest of cuBLAS and two kernels, timed at the first run of a shape
-            options.add_session_config_entry("ep.cuda.enable_gemm_auto_tune", "1")
             providers = [("CUDAExecutionProvider", _cuda_options(device))]
         source = str(model) if isinstance(model, Path) else model
         name = model if isinstance(model, Path) else "a graph of the engine"

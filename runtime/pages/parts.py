@@ -15,9 +15,10 @@ from ortserve.runtime.pages.emulation import emulate
 from ortserve.runtime.pages.kv import PagedKvStore
 from ortserve.runtime.pages.plan import plan_paged_engine
 from ortserve.runtime.pages.runner import PagedRunner
+from ortserve.runtime.pages.single import spell_for_one_token
 from ortserve.runtime.plan import EnginePlan
 
-ROOM_FOR_PLAIN = 4  # times the weights: then they are held twice, for the kernels of one token and of many
+ROOM_FOR_MORE = 8  # times the weights: then matrices in codes are held three times, for the kernels that suit
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +41,16 @@ def open_paged_parts(folder: Path, manifest: Manifest, config: EngineConfig, dev
         graph = emulate(folder / manifest.graph).SerializeToString()
         manifest = replace(manifest, kv=replace(manifest.kv, dtype="float32"))
     session = DeviceSession(graph, device)
-    plain = None
-    if has_codes(manifest) and device.free_bytes() >= ROOM_FOR_PLAIN * manifest.weight_bytes:
-        plain = DeviceSession(graph, device, multiplies_codes=False)
+    single = many = None
+    if has_codes(manifest) and device.free_bytes() >= ROOM_FOR_MORE * manifest.weight_bytes:
+        for_one = graph if isinstance(graph, bytes) else spell_for_one_token(graph)
+        single = DeviceSession(for_one, device, weights=folder)
+        many = DeviceSession(graph, device, multiplies_codes=False)
     plan = plan_paged_engine(
         manifest, config, device_bytes=device.free_bytes(), host_bytes=config.free_of(memory_budget().available)
     )
     store = PagedKvStore(manifest.kv, device, num_blocks=plan.num_blocks, num_host_blocks=plan.num_host_blocks)
-    runner = PagedRunner(manifest, session, store, device, plan, plain=plain)
+    runner = PagedRunner(manifest, session, store, device, plan, single=single, many=many)
     sampler = DeviceSampler(
         device, vocab_size=manifest.vocab_size, num_tokens=manifest.num_tokens, max_rows=plan.max_logit_rows
     )

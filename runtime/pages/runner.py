@@ -41,8 +41,8 @@ class PagedRunner:
     """One model on a device with its KV pages bound in place.
 
     A step of plain decodes has one of a few shapes. The first of a shape runs as it is; the second is recorded, and
-    from then on the whole model is launched at once. `plain` is the same graph with other kernels for matrices in codes
-    (`DeviceSession.multiplies_codes`), which computes the steps of one token and of many.
+    from then on the whole model is launched at once. `single` and `many` are the same model with other kernels for
+    matrices in codes, for steps of one token and of more than `MANY_TOKENS`.
     """
 
     def __init__(
@@ -53,7 +53,8 @@ class PagedRunner:
         device: Device,
         plan: EnginePlan,
         *,
-        plain: DeviceSession | None = None,
+        single: DeviceSession | None = None,
+        many: DeviceSession | None = None,
     ) -> None:
         self._store = store
         self._device = device
@@ -68,7 +69,8 @@ class PagedRunner:
         )
         self._logits = device.allocate(self._max_rows * manifest.vocab_size * 4)
         self._binding = _bound(session, store)
-        self._plain_binding = self._binding if plain is None else _bound(plain, store)
+        self._single_binding = self._binding if single is None else _bound(single, store)
+        self._many_binding = self._binding if many is None else _bound(many, store)
         self._seen: set[tuple[int, int, int, int]] = set()
         self._launches: dict[tuple[int, int, int, int], Launch] = {}
 
@@ -113,7 +115,7 @@ class PagedRunner:
         if batch.is_decode and (launch := self._launches.get(batch.shape)) is not None:
             launch()
             return
-        binding = self._binding if 1 < len(batch.input_ids) <= MANY_TOKENS else self._plain_binding
+        binding = self._binding_for(len(batch.input_ids))
         for name, address in addresses.items():
             binding.bind_input(name, address, _TYPES.get(name, "int32"), arrays[name].shape)
         binding.bind_host_input("attention_bounds", batch.attention_bounds)
@@ -127,6 +129,11 @@ class PagedRunner:
                 return
         binding.run()
         self._seen.add(batch.shape)
+
+    def _binding_for(self, num_tokens: int) -> DeviceBinding:
+        if num_tokens == 1:
+            return self._single_binding
+        return self._many_binding if num_tokens > MANY_TOKENS else self._binding
 
 
 def _bound(session: DeviceSession, store: PagedKvStore) -> DeviceBinding:

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,9 +30,10 @@ from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.manifest import Manifest, read_manifest
 from tests.bench.cuda_engine import GREEDY, Bench, make_checkpoint
 
-OLD = Forms(products="gemm", gate="two", gate_up="apart", head="float")
-NEVER_PLAIN = {"ortserve.runtime.pages.parts.ROOM_FOR_PLAIN": float("inf")}
-ALWAYS_PLAIN = {"ortserve.runtime.pages.runner.MANY_TOKENS": 0}
+OLD = Forms(gate="two", gate_up="apart", head="float")
+ONE_GRAPH = {"ortserve.runtime.pages.parts.ROOM_FOR_MORE": float("inf")}
+ALWAYS_MANY = {"ortserve.runtime.pages.runner.MANY_TOKENS": 0}
+HEAD_ALONE = {"ortserve.runtime.pages.single.WIDE": 100_000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +47,18 @@ class Way:
     patches: Mapping[str, Any] = field(default_factory=dict)
 
 
-UNTUNED = {"ORT_ENABLE_SMALL_N_GEMV": "0"}  # cuBLAS whatever the session's options say
 WAYS = (
-    Way("as it was", "fp16", OLD, UNTUNED),
-    Way("gate in one pass", "fp16", replace(OLD, gate="one"), UNTUNED),
-    Way("across, cuBLAS", "fp16", replace(CUDA_FORMS, gate="one"), UNTUNED),
-    Way("across, tuned", "fp16"),
-    Way("across, tuned in graphs", "fp16", environment={"ORT_CUDA_GEMM_GRAPH_REPLAY_TUNING": "1"}),
-    Way("tuned, no cuDNN", "fp16", environment={"ORT_ENABLE_CUDNN_FLASH_ATTENTION": "0"}),
-    Way("tuned", "bf16"),
-    Way("as it was", "int4", OLD, patches=NEVER_PLAIN),
-    Way("gate in one pass, head of 8 bits", "int4", replace(CUDA_FORMS, gate_up="apart"), patches=NEVER_PLAIN),
-    Way("and gate and up stacked", "int4", patches=NEVER_PLAIN),
-    Way("and two graphs", "int4"),
-    Way("the plain graph alone", "int4", patches=ALWAYS_PLAIN),
-    Way("head of 4 bits, two graphs", "int4", replace(CUDA_FORMS, head="int4")),
+    Way("as it was", "fp16", OLD),
+    Way("gate in one pass", "fp16"),
+    Way("no cuDNN", "fp16", environment={"ORT_ENABLE_CUDNN_FLASH_ATTENTION": "0"}),
+    Way("gate in one pass", "bf16"),
+    Way("as it was", "int4", OLD, patches=ONE_GRAPH),
+    Way("gate in one pass, head of 8 bits", "int4", replace(CUDA_FORMS, gate_up="apart"), patches=ONE_GRAPH),
+    Way("and gate and up stacked", "int4", patches=ONE_GRAPH),
+    Way("and three graphs", "int4"),
+    Way("codes at the head alone for one token", "int4", patches=HEAD_ALONE),
+    Way("as for many tokens, but for one", "int4", patches=ALWAYS_MANY),
+    Way("head of 4 bits, three graphs", "int4", replace(CUDA_FORMS, head="int4")),
 )
 
 
@@ -76,7 +75,7 @@ def applied(way: Way) -> Iterator[None]:
 def export(folder: Path, checkpoint: Path, way: Way, max_context: int) -> tuple[Path, Manifest]:
     """The graph in the way's spelling, once."""
     forms = way.forms
-    name = "-".join((checkpoint.name, way.precision, forms.products, forms.gate, forms.gate_up, forms.head))
+    name = "-".join((checkpoint.name, way.precision, forms.gate, forms.gate_up, forms.head))
     target = folder / name
     if not target.exists():
         export_checkpoint(
@@ -143,6 +142,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--precisions", default="fp16,bf16,int4", type=lambda text: text.split(","))
     parser.add_argument("--only", default="", help="ways whose name holds this (all)")
+    parser.add_argument("--repeat", type=int, default=1, help="rounds over all ways, whose order may matter")
     parser.add_argument("--widths", default="1,8,32,64,128", type=lambda text: [int(word) for word in text.split(",")])
     parser.add_argument("--prompts", default="200,500,2000", type=lambda text: [int(word) for word in text.split(",")])
     parser.add_argument("--context", type=int, default=512)
@@ -155,8 +155,8 @@ def main() -> None:
     with mock.patch.dict(SHAPES, {shape: replace(SHAPES[arguments.shape], num_layers=arguments.layers)}):
         checkpoint = make_checkpoint(folder, shape)
     results: dict[str, Any] = {}
-    for way in WAYS:
-        name = f"{way.precision} {way.name}"
+    for number, way in product(range(arguments.repeat), WAYS):
+        name = f"{way.precision} {way.name}" + (f" ({number + 1})" if number else "")
         if way.precision not in arguments.precisions or arguments.only not in name:
             continue
         begun = time.perf_counter()

@@ -141,21 +141,7 @@ def test_int4_is_what_the_mixed_type_kernels_take(tmp_path: Path) -> None:
     assert _initializers(graph)["embedding.weight"] == (onnx.TensorProto.FLOAT16, [Tiny().vocab_size, 32])
 
 
-@pytest.mark.parametrize(("biases", "kind"), [(False, "MatMul"), (True, "Gemm")])
-def test_floats_lie_across_where_the_kernel_for_few_rows_takes_them(tmp_path: Path, biases: bool, kind: str) -> None:
-    export(tmp_path, Tiny(biases=biases, intermediate_size=44), "fp16", verify=False)
-    graph = onnx.load(str(tmp_path / "out" / "model.onnx"), load_external_data=False).graph
-    kinds = {node.output[0]: node.op_type for node in graph.node}
-    found = {name: kinds[f"layers.0.{name}"] for name in ("qkv", "attention_output", "gate", "down")}
-    assert found == {"qkv": kind, "attention_output": kind, "gate": "Gemm", "down": "Gemm"}  # 44 is odd in eights
-    half, stored = onnx.TensorProto.FLOAT16, _initializers(graph)
-    assert stored["layers.0.attention_output.weight"] == (half, [32, 64] if biases else [64, 32])
-    assert stored["layers.0.down.weight"] == (half, [32, 44])
-    assert kinds["lm_head"] == "Gemm"  # its matrix is the embedding's, which is looked up by row
-
-
 FORMS = {
-    "gemm": replace(CUDA_FORMS, products="gemm"),
     "two nodes": replace(CUDA_FORMS, gate="two"),
     "apart": replace(CUDA_FORMS, gate_up="apart"),
 }
@@ -182,7 +168,7 @@ def test_a_graph_for_the_cpu_has_none_of_them(tmp_path: Path, precision: str) ->
     source = write_checkpoint(tmp_path / "source", Tiny())
     export_checkpoint(source, tmp_path / "out", precision=precision, progress=False, verify=False)
     graph = onnx.load(str(tmp_path / "out" / "model.onnx"), load_external_data=False).graph
-    assert {"GatedRMSNorm", "MatMul", "PagedAttention"}.isdisjoint(node.op_type for node in graph.node)
+    assert {"GatedRMSNorm", "PagedAttention"}.isdisjoint(node.op_type for node in graph.node)
     assert not any("gate_up" in output for node in graph.node for output in node.output)
 
 

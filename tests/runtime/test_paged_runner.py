@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.proof.graph_run import RowInput
+from ortserve.export.proof.paged_run import PagedGraphRun
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.devices.device import HostDevice
 from ortserve.runtime.devices.session import DeviceBinding, DeviceSession
+from ortserve.runtime.errors import ModelError
 from ortserve.runtime.manifest import Manifest, MatrixFacts, TakenFacts
 from ortserve.runtime.pages.emulation import emulate
 from ortserve.runtime.pages.kv import PagedKvStore
 from ortserve.runtime.pages.parts import has_codes, open_paged_parts
 from ortserve.runtime.pages.runner import MANY_TOKENS, PagedRunner
+from ortserve.runtime.pages.single import spell_for_one_token
 from ortserve.runtime.step import Row, Step
 from tests.export.checkpoints import Tiny, write_checkpoint
 from tests.runtime.paged_synthetic import PagedSyntheticModel, load_paged_synthetic_model
@@ -46,18 +54,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> PagedSyntheticModel:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "is_plain"),
-    [((1,), True), ((1, 1), False), ((MANY_TOKENS,), False), ((MANY_TOKENS - 1, 2), True), ((MANY_TOKENS + 1,), True)],
+    ("lengths", "expected"),
+    [
+        ((1,), "single"),
+        ((1, 1), "some"),
+        ((MANY_TOKENS,), "some"),
+        ((MANY_TOKENS - 1, 2), "many"),
+        ((MANY_TOKENS + 1,), "many"),
+    ],
 )
-def test_steps_of_one_token_and_of_many_run_on_the_plain_graph(
-    model: PagedSyntheticModel, lengths: tuple[int, ...], is_plain: bool
+def test_a_step_runs_on_the_graph_that_suits_its_number_of_tokens(
+    model: PagedSyntheticModel, lengths: tuple[int, ...], expected: str
 ) -> None:
     device = HostDevice()
     graph = emulate(model.folder / model.manifest.graph).SerializeToString()
-    session, plain = CountedSession(graph, device), CountedSession(graph, device)
+    sessions = {name: CountedSession(graph, device) for name in ("some", "single", "many")}
     plan = model.plan(EngineConfig(max_rows=4, max_context=256))
     store = PagedKvStore(model.manifest.kv, device, num_blocks=plan.num_blocks, num_host_blocks=0)
-    runner = PagedRunner(model.manifest, session, store, device, plan, plain=plain)
+    runner = PagedRunner(
+        model.manifest, sessions["some"], store, device, plan, single=sessions["single"], many=sessions["many"]
+    )
     per_row = -(-max(lengths) // plan.block_size)
     rows = tuple(
         Row(
@@ -71,31 +87,53 @@ def test_steps_of_one_token_and_of_many_run_on_the_plain_graph(
         for place, length in enumerate(lengths)
     )
     runner.run(Step(0, (), rows))
-    assert (session.num_runs, plain.num_runs) == ((0, 1) if is_plain else (1, 0))
+    assert {name: session.num_runs for name, session in sessions.items() if session.num_runs} == {expected: 1}
 
 
-def test_only_matrices_in_codes_are_held_twice(model: PagedSyntheticModel) -> None:
+def test_only_matrices_in_codes_are_held_three_times(model: PagedSyntheticModel) -> None:
     plain: Manifest = replace(model.manifest, matrices=(MatrixFacts("qkv", "fp16", "none", False, None),))
     assert not has_codes(plain)
     assert has_codes(replace(plain, matrices=(*plain.matrices, MatrixFacts("down", "int4", "block", False, None))))
     assert has_codes(replace(plain, taken=TakenFacts("awq", 4, 128, 7)))
 
 
-@pytest.mark.parametrize(("precision", "memory", "num_graphs"), [("int4", 10, 2), ("int4", 3, 1), ("fp16", 10, 1)])
-def test_a_second_graph_is_loaded_where_there_is_room(
+@pytest.mark.parametrize(("precision", "memory", "num_graphs"), [("int4", 20, 3), ("int4", 7, 1), ("fp16", 20, 1)])
+def test_more_graphs_are_loaded_where_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, memory: int, num_graphs: int
 ) -> None:
     source = write_checkpoint(tmp_path / "source", Tiny(vocab_size=4096))
     manifest = export_checkpoint(
         source, tmp_path / "out", precision=precision, device="cuda", progress=False, verify=False
     )
-    loaded: list[bool] = []
+    loaded: list[dict[str, object]] = []
 
-    def load(graph: bytes, device: HostDevice, *, multiplies_codes: bool = True) -> DeviceSession:
-        loaded.append(multiplies_codes)
-        return DeviceSession(graph, device, multiplies_codes=multiplies_codes)
+    def load(graph: bytes, device: HostDevice, **options: Any) -> DeviceSession:
+        loaded.append(options)
+        return DeviceSession(graph, device, **options)
 
     monkeypatch.setattr("ortserve.runtime.pages.parts.DeviceSession", load)
     config = EngineConfig(max_rows=2, max_context=96, kv_memory=2**22, prompt_cache="none", swap_memory=0)
     open_paged_parts(tmp_path / "out", manifest, config, HostDevice(memory=memory * manifest.weight_bytes))
-    assert loaded == [True, False][:num_graphs]
+    assert loaded == [{}, {"weights": tmp_path / "out"}, {"multiplies_codes": False}][:num_graphs]
+
+
+def test_zero_points_that_are_written_out_change_nothing(tmp_path: Path) -> None:
+    """In CPU operators: the weights are found in the folder of the graph, whose wide products are left alone."""
+    source = write_checkpoint(tmp_path / "source", Tiny())
+    manifest = export_checkpoint(
+        source, tmp_path / "out", precision="int4", device="cuda", progress=False, verify=False
+    )
+    path = tmp_path / "out" / manifest.graph
+    spelt = onnx.load_from_string(spell_for_one_token(path))
+    inputs = {node.output[0]: len(node.input) for node in spelt.graph.node if node.op_type == "MatMulNBits"}
+    assert set(inputs.values()) == {3, 4}
+    assert inputs["lm_head"] == 3
+    onnx.load_external_data_for_model(spelt, str(tmp_path / "out"))
+    (tmp_path / "spelt").mkdir()
+    onnx.save(spelt, str(tmp_path / "spelt" / manifest.graph))
+    run = partial(PagedGraphRun, manifest=manifest, num_rows=1, capacity=16)
+    plain, written = (run(tmp_path / name).run([RowInput(range(3, 12), 0)])[0] for name in ("out", "spelt"))
+    np.testing.assert_array_equal(plain, written)
+    device = HostDevice()
+    with pytest.raises(ModelError, match="PagedAttention"):  # the files were found: only the operator is CUDA's
+        DeviceSession(spell_for_one_token(path), device, weights=tmp_path / "out")
