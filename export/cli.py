@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 
 from ortserve.export.bundled import bundled_draft, bundled_model, resolve_source
 from ortserve.export.encoders.cli import (
-    GENERATE,
     add_encoder_arguments,
     is_encoder,
     run_encoder_export,
     run_encoder_inspect,
     run_encoder_verify,
 )
-from ortserve.export.errors import CheckFailedError, ExportError, UnprovenError
+from ortserve.export.errors import CheckFailedError, ExportError
 from ortserve.export.imported.cli import configure_import, run_import
 from ortserve.export.optimum.cli import add_via_argument, run_via_optimum
-from ortserve.export.printing import print_export, print_failure, print_json, print_text, print_verdict
+from ortserve.export.options import DEFAULTS, choose_way
+from ortserve.export.printing import print_failure, print_json, print_text, print_verdict, run_and_print
 from ortserve.export.recipes.precisions import (
     ACTIVATIONS,
     BLOCK_SIZES,
@@ -86,7 +86,9 @@ def configure_export(parser: ArgumentParser) -> None:
     )
     parser.add_argument("source", metavar="SRC", help="checkpoint folder, GGUF file, hub id, or pocket")
     parser.add_argument("destination", metavar="DST", type=Path, help="folder to make; complete or not at all")
-    parser.add_argument("--device", choices=DEVICES, default="cpu", help="what it will run on (default: cpu)")
+    parser.add_argument(
+        "--device", choices=DEVICES, default=DEFAULTS["device"], help="what it will run on (default: cpu)"
+    )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -103,7 +105,7 @@ def configure_export(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--activations",
         choices=ACTIVATIONS,
-        default="calibrated",
+        default=DEFAULTS["activations"],
         help="calibrated: scales and outliers measured on text, per layer; token: one scale per token",
     )
     parser.add_argument(
@@ -112,7 +114,7 @@ def configure_export(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--kv",
         choices=KV_PRECISIONS,
-        default="float",
+        default=DEFAULTS["kv"],
         help="keys and values in the cache; int8: a quarter of the memory (half on cuda), slower attention of prompts;"
         " fp8: cuda only (default: float)",
     )
@@ -140,22 +142,17 @@ def configure_export(parser: ArgumentParser) -> None:
 
 def run_export(arguments: Namespace) -> int:
     """Prints the report, or with --json manifest and report; 1 when the proof fails."""
-    if arguments.task != GENERATE:
-        if arguments.adapter is not None:
-            raise ExportError("--adapter is for models that generate: leave it out, or leave out --task")
-        if arguments.via is not None:
-            raise ExportError("--via is for models that generate, encoders always go through optimum: leave it out")
+    way = choose_way(arguments)
+    if way == "encoder":
         return run_encoder_export(arguments)
-    if arguments.name is not None or arguments.dimensions:
-        raise ExportError("--name and --dimensions are for encoders: leave them out, or add --task embeddings")
-    if arguments.via is not None:
+    if way == "optimum":
         return run_via_optimum(arguments)
     if arguments.dry_run:
         return _run_dry(arguments)
     from ortserve.export.folder.publish import export_checkpoint
     from ortserve.export.sources.open_source import open_source
 
-    try:
+    def export() -> None:
         with open_source(resolve_source(arguments.source), arguments.adapter) as checkpoint:
             export_checkpoint(
                 checkpoint,
@@ -173,13 +170,8 @@ def run_export(arguments: Namespace) -> int:
                 allow_unproven=arguments.allow_unproven,
                 reference=arguments.reference,
             )
-    except UnprovenError as error:
-        if error.folder is not None:
-            print_export(error.folder, as_json=arguments.json)
-        return print_failure(error)
-    except CheckFailedError as error:
-        return print_failure(error)
-    return print_export(arguments.destination, as_json=arguments.json)
+
+    return run_and_print(export, arguments.destination, as_json=arguments.json)
 
 
 def _run_dry(arguments: Namespace) -> int:
@@ -351,7 +343,7 @@ def _add_reference(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--reference",
         choices=REFERENCES,
-        default="auto",
+        default=DEFAULTS["reference"],
         help="what is computed beside: transformers with torch, NumPy, or (auto) the first where it is installed",
     )
 

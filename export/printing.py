@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,19 @@ def print_failure(error: CheckFailedError) -> int:
     """One line on standard error; status 1."""
     sys.stderr.write(f"ortserve: {error}\n")
     return 1
+
+
+def run_and_print(export: Callable[[], object], folder: Path, *, as_json: bool) -> int:
+    """Do it, and print what was made; status 1 when its proof fails, whether the folder was kept or not."""
+    from ortserve.export.errors import CheckFailedError, UnprovenError
+
+    try:
+        export()
+    except CheckFailedError as error:
+        if isinstance(error, UnprovenError) and error.folder is not None:
+            print_export(error.folder, as_json=as_json)
+        return print_failure(error)
+    return print_export(folder, as_json=as_json)
 
 
 def print_export(folder: Path, *, as_json: bool) -> int:

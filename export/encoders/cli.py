@@ -7,14 +7,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from ortserve.export.errors import CheckFailedError, ExportError, UnprovenError
-from ortserve.export.printing import print_export, print_failure, print_json, print_text, print_verdict
+from ortserve.export.errors import CheckFailedError
+from ortserve.export.options import GENERATE
+from ortserve.export.printing import print_failure, print_json, print_text, print_verdict, run_and_print
 
 if TYPE_CHECKING:
     from ortserve.runtime.encoders.manifest import EncoderManifest
     from ortserve.runtime.report import Report
 
-GENERATE = "generate"
 DEFAULT_PRECISION = "int8"
 TASKS = (GENERATE, "embeddings", "rerank")
 
@@ -49,14 +49,7 @@ def run_encoder_export(arguments: Namespace) -> int:
     """Prints the report, or with --json manifest and report; 1 when the proof fails."""
     from ortserve.export.encoders.publish import export_encoder
 
-    for name in ("block_size", "max_context"):
-        if getattr(arguments, name) is not None:
-            raise ExportError(f"--{name.replace('_', '-')} is for models that generate: leave it out")
-    if arguments.dry_run:
-        raise ExportError("--dry-run plans models that generate; optimum has no plan to show: leave it out")
-    if arguments.no_verify:
-        raise ExportError("--no-verify saves nothing here, since the reference comes with the graph: leave it out")
-    try:
+    def export() -> None:
         export_encoder(
             arguments.source,
             arguments.destination,
@@ -67,13 +60,8 @@ def run_encoder_export(arguments: Namespace) -> int:
             force=arguments.force,
             allow_unproven=arguments.allow_unproven,
         )
-    except UnprovenError as error:
-        if error.folder is not None:
-            print_export(error.folder, as_json=arguments.json)
-        return print_failure(error)
-    except CheckFailedError as error:
-        return print_failure(error)
-    return print_export(arguments.destination, as_json=arguments.json)
+
+    return run_and_print(export, arguments.destination, as_json=arguments.json)
 
 
 def run_encoder_verify(arguments: Namespace) -> int:

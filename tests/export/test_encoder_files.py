@@ -212,6 +212,10 @@ def test_bad_usage(tmp_path: Path) -> None:
         (["--precision", "int4"], "choose fp32 or int8"),
         (["--max-context", "9"], "--max-context is for models that generate"),
         (["--no-verify"], "leave it out"),
+        (["--device", "cuda"], "--device is cpu for encoders"),
+        (["--kv", "int8"], "--kv is for models that generate"),
+        (["--requantize"], "--requantize is for models that generate"),
+        (["--reference", "numpy"], "--reference is sentence-transformers for encoders"),
     ):
         with pytest.raises(ExportError, match=message):
             run_export(parser.parse_args(["--task", "embeddings", source, out, *words]))

@@ -148,17 +148,18 @@ def test_a_missing_environment_says_how_to_get_it(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--precision", "int8"], "--via optimum exports fp32, not int8"),
-        (["--device", "cuda"], "--via optimum exports for the CPU"),
+        (["--precision", "int8"], "--precision is fp32 where --via optimum exports"),
+        (["--device", "cuda"], "--device is cpu where --via optimum exports"),
         (["--dry-run"], "optimum has no plan to show"),
-        (["--reference", "numpy"], "is proved against transformers"),
+        (["--reference", "numpy"], "--reference is transformers where --via optimum exports"),
         (["--adapter", "x"], "--adapter is for graphs built here"),
         (["--block-size", "32"], "--block-size is for graphs built here"),
         (["--calibration", "x"], "--calibration is for graphs built here"),
         (["--activations", "token"], "--activations is for graphs built here"),
+        (["--kv", "int8"], "--kv is for graphs built here"),
         (["--requantize"], "--requantize is for graphs built here"),
         (["--task", "embeddings"], "encoders always go through optimum"),
-        (["--name", "x"], "--name and --dimensions are for encoders"),
+        (["--name", "x"], "--name is for encoders"),
     ],
 )
 def test_bad_usage(tmp_path: Path, words: list[str], message: str) -> None:
