@@ -28,7 +28,7 @@ from ortserve.runtime.scheduling.placement import Placement
 from ortserve.runtime.scheduling.reuse import Reuse, new_reuse
 from ortserve.runtime.scheduling.scheduler import Advance, Drafts, Scheduler
 from ortserve.runtime.scheduling.sequence import Sequence
-from ortserve.runtime.speculation.adaptation import heard, learn, limits, rooms, worthwhile
+from ortserve.runtime.speculation.adaptation import heard, learn, leave_alone, limits, rooms, worthwhile
 from ortserve.runtime.speculation.drafting import Drafting, Verification
 from ortserve.runtime.speculation.verify import Picking, TokenSampler, draw_rows
 from ortserve.runtime.step import Step
@@ -232,9 +232,7 @@ class Engine:
         decoding = self.scheduler.decoding()
         allowed = limits(decoding, self._pace, self.drafting.cost)
         if not allowed:
-            self.drafting.cost.fade()
-            for sequence in decoding:
-                heard(sequence, was_asked=False, has_draft=False)
+            leave_alone(decoding, self.drafting.cost)
             return {}
         predicted = self._pace.predict(len(decoding), sum(len(sequence.tokens) for sequence in decoding))
         drafts = self.drafting.propose(decoding, allowed, (predicted or 0.0) / 1000, rooms(decoding, allowed))
@@ -272,9 +270,16 @@ class Engine:
         return draw_rows(self._sampler, rows, logits, masks)
 
     def _foresee(self, step: Step, tokens: int | None) -> Foreseen | None:
-        if self._foresight is None or (self.drafting is not None and self.drafting.is_asked):
+        if self._foresight is None:
             return None
-        return self._foresight.look(step, tokens)
+        asked = self.drafting if self.drafting is not None and self.drafting.is_asked else None
+        decoding = [] if asked is None else self.scheduler.decoding()
+        if asked is not None and limits(decoding, self._pace, asked.cost):
+            return None  # guesses come with a plan
+        foreseen = self._foresight.look(step, tokens)
+        if asked is not None and foreseen is not None:
+            leave_alone(decoding, asked.cost)
+        return foreseen
 
     def _follow(self, launched: Launched, now_s: float) -> list[Delta]:
         """The step that was launched early is on its way: draw it behind its model. Returns what it has lost."""

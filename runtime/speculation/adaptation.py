@@ -135,6 +135,13 @@ def heard(sequence: Sequence, *, was_asked: bool, has_draft: bool) -> None:
         sequence.coverage += _FORGET * (1.0 - sequence.coverage)
 
 
+def leave_alone(sequences: Values[Sequence], drafting: DraftCost) -> None:
+    """No guess would pay in the next step: what spoke against them fades."""
+    drafting.fade()
+    for sequence in sequences:
+        heard(sequence, was_asked=False, has_draft=False)
+
+
 def _costs(sequences: Values[Sequence], pace: Pace) -> tuple[float | None, list[float]]:
     """Milliseconds of a step without guesses, and of one more token of each sequence; None while nothing is known."""
     attended = sum(len(sequence.tokens) for sequence in sequences)

@@ -12,10 +12,12 @@ from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.errors import DeviceError
 from ortserve.runtime.plan import EnginePlan
-from ortserve.runtime.request import FinishReason, Request, SamplingParams
+from ortserve.runtime.request import DraftHints, FinishReason, Request, SamplingParams
 from ortserve.runtime.scheduling.audit import audit
+from ortserve.runtime.speculation.drafting import Drafting
 from tests.runtime.paged_synthetic import PagedSyntheticModel, load_paged_synthetic_model
 from tests.runtime.synthetic import greedy_tokens, run_to_end, whole
+from tests.runtime.test_drafting import GuessingDrafter, right
 
 GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
 
@@ -233,3 +235,21 @@ def test_tokens_that_the_host_may_draw_are_waited_for(
     assert all(len(whole(replies[request.id]).token_ids) == 20 for request in requests)
     assert watched.kinds.count("e") > 10
     assert watched.num_behind == (watched.kinds.count("e") if is_behind else 0)
+
+
+def test_a_drafter_is_no_obstacle_where_nothing_is_guessed(paged: PagedSyntheticModel) -> None:
+    watched = Watched(paged)
+    drafter = GuessingDrafter(right)
+    watched.engine.drafting = Drafting(drafter, vocab_size=paged.manifest.num_tokens)
+    requests = [replace(request, draft=DraftHints(max_draft=0)) for request in asked("a", "b")]
+    replies = run_to_end(watched.engine, requests)
+    assert watched.kinds.count("e") > 30
+    for request in requests:
+        assert list(whole(replies[request.id]).token_ids) == greedy_tokens(request.prompt, GREEDY)
+    watched.kinds = ""
+    (guessed,) = asked("c")
+    found = whole(run_to_end(watched.engine, [guessed])["c"])
+    assert found.usage.num_accepted_tokens > 0
+    assert "e" not in watched.kinds[: watched.kinds.index("p") + 3], "guesses come with a plan"
+    assert list(found.token_ids) == greedy_tokens(guessed.prompt, GREEDY)
+    watched.engine.close()
