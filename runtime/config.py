@@ -18,6 +18,7 @@ class EngineConfig:
     kv_memory: int | None = None  # bytes for running rows
     swap_memory: int | None = None  # bytes for preempted sequences
     max_step_ms: float | None = None  # bound on one step while sequences are decoding
+    step_limit_s: float = 120.0  # of one that runs; an engine whose step takes longer has failed
     max_chunk_tokens: int | None = None  # prompt tokens of one sequence in one step
     max_logit_rows: int = 64
     max_waiting: int = 1024  # requests in the queue before new ones are refused
@@ -33,7 +34,10 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Raise `ConfigurationError` naming the first number that is too small."""
-        for name in ("max_rows", "max_context", "max_chunk_tokens", "max_logit_rows", "num_threads", "max_step_ms"):
+        for name in (
+            "max_rows", "max_context", "max_chunk_tokens", "max_logit_rows", "num_threads", "max_step_ms",
+            "step_limit_s",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigurationError(f"{name} must be above 0, not {value}")

@@ -101,3 +101,7 @@ class EngineError(OrtserveError):
 
 class EngineClosedError(EngineError):
     """The engine has been closed or its thread has died."""
+
+
+class EngineHungError(EngineClosedError):
+    """A step of the engine does not end. Its thread, and the memory it holds, are lost until the process ends."""

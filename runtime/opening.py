@@ -64,7 +64,7 @@ def open_driver(
     config = config or EngineConfig()
     manifest = read_manifest(folder)
     engine, plan = open_engine(folder, manifest, config, turn)
-    return Driver(engine, manifest, plan)
+    return Driver(engine, manifest, plan, step_limit_s=config.step_limit_s)
 
 
 def open_encoder(

@@ -172,6 +172,7 @@ class Fleet:
         async with old.lock:
             if old not in self._members:
                 raise ConfigurationError(f"{name} has been replaced by another model meanwhile: look, and try again")
+            old.check_thread()
             if new.entry.task != old.entry.task:
                 raise ConfigurationError(f"{spec.source} does not do what {old.name} does: name a model of its kind")
             roster_of(new if member is old else member for member in self._members)
@@ -280,6 +281,7 @@ class Fleet:
                 return
             if member not in self._members:  # another one has taken its place meanwhile
                 return
+            member.check_thread()
             prepared = await member.prepare()
             try:
                 self._publish()

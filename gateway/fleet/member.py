@@ -22,7 +22,7 @@ from ortserve.gateway.fleet.spec import ModelSpec
 from ortserve.gateway.served.directory import ServedModel
 from ortserve.gateway.served.service import ModelService
 from ortserve.gateway.telemetry.logs import log
-from ortserve.runtime.errors import EngineClosedError
+from ortserve.runtime.errors import EngineClosedError, EngineHungError
 from ortserve.runtime.workers.restarts import Restarts
 
 Phase = Literal["unloaded", "exporting", "loading", "warming", "ready", "draining", "restarting", "failed"]
@@ -54,6 +54,7 @@ class Member:
         self.is_moving = False  # another model is about to take its names over
         self.load_s: float | None = None  # how long it took to load, the last time
         self.num_restarts = 0
+        self.is_hung = False  # a thread of this process does not come back, and its memory with it
         self.lock = asyncio.Lock()
         self.changed = asyncio.Event()  # set, and replaced, whenever `phase` changes
         self._tools = tools
@@ -127,6 +128,11 @@ class Member:
             self._watching.cancel()
             self._watching = None
 
+    def check_thread(self) -> None:
+        """Raise `EngineHungError` when its engine hangs: its memory is not free, and another one would come on top."""
+        if self.is_hung:
+            raise EngineHungError(f"{self.name}: {self.error}")
+
     def _failing(self) -> _Failing:
         return _Failing(self)
 
@@ -153,6 +159,9 @@ class Member:
         """Wait for the end of an engine; start another one if nobody has wanted that, as often as is allowed."""
         try:
             await asyncio.shield(asyncio.wrap_future(instance.service.driver.ended))
+        except EngineHungError as error:
+            self._give_up(instance, str(error))
+            return
         except EngineClosedError as error:
             reason = str(error)
         else:  # somebody has wanted it
@@ -186,6 +195,13 @@ class Member:
             self.turn_to("ready")
             log().info("model_restarted", model=self.name, seconds=round(monotonic() - now_s, 2))
             self._watch(self.instance)
+
+    def _give_up(self, instance: Instance, reason: str) -> None:
+        """Only a new process helps: what is set aside for the model stays so, and nobody waits for it."""
+        self.is_hung = True
+        if self.instance is instance:
+            self.instance = None
+        self.turn_to("failed", f"{reason}: this process has to be restarted")
 
 
 class _Failing:

@@ -36,6 +36,7 @@ def engine_config(settings: ModelSettings) -> EngineConfig:
         max_context=engine.max_context,
         kv_memory=engine.kv_memory,
         max_step_ms=engine.max_step_ms,
+        step_limit_s=engine.step_limit,
         max_waiting=engine.max_waiting,
         max_waiting_tokens=engine.max_waiting_tokens,
         num_threads=engine.threads,

@@ -27,6 +27,7 @@ class ModelState:
     idle_s: float | None  # since it was last used; None: not loaded, or in use
     load_s: float | None
     num_restarts: int
+    is_hung: bool
     is_on_demand: bool
     is_pinned: bool
 
@@ -56,6 +57,7 @@ def state_of(member: Member) -> ModelState:
         idle_s=now_s - instance.last_used if instance is not None and is_idle else None,
         load_s=member.load_s,
         num_restarts=member.num_restarts,
+        is_hung=member.is_hung,
         is_on_demand=member.is_on_demand,
         is_pinned=member.spec.pinned,
     )

@@ -72,6 +72,12 @@ class EngineSettings:
     max_rows: int | None = option(None, POSITIVE, "sequences at once (16; CUDA: 64)", metavar="N")
     max_context: int | None = option(None, POSITIVE, "tokens per sequence", metavar="N")
     max_step_ms: float | None = option(None, SECONDS, "bound on one engine step", metavar="MS")
+    step_limit: float = option(
+        120.0,
+        SECONDS,
+        "an engine whose step takes longer has failed (120, or ten times the longest)",
+        metavar="SECONDS",
+    )
     max_waiting: int = option(1024, NATURAL, "requests beyond the rows before more are refused (1024)", metavar="N")
     max_waiting_tokens: int = option(2**20, NATURAL, "tokens of their prompts (1048576)", metavar="N")
     deterministic: bool = option(False, SWITCH, "same bits in any batch")

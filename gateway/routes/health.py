@@ -26,8 +26,10 @@ class HealthRoute:
     fleet: Fleet
 
     async def live(self, _: Request) -> Response:
-        """200 unless only a restart helps: 503 when models have failed for good and none is left that could answer."""
+        """200 unless only a restart helps: 503 when an engine hangs, or all models have failed for good."""
         states = self.fleet.states()
+        if any(state.is_hung for state in states):
+            return _response({"status": "hung"}, 503)
         is_over = all(state.phase in ("failed", "unloaded") and not state.can_serve for state in states)
         if is_over and any(state.phase == "failed" for state in states):
             return _response({"status": "failed"}, 503)
@@ -74,6 +76,8 @@ class HealthRoute:
     def _verdict(self, states: list[ModelState]) -> tuple[str, int]:
         if self.fleet.is_closing:
             return "unavailable", 503
+        if any(state.is_hung for state in states):
+            return "hung", 503
         if not self.fleet.is_started:
             return "loading", 503
         if not any(state.can_serve for state in states):

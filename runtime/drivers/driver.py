@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from time import monotonic
 from typing import TypeVar
@@ -17,8 +17,9 @@ import structlog
 
 from ortserve.plugins.api import CacheStats, Entry
 from ortserve.runtime.drivers.engine_driver import Outlet, WorkerState
+from ortserve.runtime.drivers.watchdog import STEP_LIMIT_S, Watchdog
 from ortserve.runtime.engine import Engine, EngineStats
-from ortserve.runtime.errors import EngineClosedError, RequestError
+from ortserve.runtime.errors import EngineClosedError, EngineHungError, RequestError
 from ortserve.runtime.grammar.constraint import Constraint
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.plan import EnginePlan
@@ -55,7 +56,10 @@ class _Errand:
 class Driver:
     """One engine on one thread. Every method may be called from any thread."""
 
-    def __init__(self, engine: Engine, manifest: Manifest, plan: EnginePlan) -> None:
+    def __init__(
+        self, engine: Engine, manifest: Manifest, plan: EnginePlan, *, step_limit_s: float = STEP_LIMIT_S
+    ) -> None:
+        """A step that takes longer than `step_limit_s`, or than `Watchdog` makes of it, is taken never to end."""
         self.manifest = manifest
         self.plan = plan
         self.ended: Future[None] = Future()  # settled when the thread has ended; an `EngineClosedError` if it died
@@ -68,10 +72,12 @@ class Driver:
         self._cache_stats = CacheStats()
         self._draft_stats: DraftStats | None = None
         self._has_failed = False
+        self._is_hung = False  # a step does not end; guarded by _changed
         self._closed_reason: str | None = None  # set once no request is accepted any more
         self._drain_until: float | None = None
         engine.bell.answer_with(self._wake)
         self._thread = threading.Thread(target=self._run, name="ortserve-engine", daemon=True)
+        self._watchdog = Watchdog(step_limit_s, self._hang)
         self._thread.start()
 
     @property
@@ -171,7 +177,9 @@ class Driver:
             self._drain_until = monotonic() + drain_s
             self._changed.notify()
         if threading.current_thread() is not self._thread:
-            self._thread.join(drain_s + _JOIN_S)
+            wait([self.ended], drain_s + _JOIN_S)
+            if self.ended.done() and not self._is_hung:
+                self._thread.join(_JOIN_S)
 
     def _running(self) -> Engine:
         with self._changed:
@@ -201,37 +209,60 @@ class Driver:
 
     def _wake(self) -> None:
         with self._changed:
-            if not self.ended.done():
+            if not (self.ended.done() or self._is_hung):
                 self._engine.is_stalled = False
                 self._changed.notify()
 
     def _run(self) -> None:
         try:
             while self._wait_for_work():
+                self._watchdog.begin()
                 self._turn()
+                self._watchdog.end()
             self._cancel_all()
             self._engine.close()
         except BaseException as error:  # a defect of the engine itself: nobody may wait for it forever
             structlog.get_logger("ortserve.driver").exception("the engine's thread has died")
             self._die(f"the engine has failed ({type(error).__name__})")
+        self._watchdog.close()
         with self._changed:
             del self._engine
+            if self._is_hung:  # said already; the step has ended after all, and its memory is free
+                return
             if self._has_failed:
                 self.ended.set_exception(EngineClosedError(self._closed_reason or ""))
             else:
                 self.ended.set_result(None)
 
-    def _die(self, reason: str) -> None:
-        """Tell everybody who waits, and let go of what the engine holds as far as it still can."""
+    def _hang(self, seconds: float) -> None:
+        """Called by the watchdog, on its thread: the engine's own will not tell anybody any more."""
+        reason = f"a step has not ended for {seconds:.0f} s"
+        structlog.get_logger("ortserve.driver").error(
+            "the engine hangs", model=self.manifest.name, reason=reason, requests=len(self._outlets),
+            remedy="its process has to be restarted",
+        )  # fmt: skip
+        with self._changed:
+            if self.ended.done():
+                return
+            self._is_hung = True
+        self._lose_all(reason)
+        self.ended.set_exception(EngineHungError(reason))
+
+    def _lose_all(self, reason: str) -> None:
+        """Accept nothing more, and tell everybody who waits."""
         with self._changed:
             self._has_failed = True
             self._closed_reason = reason
             commands, self._inbox = self._inbox, deque()
+            lost = [Delta(name, (), finish=FinishReason.ERROR, error=reason, is_lost=True) for name in self._outlets]
         for command in commands:
             if isinstance(command, _Errand):
                 command.refuse(EngineClosedError(reason))
-        lost = [Delta(name, (), finish=FinishReason.ERROR, error=reason, is_lost=True) for name in list(self._outlets)]
         self._hand_out(lost, Progress())
+
+    def _die(self, reason: str) -> None:
+        """Tell everybody who waits, and let go of what the engine holds as far as it still can."""
+        self._lose_all(reason)
         try:
             self._engine.close()
         except Exception:  # the same defect, most likely
@@ -241,6 +272,8 @@ class Driver:
         """Block until something is to be done; False when the driver is closed and drained."""
         with self._changed:
             while True:
+                if self._is_hung:  # it was given up while it took its time
+                    return False
                 if self._drain_until is not None and (
                     monotonic() >= self._drain_until or not (self._inbox or self._engine.has_work)
                 ):
@@ -281,7 +314,9 @@ class Driver:
         with self._changed:
             self._backlog.advance(progress)
             for delta in deltas:
-                outlet = self._outlets[delta.request_id]
+                outlet = self._outlets.get(delta.request_id)
+                if outlet is None:  # has been told already that its engine hangs
+                    continue
                 by_outlet.setdefault(id(outlet), (outlet, []))[1].append(delta)
                 if delta.finish is not None:
                     del self._outlets[delta.request_id]

@@ -20,7 +20,7 @@ from ortserve.gateway.schema.sampling import SamplingDefaults
 from ortserve.gateway.served.service import ModelService
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.drivers.async_engine import AsyncEngine
-from ortserve.runtime.errors import EngineClosedError, ModelError
+from ortserve.runtime.errors import EngineClosedError, EngineHungError, ModelError
 from ortserve.runtime.workers.restarts import Restarts
 from tests.gateway.scripted import CHATML, IM_END, ScriptedDriver, make_manifest, make_tokenizer, saying
 
@@ -69,6 +69,11 @@ class ScriptedOpener:
         """What an engine's death looks like from outside."""
         driver = next(driver for name, driver in reversed(self.opened) if name == source)
         driver.ended.set_exception(EngineClosedError("the engine has failed (AssertionError)"))
+
+    def hang(self, source: str) -> None:
+        """What a step that does not end looks like from outside."""
+        driver = next(driver for name, driver in reversed(self.opened) if name == source)
+        driver.ended.set_exception(EngineHungError("a step has not ended for 120 s"))
 
     def _wait(self, spec: ModelSpec) -> None:
         if spec.source in self.late:

@@ -263,3 +263,27 @@ def test_an_engine_that_dies_is_replaced_and_says_the_same(folder: Path) -> None
         samples = scrape(http)
         assert value(samples, "model_restarts_total", model="syn") == 1
         assert value(samples, "model_state", model="syn", state="ready") == 1
+
+
+def test_a_hung_engine_is_no_more_asked_and_only_a_new_process_helps() -> None:
+    opener = ScriptedOpener()
+    with served(make_fleet(opener, spec_of("a"), spec_of("b"))) as http:
+        wait_for(lambda: is_ready(http))
+        assert http.get("/health/live").status_code == 200
+        opener.hang("a")
+        wait_for(lambda: http.get("/health/live").status_code == 503)
+        assert http.get("/health/live").json() == {"status": "hung"}
+        ready = http.get("/health/ready")
+        assert (ready.status_code, ready.json()["status"]) == (503, "hung")
+        (noted,) = [one for one in ready.json()["models"] if one["model"] == "a"]
+        assert noted["state"] == "failed"
+        assert noted["error"] == "a step has not ended for 120 s: this process has to be restarted"
+        assert chat(http, "a").status_code == 503
+        assert said(chat(http, "b")) == "hello from b"  # until the process is gone
+        samples = scrape(http)
+        assert (value(samples, "engine_hung", model="a"), value(samples, "engine_hung", model="b")) == (1, 0)
+        assert value(samples, "model_memory_bytes", model="a") > 0  # which is not free
+        loading = http.post("/admin/models/load", json={"model": "a"}, headers=BOSS)
+        assert loading.status_code >= 400
+        assert "this process has to be restarted" in loading.text
+        assert [source for source, _ in opener.opened] == ["a", "b"]  # not opened again

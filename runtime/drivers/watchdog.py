@@ -1,0 +1,62 @@
+"""Notices a step that does not end. Knows no engine: it is told when a step begins and ends.
+
+A step may take as long as the longest one before it has taken, many times over, and in any case the limit it was given:
+long prompts, a graph captured at its first use and other models of this process that go first are no failures.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from time import monotonic
+
+STEP_LIMIT_S = 120.0
+FACTOR = 10.0  # by the longest step so far
+_LOOKS = 8  # in the time of the limit
+_LONGEST_LOOK_S = 1.0
+
+
+class Watchdog:
+    """One thread beside the engine's. `hung` is called on it, once, with the seconds that a step has taken."""
+
+    def __init__(self, limit_s: float, hung: Callable[[float], None]) -> None:
+        self._limit_s = limit_s
+        self._hung = hung
+        self._every_s = min(limit_s / _LOOKS, _LONGEST_LOOK_S)
+        self._number = 0  # of the step; odd while one runs. Written by the engine's thread alone
+        self._begun_s = 0.0
+        self._longest_s = 0.0
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ortserve-watchdog", daemon=True)
+        self._thread.start()
+
+    @property
+    def limit_s(self) -> float:
+        """How long a step may take now."""
+        return max(self._limit_s, FACTOR * self._longest_s)
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._begun_s = monotonic()
+        self._number += 1
+
+    def end(self) -> None:
+        """It has ended."""
+        self._number += 1
+        self._longest_s = max(self._longest_s, monotonic() - self._begun_s)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._is_over.set()
+
+    def _run(self) -> None:
+        seen, waited_s, looked_s = 0, 0.0, monotonic()
+        while not self._is_over.wait(self._every_s):
+            number, now_s = self._number, monotonic()
+            # A process that was stopped for a while (SIGSTOP, a frozen machine) has not run a step all that time.
+            passed_s, looked_s = min(now_s - looked_s, 2 * self._every_s), now_s
+            waited_s = waited_s + passed_s if number == seen and number % 2 else 0.0
+            seen = number
+            if waited_s > self.limit_s:
+                self._hung(waited_s)
+                return

@@ -1,0 +1,46 @@
+"""The inside of an engine process, here in this one: what it says and does when its engine hangs."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.drivers.driver import Driver
+from ortserve.runtime.errors import EngineHungError
+from ortserve.runtime.request import FinishReason
+from ortserve.runtime.workers.channel import Channel
+from ortserve.runtime.workers.crossing import arrived
+from ortserve.runtime.workers.messages import Ended, Ready, Stepped, Submit, decode_report, encode
+from ortserve.runtime.workers.process import _Desk
+from tests.runtime.driving import PATIENCE_S, Gate, greedy
+from tests.runtime.synthetic import SyntheticModel
+
+
+def test_a_process_whose_engine_hangs_tells_its_requests_and_ends(synthetic: SyntheticModel) -> None:
+    plan = synthetic.plan(EngineConfig(max_rows=2, max_context=256))
+    driver = Driver(synthetic.engine(plan), synthetic.manifest, plan, step_limit_s=0.1)
+    gate = Gate(driver)
+    own, other = socket.socketpair()
+    server = Channel(own)
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(_Desk(Channel(other), driver).run)
+        server.send(encode(Submit(greedy("stuck", 1))))
+        reports = []
+        while (message := server.receive()) is not None:
+            reports.append(decode_report(message))
+        assert ending.result(PATIENCE_S) == 1  # the process's exit status: nothing waits for the engine's thread
+    assert isinstance(reports[0], Ready)
+    (last,) = [delta for report in reports if isinstance(report, Stepped) for delta in report.deltas]
+    assert (last.request_id, last.finish, last.is_lost) == ("stuck", FinishReason.ERROR, True)
+    ended = reports[-1]
+    assert isinstance(ended, Ended)
+    assert ended.error is not None
+    error = arrived(ended.error)
+    assert isinstance(error, EngineHungError)
+    assert "a step has not ended for" in str(error)
+    gate.open()
+    driver._thread.join(PATIENCE_S)
+    assert driver._thread not in threading.enumerate()
+    server.close()
