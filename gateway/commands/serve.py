@@ -27,6 +27,7 @@ from ortserve.gateway.options.state import state_options
 from ortserve.gateway.store.state import State
 from ortserve.gateway.telemetry.logs import configure_logs, log
 from ortserve.gateway.telemetry.tracing import Tracing, open_tracing
+from ortserve.gateway.transport.supervisor import Supervisor
 from ortserve.gateway.usage.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def run(arguments: argparse.Namespace, resolve_model: ResolveModel) -> int:
         state = State(state_options(settings.state))
         opened.callback(state.database.close)
         specs = model_specs(settings)
-        front = Front(socket_, tls, edge, limits)
+        front = Front(socket_, tls, edge, limits, Supervisor(os.environ, predecessor=socket_.predecessor))
         kept = Kept(access, state, ledger, tracing)
         asyncio.run(_serve(_Serving(settings, front, kept, began), specs, resolve_model))
     _end_beside_loads()
@@ -138,7 +139,11 @@ async def _serve(serving: _Serving, specs: Sequence[ModelSpec], resolve_model: R
         await _loaded(fleet, stop)
     living = asyncio.create_task(_live(serving, fleet))
     living.add_done_callback(lambda task: stop.set() if not task.cancelled() and task.exception() else None)
-    drain = partial(fleet.drain, drain_s=front.limits.drain_s)
+
+    def drain() -> None:
+        front.supervisor.stopping()
+        fleet.drain(front.limits.drain_s)
+
     try:
         await run_server(app, front.listener, limits=front.limits, stop=stop, drain=drain, tls=front.tls)
     finally:
@@ -162,6 +167,7 @@ async def _loaded(fleet: Fleet, stop: asyncio.Event) -> None:
 async def _live(serving: _Serving, fleet: Fleet) -> None:
     """Load the models while the server already says that it does, greet, and heed signals until it is cancelled."""
     from ortserve.gateway.commands.greeting import greeting
+    from ortserve.gateway.fleet.state import needs_restart
 
     front, settings = serving.front, serving.settings
     await fleet.start()
@@ -170,7 +176,8 @@ async def _live(serving: _Serving, fleet: Fleet) -> None:
     gc.freeze()
     states = fleet.states()
     seconds = round(time.monotonic() - serving.began, 2)
-    async with front.living(can_hand_over=settings.state.state_dir is None):
+    can_hand_over = settings.state.state_dir is None
+    async with front.living(can_hand_over=can_hand_over, is_alive=lambda: not needs_restart(fleet.states())):
         log().info("ready", models=[state.name for state in states], **front.address(), seconds=seconds)
         if not settings.server.quiet:
             needs_key = not serving.kept.access.ring.is_open

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
 
@@ -37,6 +38,12 @@ class ModelState:
         if self.phase == "unloaded":
             return self.is_on_demand
         return self.phase == "ready" and self.service is not None and self.service.driver.healthy
+
+
+def needs_restart(states: Sequence[ModelState]) -> bool:
+    """Only a new process helps: an engine hangs, or models have failed for good and none is left that could answer."""
+    is_over = all(state.phase in ("failed", "unloaded") and not state.can_serve for state in states)
+    return any(state.is_hung for state in states) or (is_over and any(state.phase == "failed" for state in states))
 
 
 def state_of(member: Member) -> ModelState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,9 @@ from ortserve.gateway.http.server import Limits
 from ortserve.gateway.options.edge import EdgeOptions, EdgeSettings, TlsSettings
 from ortserve.gateway.options.server import ServerSettings
 from ortserve.gateway.telemetry.logs import log
-from ortserve.gateway.transport.handover import Handover, notify, relieve, taken_over
+from ortserve.gateway.transport.handover import Handover, relieve, taken_over
 from ortserve.gateway.transport.listener import Listener, adopted, inherited, listen, listen_at
+from ortserve.gateway.transport.supervisor import Supervisor
 from ortserve.gateway.transport.tls import Tls, TlsFiles
 from ortserve.runtime.errors import ConfigurationError
 
@@ -38,6 +39,7 @@ class Front:
     tls: Tls | None
     edge: EdgeOptions
     limits: Limits
+    supervisor: Supervisor
 
     @property
     def listener(self) -> Listener:
@@ -63,17 +65,18 @@ class Front:
         return {"host": host, "port": port}
 
     @asynccontextmanager
-    async def living(self, *, can_hand_over: bool) -> AsyncIterator[None]:
-        """What goes on beside serving: SIGHUP reads certificates, SIGUSR2 starts a successor.
+    async def living(self, *, can_hand_over: bool, is_alive: Callable[[], bool]) -> AsyncIterator[None]:
+        """What goes on beside serving: SIGHUP reads certificates, SIGUSR2 starts a successor, systemd is told.
 
-        Begin it once requests are answered: it relieves a predecessor.
+        `is_alive`: no restart is needed. Begin it once requests are answered: it relieves a predecessor.
         """
         loop = asyncio.get_running_loop()
-        handover = Handover(self.listener, refusal=None if can_hand_over else ONE_FOLDER)
+        handover = Handover(self.listener, self.supervisor, refusal=None if can_hand_over else ONE_FOLDER)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         loop.add_signal_handler(signal.SIGUSR2, handover.begin)
-        watching = None if self.tls is None else asyncio.create_task(self.tls.watch())
-        notify(os.environ, "READY=1", f"MAINPID={os.getpid()}")
+        watching = [] if self.tls is None else [asyncio.create_task(self.tls.watch())]
+        self.supervisor.ready()
+        watching.append(asyncio.create_task(self.supervisor.keep_alive(is_alive)))
         if self.opened.predecessor is not None:
             relieve(self.opened.predecessor)
         try:
@@ -81,8 +84,8 @@ class Front:
         finally:
             for number in (signal.SIGHUP, signal.SIGUSR2):
                 loop.remove_signal_handler(number)
-            if watching is not None:
-                watching.cancel()
+            for task in watching:
+                task.cancel()
 
     def _reload(self) -> None:
         log().info("reloading")  # keys are looked after by themselves, each second

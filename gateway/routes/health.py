@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from ortserve.gateway.encoders.service import EncoderService
 from ortserve.gateway.fleet.fleet import Fleet
-from ortserve.gateway.fleet.state import ModelState
+from ortserve.gateway.fleet.state import ModelState, needs_restart
 from ortserve.gateway.http.exchange import exchange_of
 from ortserve.gateway.served.service import ModelService
 from ortserve.runtime.drivers.engine_driver import WorkerState
@@ -28,11 +28,9 @@ class HealthRoute:
     async def live(self, _: Request) -> Response:
         """200 unless only a restart helps: 503 when an engine hangs, or all models have failed for good."""
         states = self.fleet.states()
-        if any(state.is_hung for state in states):
-            return _response({"status": "hung"}, 503)
-        is_over = all(state.phase in ("failed", "unloaded") and not state.can_serve for state in states)
-        if is_over and any(state.phase == "failed" for state in states):
-            return _response({"status": "failed"}, 503)
+        if needs_restart(states):
+            word = "hung" if any(state.is_hung for state in states) else "failed"
+            return _response({"status": word}, 503)
         return _response({"status": "ok"}, 200)
 
     async def ready(self, request: Request) -> Response:

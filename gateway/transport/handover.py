@@ -13,10 +13,11 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 
 from ortserve.gateway.telemetry.logs import log
 from ortserve.gateway.transport.listener import Listener
+from ortserve.gateway.transport.supervisor import Supervisor
 
 VARIABLE = "ORTSERVE_LISTENER"  # PID:FD, of who hands over and of the socket
 
@@ -24,9 +25,10 @@ VARIABLE = "ORTSERVE_LISTENER"  # PID:FD, of who hands over and of the socket
 class Handover:
     """Belongs to the event loop of the process that hands over."""
 
-    def __init__(self, listener: Listener, *, refusal: str | None = None) -> None:
+    def __init__(self, listener: Listener, supervisor: Supervisor, *, refusal: str | None = None) -> None:
         """`refusal`: why this server cannot hand over."""
         self._listener = listener
+        self._supervisor = supervisor
         self._refusal = refusal
         self._loop = asyncio.get_running_loop()
         self._is_begun = False
@@ -48,7 +50,7 @@ class Handover:
             log().error("handover_failed", error=str(error))
             return
         log().info("handover_begun", successor=process.pid)
-        self._is_begun = True
+        self._is_begun = self._supervisor.is_replaced = True
         path, self._listener.path = self._listener.path, None  # the successor's to remove from now on
 
         def wait() -> None:
@@ -59,7 +61,7 @@ class Handover:
         def failed(status: int) -> None:
             log().error("handover_failed", error=f"the successor ended with status {status}: its log says why")
             self._listener.path = path
-            self._is_begun = False
+            self._is_begun = self._supervisor.is_replaced = False
 
         # A daemon: it must not keep this process from ending while the successor lives.
         threading.Thread(target=wait, name="ortserve-successor", daemon=True).start()
@@ -80,17 +82,3 @@ def relieve(predecessor: int) -> None:
         log().info("handover_done", predecessor=predecessor)
         with contextlib.suppress(ProcessLookupError):
             os.kill(predecessor, signal.SIGTERM)
-
-
-def notify(environment: Mapping[str, str], *words: str) -> None:
-    """Tell systemd, where it waits for that (Type=notify), as sd_notify(3) does."""
-    address = environment.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = f"\0{address[1:]}"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as messenger:
-        try:
-            messenger.sendto("\n".join(words).encode(), address)
-        except OSError as error:
-            log().warning("notify_failed", error=str(error))

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import threading
 import time
@@ -19,6 +20,7 @@ import pytest
 from tests.gateway.synthetic import write_synthetic_text_model
 from tests.gateway.test_serve import process, read_greeting
 
+CERTIFICATES = Path(__file__).parent / "certificates"
 BODY = {"model": "synthetic", "messages": [{"role": "user", "content": "abc"}], "temperature": 0}
 
 
@@ -61,13 +63,18 @@ def eventually(holds: Callable[[], bool], what: str) -> None:
 
 
 def test_the_successor_takes_over_without_a_refusal_or_a_lost_token(model: Path, tmp_path: Path) -> None:
+    """With TLS; over plain TCP, behind a proxy, see the tests of the proxies."""
     path = tmp_path / "s.sock"
-    with process("serve", str(model), "--unix", str(path), "--threads", "1") as child:
+    words = ("--unix", str(path), "--threads", "1")
+    tls = ("--tls-cert", str(CERTIFICATES / "first-server.pem"), "--tls-key", str(CERTIFICATES / "first-server.key"))
+    trusted = ssl.create_default_context(cafile=str(CERTIFICATES / "first-ca.pem"))
+    with process("serve", str(model), *words, *tls) as child:
         assert "over" in read_greeting(child)
         log = Log(child)
-        transport = httpx.HTTPTransport(uds=str(path), limits=httpx.Limits(max_keepalive_connections=0))
+        limits = httpx.Limits(max_keepalive_connections=0)
+        transport = httpx.HTTPTransport(uds=str(path), verify=trusted, limits=limits)
         try:
-            with httpx.Client(transport=transport, base_url="http://localhost", timeout=30) as http:
+            with httpx.Client(transport=transport, base_url="https://localhost", timeout=30) as http:
                 take_over(child, log, http)
                 assert path.exists()
         finally:

@@ -13,7 +13,6 @@ import httpx
 import pytest
 
 from ortserve.gateway.http.front import open_tls
-from ortserve.gateway.transport.handover import notify
 from ortserve.gateway.transport.listener import AddressError, inherited, listen_at
 from ortserve.runtime.errors import ConfigurationError, OrtserveError
 from tests.gateway.configuration.test_options import resolved
@@ -105,15 +104,6 @@ def test_variables_of_another_process_mean_nothing() -> None:
     environment = {"LISTEN_PID": "1", "LISTEN_FDS": "1", "OTHER": "x"}
     assert inherited(environment, stall_s=5) is None
     assert environment == {"OTHER": "x"}
-
-
-def test_systemd_is_told(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(tmp_path / "notify"))
-        notify({"NOTIFY_SOCKET": str(tmp_path / "notify")}, "READY=1", "MAINPID=7")
-        assert manager.recv(100) == b"READY=1\nMAINPID=7"
-    notify({"NOTIFY_SOCKET": str(tmp_path / "nobody")}, "READY=1")
-    notify({}, "READY=1")
 
 
 @pytest.mark.parametrize("words", [("--tls-cert", "c"), ("--tls-key", "k"), ("--tls-client-ca", "a")])
