@@ -146,6 +146,12 @@ def test_stop_strings_across_tokens(http: httpx.Client, server: Running, stop: s
     assert reply["usage"]["completion_tokens"] <= NUM_TOKENS
 
 
+def test_a_stop_string_that_is_only_begun_takes_nothing(http: httpx.Client) -> None:
+    for stop in (["!!"], ["\U0001f600!?", "zzz"]):
+        (choice,) = http.post(PATH, json=body(stop=stop)).json()["choices"]
+        assert choice["message"]["content"] == text_of(stream(http, stop=stop)) == REPLY
+
+
 @pytest.mark.parametrize("max_tokens", range(1, NUM_TOKENS + 1))
 def test_length_cuts_no_character_in_either_mode(http: httpx.Client, max_tokens: int) -> None:
     reply = http.post(PATH, json=body(max_tokens=max_tokens, logprobs=True)).json()
@@ -166,8 +172,12 @@ def test_logprobs_belong_to_shown_tokens_only(http: httpx.Client) -> None:
     assert [entry["token"] for entry in entries] == ["hello", " "]
     assert [len(entry["top_logprobs"]) for entry in entries] == [2, 2]
     assert entries[0]["top_logprobs"][0] == {"token": "hello", "logprob": -0.25, "bytes": list(b"hello")}
-    (choice,) = http.post(PATH, json=body(logprobs=True, top_logprobs=0)).json()["choices"]
-    assert all(entry["top_logprobs"] == [] for entry in choice["logprobs"]["content"])
+    for fields in ({}, {"top_logprobs": 0}):
+        (choice,) = http.post(PATH, json=body(logprobs=True, **fields)).json()["choices"]
+        assert choice["logprobs"]["content"]
+        assert all(entry["top_logprobs"] == [] for entry in choice["logprobs"]["content"])
+    (choice,) = http.post(PATH, json=body(logprobs=True, top_logprobs=20)).json()["choices"]
+    assert len(choice["logprobs"]["content"][0]["top_logprobs"]) == 20
 
 
 def test_the_rendered_prompt_reaches_the_engine(http: httpx.Client, server: Running) -> None:
@@ -195,6 +205,8 @@ def test_max_tokens_is_clamped_to_the_context(http: httpx.Client, server: Runnin
     assert http.post(PATH, json=body(max_tokens=10**9)).status_code == 200
     request: Request = server.driver.submitted[-1]
     assert request.sampling.max_tokens == 512 - len(request.prompt)
+    assert http.post(PATH, json=body()).status_code == 200
+    assert server.driver.submitted[-1].sampling.max_tokens is None, "the engine goes on to the end of the context"
 
 
 def test_tokens_of_one_step_make_one_chunk() -> None:

@@ -159,6 +159,13 @@ def test_the_overflow_message_has_the_words_clients_look_for(http: httpx.Client)
     assert "600 tokens" in message
 
 
+@pytest.mark.parametrize("prompt", ["x" * 512, [5] * 512])
+def test_a_prompt_must_leave_room_for_one_token(http: httpx.Client, prompt: str | list[int]) -> None:
+    check(http.post(TEXT, json=text(prompt=prompt)), 400, "context_length_exceeded", "prompt")
+    reply = http.post(TEXT, json=text(prompt=prompt[1:])).json()
+    assert (reply["usage"]["completion_tokens"], reply["choices"][0]["finish_reason"]) == (1, "length")
+
+
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_an_unknown_model_is_404(http: httpx.Client, path: str) -> None:
     body = {"model": "gpt-9", "prompt": "hi", "messages": MESSAGES}

@@ -17,11 +17,12 @@ def test_it_changes_with_whatever_may_change_a_reply() -> None:
     others = [
         system_fingerprint(replace(manifest, digest="1" * 64), defaults, VERSIONS),
         system_fingerprint(replace(manifest, precision="int8"), defaults, VERSIONS),
+        system_fingerprint(replace(manifest, exporter="another recipe"), defaults, VERSIONS),
         system_fingerprint(manifest, SamplingDefaults(temperature=0.5), VERSIONS),
         system_fingerprint(manifest, defaults, ("ortserve 1.0", "onnxruntime 1.33")),
         system_fingerprint(manifest, defaults, ("ortserve 1.1", "onnxruntime 1.32")),
     ]
-    assert len({plain, *others}) == 6
+    assert len({plain, *others}) == 7
     assert system_fingerprint(replace(manifest, name="another name"), defaults, VERSIONS) == plain
 
 

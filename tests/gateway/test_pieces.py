@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -77,6 +78,24 @@ def test_a_token_cut_by_a_stop_shows_its_first_part(tokenizer: TextTokenizer) ->
     whole = assemble(ids, [1], ["or"], with_logprobs=True)
     assert whole.text == "hello w"
     assert [(token.text, token.data) for token in whole.tokens] == [("hello", b"hello"), (" w", b" w")]
+
+
+class Halves:
+    """A tokenizer whose second token begins inside of a character and goes on after it."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return (b"\xc3", b"\xa9 world")[token_id]
+
+    def token_name(self, token_id: int) -> str:
+        return repr(self.token_bytes(token_id))
+
+
+def test_a_cut_token_that_begins_inside_of_a_character_ends_where_the_text_does() -> None:
+    halves: Any = Halves()
+    assembler = TextAssembler(halves, ["or"], strip_first_space=False, with_logprobs=True)
+    pieces = [assembler.feed((token,), entries((token,))) for token in (0, 1)]
+    assert "".join(piece.text for piece in pieces) == "\u00e9 w"
+    assert [token.data for piece in pieces for token in piece.tokens] == [b"\xc3", b"\xa9 w"]
 
 
 def test_special_tokens_have_a_name_but_no_text(tokenizer: TextTokenizer) -> None:

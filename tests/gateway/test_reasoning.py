@@ -158,6 +158,22 @@ def test_replies_show_reasoning_under_both_names(tokens_per_step: int, logprobs:
             assert bytes(byte for entry in shown for byte in entry["bytes"]).decode() == "hello world"
 
 
+def test_calls_come_with_the_reasoning_before_them() -> None:
+    call = '{"name": "f", "arguments": {"n": 1}}'
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    driver = make_driver(saying(f"so it is\n</think>\n\n{call}"))
+    with running(driver, template=TEMPLATE) as server, httpx.Client(base_url=server.url, timeout=10) as http:
+        (choice,) = http.post(PATH, json=body(tools=tools)).json()["choices"]
+        deltas = [
+            chunk["choices"][0]["delta"] for chunk in frames(http.post(PATH, json=body(tools=tools, stream=True)).text)
+        ]
+    message = choice["message"]
+    assert message["reasoning_content"] == message["reasoning"] == "so it is"
+    assert message["content"] is None
+    assert [one["function"]["name"] for one in message["tool_calls"]] == ["f"]
+    assert "".join(delta.get("reasoning", "") for delta in deltas) == "so it is"
+
+
 def test_reasoning_that_never_ends() -> None:
     driver = make_driver(saying("so it is and so it is"))
     with running(driver, template=TEMPLATE) as server, httpx.Client(base_url=server.url, timeout=10) as http:

@@ -14,7 +14,9 @@ from ortserve.gateway.contract.endpoints import BODIES, BodyContract
 from ortserve.gateway.errors import ApiError, too_many, unavailable
 from ortserve.gateway.http.server import Limits, server_config
 from ortserve.gateway.schema.fields import Fields
+from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary, read_sampling
 from ortserve.gateway.served.service import ModelService
+from ortserve.runtime.request import SamplingParams
 from tests.gateway.bodies import READERS
 from tests.gateway.conftest import REPLY
 from tests.gateway.running import Running, running, serving
@@ -93,6 +95,18 @@ def test_the_newer_limit_wins(http: httpx.Client) -> None:
         assert reply["choices"][0]["finish_reason"] == "length"
 
 
+def test_zero_is_a_value_and_not_the_authors_default() -> None:
+    author = SamplingDefaults(temperature=0.7, top_p=0.9, top_k=40, repetition_penalty=1.3)
+
+    def read(**fields: Any) -> SamplingParams:
+        return read_sampling(Fields(fields), author, Vocabulary(10, 100), max_tokens=None, num_logprobs=None)
+
+    absent = read(temperature=None)
+    assert (absent.temperature, absent.top_p, absent.top_k, absent.repetition_penalty) == (0.7, 0.9, 40, 1.3)
+    zero = read(temperature=0, top_p=0, top_k=0)
+    assert (zero.temperature, zero.top_p, zero.top_k) == (0, 0, 0)
+
+
 def given_to_the_model(http: httpx.Client, server: Running, *messages: dict[str, Any]) -> str:
     response = http.post(CHAT, json=body(messages=messages))
     assert response.status_code == 200, response.text
@@ -129,6 +143,15 @@ def test_an_earlier_reply_needs_no_content(http: httpx.Client, server: Running, 
     assert "None" not in text
 
 
+def test_an_earlier_refusal_is_what_the_assistant_said(http: httpx.Client, server: Running) -> None:
+    user, part = {"role": "user", "content": "hi"}, {"type": "refusal", "refusal": "No."}
+    for message in ({"content": [part]}, {"content": None, "refusal": "No."}):
+        text = given_to_the_model(http, server, user, {"role": "assistant", **message}, user)
+        assert f"{IM_START}assistant\nNo.{IM_END}" in text
+    error = http.post(CHAT, json=body(messages=[{"role": "user", "content": [part]}])).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "messages[0].content[0].type")
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
@@ -137,6 +160,8 @@ def test_an_earlier_reply_needs_no_content(http: httpx.Client, server: Running, 
         ({"service_tier": "slow"}, "invalid_value", "service_tier"),
         ({"metadata": {"k" * 65: "v"}}, "invalid_value", "metadata"),
         ({"metadata": {str(index): "v" for index in range(17)}}, "object_above_max_properties", "metadata"),
+        ({"metadata": {"k": "v" * 513}}, "string_above_max_length", "metadata.k"),
+        ({"user": 7}, "invalid_type", "user"),
         ({"prompt_cache_retention": "1y"}, "invalid_value", "prompt_cache_retention"),
         ({"frequency_penalty": 2.1}, "decimal_above_max_value", "frequency_penalty"),
         ({"presence_penalty": -2.1}, "decimal_below_min_value", "presence_penalty"),

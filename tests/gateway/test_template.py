@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from ortserve.gateway.errors import ApiError
 from ortserve.gateway.prompts.template import ChatTemplate
 from ortserve.gateway.prompts.template_files import load_chat_template
+from ortserve.gateway.schema.chat import read_template_options
+from ortserve.gateway.schema.fields import Fields
 from ortserve.runtime.errors import ModelError
 from tests.gateway.scripted import CHATML
 
@@ -50,6 +53,17 @@ def test_renders_as_transformers_does(source: str, expected: str) -> None:
 
 def test_options_reach_the_template() -> None:
     assert render("{{ enable_thinking }}", enable_thinking=False) == "False"
+
+
+def test_effort_is_an_option_beside_those_of_the_request() -> None:
+    def read(**fields: Any) -> Mapping[str, object]:
+        return read_template_options(Fields(fields))
+
+    assert read() == read(reasoning_effort=None, chat_template_kwargs=None) == {}
+    assert read(reasoning_effort="low") == {"reasoning_effort": "low"}
+    assert read(reasoning_effort="none") == {"reasoning_effort": "none", "enable_thinking": False}
+    own = {"enable_thinking": True, "style": "terse"}
+    assert read(reasoning_effort="none", chat_template_kwargs=own) == {"reasoning_effort": "none", **own}
 
 
 @pytest.mark.parametrize("name", ["messages", "tools", "bos_token", "add_generation_prompt"])

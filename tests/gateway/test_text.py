@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ortserve.gateway.replies.text import StopScanner, Utf8Decoder
 
-alphabet = st.text("abAB", max_size=30)
-stop_strings = st.lists(st.text("abAB", min_size=1, max_size=4), max_size=3)
+alphabet = st.text("ab", max_size=30)  # two letters: a stop string often begins again inside of itself
+stop_strings = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
 
 
 def naive_cut(text: str, stops: list[str]) -> tuple[str, bool]:
@@ -28,6 +28,9 @@ def chunked(text: str, cuts: list[int]) -> list[str]:
 
 
 @given(alphabet, stop_strings, st.lists(st.integers(0, 30)))
+@example("aaab", ["aab"], [])  # a beginning that fails holds another one
+@example("aab", ["ab", "b"], [])  # two that end together
+@example("aab", ["b", "ab"], [])
 def test_stop_scanner_agrees_with_the_oracle_under_any_chunking(text: str, stops: list[str], cuts: list[int]) -> None:
     scanner = StopScanner(stops)
     shown, stopped = "", False

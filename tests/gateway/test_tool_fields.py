@@ -41,6 +41,7 @@ def test_tools_as_they_are_read() -> None:
     assert [tool.is_strict for tool in use.tools] == [True, False, False]
     assert [tool.is_custom for tool in use.tools] == [False, False, True]
     assert use.tools[2].grammar == InputGrammar("regex", "a+")
+    assert [tool.is_constrained for tool in use.tools] == [True, False, True]
     assert use.mode is ToolMode.AUTO
     assert use.is_parallel
     assert not use.is_named

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from ortserve.runtime.request import Request
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import CHATML, make_driver, make_tokenizer, saying
 
@@ -201,6 +203,28 @@ def test_generation_ends_after_the_only_call() -> None:
         assert server.driver.submitted[-1].id in {*server.driver.cancelled, *server.driver.finished}
 
 
+def test_a_choice_ends_after_its_only_call_while_others_go_on() -> None:
+    """The other one waits for that: the engine generates nothing more for a choice that has ended."""
+    call = make_tokenizer().encode(CALL, add_special_tokens=False)
+    has_ended: list[bool] = []
+
+    def script(request: Request) -> Iterator[list[int]]:
+        if request.choice == 0:
+            yield from ([token] for token in call)
+            yield from itertools.repeat([])
+        for _ in range(1000):
+            if driver.cancelled:
+                break
+            yield []
+        has_ended.append(bool(driver.cancelled))
+        yield from ([token] for token in call)
+
+    driver = make_driver(script, pace_s=0.001, max_context=2048)
+    with running(driver, template=HERMES) as server, httpx.Client(base_url=server.url, timeout=10) as http:
+        assert len(whole(http, n=2, parallel_tool_calls=False)["choices"]) == 2
+    assert has_ended == [True]
+
+
 def test_a_call_cut_by_the_limit_stays_as_it_is(http: httpx.Client) -> None:
     limit = len(
         make_tokenizer().encode(
@@ -314,7 +338,7 @@ def test_markers_that_are_special_tokens_are_seen() -> None:
         assert choice_of(http, tools=None)["message"]["content"] == '[{"name": "get_time", "arguments": {}}]'
 
 
-HISTORY = [
+HISTORY: list[dict[str, Any]] = [
     {"role": "user", "content": "weather?"},
     {
         "role": "assistant",
@@ -348,6 +372,18 @@ def test_the_template_reads_tools_calls_and_results() -> None:
             f'{tools}<tool_call></tool_call>user:weather?;assistant:call_abc=get_weather({{"city": "Paris"}});'
             "tool:sunny#call_abc;"
         )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"), [({"city": "Rome"}, '{"city": "Rome"}'), ('{"ci', '"{\\"ci"'), ("", "{}")]
+)
+def test_arguments_in_other_shapes_are_shown_as_well_as_can_be(arguments: object, shown: str) -> None:
+    """An object instead of its JSON, text that a limit has cut, nothing."""
+    call = {"id": "call_abc", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+    with talking("ok") as (http, server):
+        messages = [HISTORY[0], {**HISTORY[1], "tool_calls": [call]}, HISTORY[2]]
+        assert http.post(PATH, json=body(messages=messages)).status_code == 200
+        assert f"assistant:call_abc=get_weather({shown});tool:" in prompt_of(server)
 
 
 def test_ids_are_shortened_for_templates_that_want_them_short() -> None:

@@ -29,6 +29,13 @@ COMPANIONS: dict[str, Body] = {  # what a field is only allowed with
     "max_tokens": {"echo": True},
     "continue_final_message": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
 }
+# Values of other types than the key, some of which Python would take for one of it.
+OTHERS: dict[str, tuple[object, ...]] = {
+    "integer": ({"a": [1]}, "1", 1.5, True),
+    "number": ({"a": [1]}, "1", True),
+    "boolean": ({"a": [1]}, "true", 1),
+    "string": ({"a": [1]}, ["x"], 1, True),
+}
 
 
 def names(body: BodyContract) -> str:
@@ -148,9 +155,10 @@ def test_intervals_are_those_that_bodies_are_read_with(contract: BodyContract) -
 @pytest.mark.parametrize("contract", OWN, ids=names)
 def test_other_types_are_refused_by_name(contract: BodyContract) -> None:
     for rule in top_level(contract):
-        if rule.verdict is Verdict.HONOURED and rule.shape.get("type") in ("integer", "number", "boolean", "string"):
-            body = {**smallest(contract), **COMPANIONS.get(rule.path, {}), rule.path: {"a": [1]}}
-            assert refusal(contract, body) == rule.path
+        others = OTHERS.get(str(rule.shape.get("type")), ()) if rule.verdict is Verdict.HONOURED else ()
+        for other in others:
+            body = {**smallest(contract), **COMPANIONS.get(rule.path, {}), rule.path: other}
+            assert refusal(contract, body) == rule.path, other
 
 
 def refusal(contract: BodyContract, body: Body) -> str | None:
