@@ -18,7 +18,8 @@ NUM_BREAKS = 34  # break modes seen in the wild
 NUM_DEFECTS = 23  # of streams, each measured to break some client
 # Sections whose every rule has a planted break that its tests have been seen to find.
 PROVEN = (
-    "chat-stream", "completions", "defects-of-streams", "embeddings", "every-endpoint", "other-surfaces", "responses",
+    "chat-reply", "chat-request", "chat-stream", "completions", "defects-of-streams", "embeddings", "every-endpoint",
+    "other-surfaces", "responses",
 )  # fmt: skip
 
 
