@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TextIO
 
 import msgspec
@@ -40,6 +41,7 @@ DESCRIPTION = (
 
 EXAMPLE = """example:
   ortserve doctor --quick
+  ortserve doctor --quick --config ortserve.toml    also the models that a server would load
 
 exit status: 0 fine, 1 something is broken (each with its remedy), 2 bad usage"""
 
@@ -85,12 +87,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="time small chains: about two seconds, less exact")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--host", default="127.0.0.1", help="for --port (default %(default)s)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="also check the models that it names, and memory")
     parser.add_argument("--port", type=_port, help="also check that a server could listen on this port")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check, print, and return 0 or 1."""
-    diagnosis = diagnose(quick=arguments.quick, host=arguments.host, port=arguments.port)
+    config: Path | None = arguments.config
+    diagnosis = diagnose(quick=arguments.quick, host=arguments.host, port=arguments.port, config=config)
     if arguments.json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(asdict(diagnosis)), indent=2).decode() + "\n")
     else:
@@ -98,8 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if diagnosis.healthy else 1
 
 
-def diagnose(*, quick: bool, host: str = "127.0.0.1", port: int | None = None) -> Diagnosis:
-    """Run every check that can run."""
+def diagnose(*, quick: bool, host: str = "127.0.0.1", port: int | None = None, config: Path | None = None) -> Diagnosis:
+    """Run every check that can run. Raises `ConfigurationError` for a file that `serve` would refuse."""
     cpu, installed = cpu_facts(), installed_runtimes()
     runtime = check_runtime(installed)
     findings = [
@@ -119,6 +123,10 @@ def diagnose(*, quick: bool, host: str = "127.0.0.1", port: int | None = None) -
         findings.append(gpus)
     if port is not None:
         findings.append(check_port(host, port))
+    if config is not None:
+        from ortserve.gateway.doctor.models import check_models, settings_of  # needs all that serving needs
+
+        findings += check_models(settings_of(config), memory_budget())
     timings: tuple[Measured, ...] = ()
     advice: tuple[Advice, ...] = ()
     if runtime.verdict is not Verdict.BROKEN:

@@ -72,19 +72,7 @@ class FolderOpener:
 
     def find(self, spec: ModelSpec) -> Prepared | None:
         """Part of `Opener`."""
-        folder = exported_folder(spec.source)
-        if folder is None:
-            return None
-        manifest = read_any_manifest(folder)
-        verified = check_verified(folder, allow=spec.options.allow_unverified)
-        created = int((folder / MANIFEST_NAME).stat().st_mtime)
-        if spec.draft_source is None or not isinstance(manifest, Manifest):
-            return Prepared(spec, folder, manifest, created, verified)
-        draft = exported_folder(spec.draft_source)
-        if draft is None:
-            return None
-        report_draft(draft)
-        return Prepared(spec, folder, manifest, created, verified, draft, read_manifest(draft))
+        return find_prepared(spec)
 
     def prepare(self, spec: ModelSpec) -> Prepared:
         """Part of `Opener`."""
@@ -155,6 +143,26 @@ class FolderOpener:
             )
 
         return Opened(driver, serve)
+
+
+def find_prepared(spec: ModelSpec) -> Prepared | None:
+    """What is known of a model at once; None: it must be exported first.
+
+    Raises `ManifestError` or `UnverifiedError`.
+    """
+    folder = exported_folder(spec.source)
+    if folder is None:
+        return None
+    manifest = read_any_manifest(folder)
+    verified = check_verified(folder, allow=spec.options.allow_unverified)
+    created = int((folder / MANIFEST_NAME).stat().st_mtime)
+    if spec.draft_source is None or not isinstance(manifest, Manifest):
+        return Prepared(spec, folder, manifest, created, verified)
+    draft = exported_folder(spec.draft_source)
+    if draft is None:
+        return None
+    report_draft(draft)
+    return Prepared(spec, folder, manifest, created, verified, draft, read_manifest(draft))
 
 
 def report_plan(driver: EngineDriver, **fields: object) -> None:
