@@ -192,6 +192,7 @@ def test_engine_failures_before_the_first_byte(refusal: EngineError, status: int
         response = httpx.post(f"{server.url}{CHAT}", json=chat(stream=True))
     assert response.status_code == status
     assert response.json()["error"]["type"] == "server_error"
+    assert ("retry-after" in response.headers) == (status == 503)
 
 
 def test_a_failure_in_a_whole_reply_is_500() -> None:

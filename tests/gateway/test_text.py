@@ -27,6 +27,7 @@ def chunked(text: str, cuts: list[int]) -> list[str]:
     return [text[start:end] for start, end in itertools.pairwise(places)]
 
 
+@example("aaab", ["aab"], [])  # begins again within what has failed
 @given(alphabet, stop_strings, st.lists(st.integers(0, 30)))
 @example("aaab", ["aab"], [])  # a beginning that fails holds another one
 @example("aab", ["ab", "b"], [])  # two that end together
