@@ -16,11 +16,6 @@ RULES = tomllib.loads((Path(__file__).parent / "checklist.toml").read_text())
 DECLINED = RULES.pop("declined")
 NUM_BREAKS = 34  # break modes seen in the wild
 NUM_DEFECTS = 23  # of streams, each measured to break some client
-# Sections whose every rule has a planted break that its tests have been seen to find.
-PROVEN = (
-    "chat-reply", "chat-request", "chat-stream", "completions", "defects-of-streams", "embeddings", "every-endpoint",
-    "other-surfaces", "responses",
-)  # fmt: skip
 
 
 @cache
@@ -56,10 +51,7 @@ def test_what_is_declined_says_why() -> None:
 
 def test_planted_breaks_can_still_be_planted() -> None:
     """`python -m tests.mutations` runs them; here only that each still fits its file and is still Python."""
-    breaks = read_breaks()
-    assert len(breaks) > 30
-    assert {one.rule.partition(".")[0] for one in breaks} == set(RULES)
-    for one in breaks:
+    for one in read_breaks():
         text = (ROOT / one.file).read_text(encoding="utf-8")
         assert text.count(one.find) == 1, f"{one.rule}: {one.file} has {one.find!r} {text.count(one.find)} times"
         if one.file.endswith(".py"):  # two blank lines are between definitions: a file for each break would take long
@@ -69,7 +61,7 @@ def test_planted_breaks_can_still_be_planted() -> None:
             compile(part.replace(one.find, one.replace), one.file, "exec")
 
 
-@pytest.mark.parametrize("section", PROVEN)
+@pytest.mark.parametrize("section", sorted(RULES))
 def test_every_rule_has_a_planted_break(section: str) -> None:
     broken = {one.rule for one in read_breaks()}
     assert [rule for rule in RULES[section] if f"{section}.{rule}" not in broken] == []
