@@ -6,8 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
-from ortserve.runtime.drivers.driver import id_in_use
 from ortserve.runtime.drivers.engine_driver import EngineDriver
+from ortserve.runtime.drivers.outlets import id_in_use
 from ortserve.runtime.request import Delta, Request
 
 

@@ -17,13 +17,14 @@ import structlog
 
 from ortserve.plugins.api import CacheStats, Entry
 from ortserve.runtime.drivers.engine_driver import Outlet, WorkerState
+from ortserve.runtime.drivers.outlets import Outlets
 from ortserve.runtime.drivers.watchdog import STEP_LIMIT_S, Watchdog
 from ortserve.runtime.engine import Engine, EngineStats
-from ortserve.runtime.errors import EngineClosedError, EngineHungError, RequestError
+from ortserve.runtime.errors import EngineClosedError, EngineHungError
 from ortserve.runtime.grammar.constraint import Constraint
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.plan import EnginePlan
-from ortserve.runtime.request import Delta, FinishReason, Grammar, Request
+from ortserve.runtime.request import Delta, Grammar, Request
 from ortserve.runtime.scheduling.admission import check_request
 from ortserve.runtime.scheduling.backlog import Backlog, Progress, QueueStats
 from ortserve.runtime.scheduling.reuse import Reuse
@@ -66,9 +67,8 @@ class Driver:
         self._engine = engine  # until the thread ends: whoever keeps the driver must not keep what it computed with
         self._inbox: deque[_Submission | _Cancel | _Errand] = deque()
         self._changed = threading.Condition()
-        self._outlets: dict[str, Outlet] = {}  # of all requests that have not finished; guarded by _changed
         self._stats = EngineStats()
-        self._backlog = Backlog(plan)  # guarded by _changed
+        self._outlets = Outlets(self._changed, Backlog(plan), self.cancel)
         self._cache_stats = CacheStats()
         self._draft_stats: DraftStats | None = None
         self._has_failed = False
@@ -105,7 +105,7 @@ class Driver:
 
     def progress(self) -> Progress:
         """What estimates of waiting rest on, as of the last step."""
-        return self._backlog.progress
+        return self._outlets.backlog.progress
 
     def cache_stats(self) -> CacheStats:
         """The prompt cache as of the last step."""
@@ -139,22 +139,19 @@ class Driver:
         with self._changed:
             if self._closed_reason is not None:
                 raise EngineClosedError(self._closed_reason)
-            if request.id in self._outlets:
-                raise id_in_use(request)
-            self._backlog.add(request, monotonic())
-            self._outlets[request.id] = outlet
+            self._outlets.add(request, outlet, monotonic())
             self._inbox.append(_Submission(request, constraint))
             self._changed.notify()
 
     def check_room(self) -> None:
         """Raise `OverloadedError` when the queue is full: sooner than after the work of making a request."""
         with self._changed:
-            self._backlog.check_room(monotonic())
+            self._outlets.backlog.check_room(monotonic())
 
     def queue_stats(self) -> QueueStats:
         """What waits now, and for how long."""
         with self._changed:
-            return self._backlog.stats(monotonic())
+            return self._outlets.backlog.stats(monotonic())
 
     def prepare(self, grammar: Grammar) -> None:
         """Compile a grammar, so that submitting requests with it takes no time; may take a tenth of a second.
@@ -254,11 +251,11 @@ class Driver:
             self._has_failed = True
             self._closed_reason = reason
             commands, self._inbox = self._inbox, deque()
-            lost = [Delta(name, (), finish=FinishReason.ERROR, error=reason, is_lost=True) for name in self._outlets]
+            lost = self._outlets.losses(reason)
         for command in commands:
             if isinstance(command, _Errand):
                 command.refuse(EngineClosedError(reason))
-        self._hand_out(lost, Progress())
+        self._outlets.hand_out(lost, Progress())
 
     def _die(self, reason: str) -> None:
         """Tell everybody who waits, and let go of what the engine holds as far as it still can."""
@@ -293,7 +290,7 @@ class Driver:
         self._cache_stats = self._engine.reuse.stats()
         if self._engine.drafting is not None:
             self._draft_stats = self._engine.drafting.stats.copy()
-        self._hand_out(deltas, self._engine.progress())
+        self._outlets.hand_out(deltas, self._engine.progress())
 
     def _take_in(self) -> list[Delta]:
         """Carry out all commands; returns the last deltas of the requests they ended."""
@@ -309,33 +306,8 @@ class Driver:
                 ended.append(self._engine.cancel(command.request_id))
         return [delta for delta in ended if delta is not None]
 
-    def _hand_out(self, deltas: list[Delta], progress: Progress) -> None:
-        by_outlet: dict[int, tuple[Outlet, list[Delta]]] = {}
-        with self._changed:
-            self._backlog.advance(progress)
-            for delta in deltas:
-                outlet = self._outlets.get(delta.request_id)
-                if outlet is None:  # has been told already that its engine hangs
-                    continue
-                by_outlet.setdefault(id(outlet), (outlet, []))[1].append(delta)
-                if delta.finish is not None:
-                    del self._outlets[delta.request_id]
-                    self._backlog.remove(delta.request_id, delta.usage)
-        for outlet, own in by_outlet.values():
-            try:
-                outlet.deliver(own)
-            except Exception:  # a defect of one reader must not take the others' engine away
-                structlog.get_logger("ortserve.driver").exception("an outlet failed; its requests are cancelled")
-                for delta in own:
-                    self.cancel(delta.request_id)
-
     def _cancel_all(self) -> None:
         """End what a closing driver leaves unfinished."""
         deltas = self._take_in()
         ended = [self._engine.cancel(sequence.request.id) for sequence in list(self._engine.scheduler.sequences)]
-        self._hand_out(deltas + [delta for delta in ended if delta is not None], Progress())
-
-
-def id_in_use(request: Request) -> RequestError:
-    """The refusal of a second request of one id."""
-    return RequestError(f"request id {request.id!r} is in use: give each running request its own", parameter="id")
+        self._outlets.hand_out(deltas + [delta for delta in ended if delta is not None], Progress())

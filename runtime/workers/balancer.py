@@ -15,8 +15,8 @@ from time import monotonic
 import structlog
 
 from ortserve.plugins.api import CacheStats, Entry
-from ortserve.runtime.drivers.driver import id_in_use
 from ortserve.runtime.drivers.engine_driver import Outlet, WorkerState
+from ortserve.runtime.drivers.outlets import id_in_use
 from ortserve.runtime.engine import EngineStats
 from ortserve.runtime.errors import EngineClosedError, OverloadedError
 from ortserve.runtime.plan import EnginePlan

@@ -16,8 +16,8 @@ from typing import TypeVar
 import structlog
 
 from ortserve.plugins.api import CacheStats, Entry
-from ortserve.runtime.drivers.driver import id_in_use
 from ortserve.runtime.drivers.engine_driver import Outlet, WorkerState
+from ortserve.runtime.drivers.outlets import Outlets
 from ortserve.runtime.engine import EngineStats
 from ortserve.runtime.errors import EngineClosedError
 from ortserve.runtime.plan import EnginePlan
@@ -74,10 +74,7 @@ class RemoteDriver:
         self._grammars = grammars or KnownGrammars()
         self._lock = threading.Lock()  # of all that follows
         self._process: WorkerProcess | None = None
-        self._outlets: dict[str, Outlet] = {}
-        self._silent: dict[str, int] = {}  # prompt tokens of requests that have said nothing yet
-        self._num_silent_tokens = 0
-        self._backlog: Backlog | None = None  # once started
+        self._opened: Outlets | None = None  # once started
         self._tickets: dict[int, Future[Answered]] = {}
         self._numbers = itertools.count()
         self._stats = EngineStats()
@@ -112,7 +109,7 @@ class RemoteDriver:
     def load(self) -> Load:
         """What has been submitted and not been answered, as of now."""
         with self._lock:
-            return Load(len(self._outlets), self._num_silent_tokens)
+            return Load(len(self._outlets), self._outlets.num_silent_tokens)
 
     def workers(self) -> tuple[WorkerState, ...]:
         """Part of `EngineDriver`."""
@@ -127,7 +124,7 @@ class RemoteDriver:
     def queue_stats(self) -> QueueStats:
         """Part of `EngineDriver`."""
         with self._lock:
-            return self._queue.stats(monotonic())
+            return self._outlets.backlog.stats(monotonic())
 
     def cache_stats(self) -> CacheStats:
         """Part of `EngineDriver`."""
@@ -158,22 +155,17 @@ class RemoteDriver:
         message = encode(Submit(sent))
         with self._lock:
             process = self._running()
-            if request.id in self._outlets:
-                raise id_in_use(request)
-            self._queue.add(request, monotonic())
-            self._outlets[request.id] = outlet
-            self._silent[request.id] = len(request.prompt)
-            self._num_silent_tokens += len(request.prompt)
+            self._outlets.add(request, outlet, monotonic())
             process.channel.send(message)
 
     def has(self, request_id: str) -> bool:
         """A request of that id has not ended."""
-        return request_id in self._outlets
+        return self._opened is not None and request_id in self._opened
 
     def check_room(self) -> None:
         """Part of `EngineDriver`."""
         with self._lock:
-            self._queue.check_room(monotonic())
+            self._outlets.backlog.check_room(monotonic())
 
     def prepare(self, grammar: Grammar) -> None:
         """Part of `EngineDriver`."""
@@ -190,7 +182,7 @@ class RemoteDriver:
     def cancel(self, request_id: str) -> None:
         """Part of `EngineDriver`."""
         with self._lock:
-            if request_id in self._outlets and self._process is not None:
+            if self.has(request_id) and self._process is not None:
                 self._process.channel.send(encode(Cancel(request_id)))
 
     def close(self, *, drain_s: float = 0.0) -> None:
@@ -212,9 +204,9 @@ class RemoteDriver:
             self._thread.join(_CLOSE_S)
 
     @property
-    def _queue(self) -> Backlog:
-        assert self._backlog is not None, "the process has not started"
-        return self._backlog
+    def _outlets(self) -> Outlets:
+        assert self._opened is not None, "the process has not started"
+        return self._opened
 
     def _running(self) -> WorkerProcess:
         """Call it with the lock held."""
@@ -287,7 +279,7 @@ class RemoteDriver:
             process.end()
             raise
         plan = replace(plan, max_waiting=config.max_waiting, max_waiting_tokens=config.max_waiting_tokens)
-        self._backlog = Backlog(plan)
+        self._opened = Outlets(self._lock, Backlog(plan), self.cancel)
         return plan
 
     def _listen(self, process: WorkerProcess) -> tuple[bool, str]:
@@ -298,7 +290,8 @@ class RemoteDriver:
                 case Stepped() as stepped:
                     self._take(stepped)
                 case Refused(request_id, error):
-                    self._hand_out((_failed(request_id, str(arrived(error))),))
+                    refused = Delta(request_id, (), finish=FinishReason.ERROR, error=str(arrived(error)))
+                    self._outlets.hand_out((refused,))
                 case Answered() as answered:
                     self._answer(answered)
                 case Logged() as line:
@@ -316,27 +309,7 @@ class RemoteDriver:
             self._cache_stats = stepped.cache
         if stepped.drafts is not None:
             self._draft_stats = stepped.drafts
-        self._hand_out(stepped.deltas, stepped.progress)
-
-    def _hand_out(self, deltas: Sequence[Delta], progress: Progress | None = None) -> None:
-        by_outlet: dict[int, tuple[Outlet, list[Delta]]] = {}
-        with self._lock:
-            if progress is not None:
-                self._queue.advance(progress)
-            for delta in deltas:
-                outlet = self._outlets[delta.request_id]
-                by_outlet.setdefault(id(outlet), (outlet, []))[1].append(delta)
-                self._num_silent_tokens -= self._silent.pop(delta.request_id, 0)
-                if delta.finish is not None:
-                    del self._outlets[delta.request_id]
-                    self._queue.remove(delta.request_id, delta.usage)
-        for outlet, own in by_outlet.values():
-            try:
-                outlet.deliver(own)
-            except Exception:  # a defect of one reader must not take the others' engine away
-                structlog.get_logger("ortserve.worker").exception("an outlet failed; its requests are cancelled")
-                for delta in own:
-                    self.cancel(delta.request_id)
+        self._outlets.hand_out(stepped.deltas, stepped.progress)
 
     def _answer(self, answered: Answered) -> None:
         with self._lock:
@@ -353,18 +326,14 @@ class RemoteDriver:
                 self._has_failed = True
                 self._closed_reason = failure
             tickets, self._tickets = list(self._tickets.values()), {}
-            names = list(self._outlets)
             reason = self._closed_reason or "the engine has been closed"
             self._closed_reason = reason
+            lost = self._outlets.losses(reason)
             self._process = None
         for asked in tickets:
             asked.set_exception(EngineClosedError(reason))
-        self._hand_out([_failed(name, reason, is_lost=True) for name in names], Progress())
+        self._outlets.hand_out(lost, Progress())
         if failure is None:
             self.ended.set_result(None)
         else:
             self.ended.set_exception(EngineClosedError(failure))
-
-
-def _failed(request_id: str, reason: str, *, is_lost: bool = False) -> Delta:
-    return Delta(request_id, (), finish=FinishReason.ERROR, error=reason, is_lost=is_lost)
