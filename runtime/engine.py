@@ -19,7 +19,7 @@ from ortserve.runtime.grammar.constraint import Constraint, Grammars, NoGrammars
 from ortserve.runtime.grammar.masking import Masking, Masks
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.plan import EnginePlan
-from ortserve.runtime.request import Delta, FinishReason, Request, Usage
+from ortserve.runtime.request import Delta, FinishReason, Request
 from ortserve.runtime.scheduling.admission import new_sequence
 from ortserve.runtime.scheduling.backlog import Progress, RunningState
 from ortserve.runtime.scheduling.foresight import Foreseen, Foresight, Launched, PreparingRunner
@@ -28,6 +28,7 @@ from ortserve.runtime.scheduling.placement import Placement
 from ortserve.runtime.scheduling.reuse import Reuse, new_reuse
 from ortserve.runtime.scheduling.scheduler import Advance, Drafts, Scheduler
 from ortserve.runtime.scheduling.sequence import Sequence
+from ortserve.runtime.scheduling.usage import usage_of
 from ortserve.runtime.speculation.adaptation import heard, learn, leave_alone, limits, rooms, worthwhile
 from ortserve.runtime.speculation.drafting import Drafting, Verification
 from ortserve.runtime.speculation.verify import Picking, TokenSampler, draw_rows
@@ -312,7 +313,7 @@ class Engine:
             token_ids=tuple(one.token_id for one in shown if one.token_id is not None),
             logprobs=tuple(one.logprobs for one in shown if one.logprobs is not None),
             finish=finish,
-            usage=None if finish is None else _usage(sequence, now_s),
+            usage=None if finish is None else usage_of(sequence, now_s),
             prompt_logprobs=advance.scored,
         )
 
@@ -324,7 +325,7 @@ class Engine:
     def _last_delta(self, sequence: Sequence, finish: FinishReason, error: str | None) -> Delta:
         self._stats.num_finished += 1
         self._forget(sequence)
-        return Delta(sequence.request.id, (), finish=finish, usage=_usage(sequence, self._clock()), error=error)
+        return Delta(sequence.request.id, (), finish=finish, usage=usage_of(sequence, self._clock()), error=error)
 
     def _forget(self, sequence: Sequence) -> None:
         if self.drafting is not None:
@@ -337,20 +338,3 @@ def _reason(sequence: Sequence) -> str:
     if failure is not None:
         return f"the grammar cannot be followed any further ({failure})"
     return "the model's logits are not finite numbers"
-
-
-def _usage(sequence: Sequence, now_s: float) -> Usage:
-    begun = now_s if sequence.first_run_s is None else sequence.first_run_s
-    first = now_s if sequence.first_token_s is None else sequence.first_token_s
-    return Usage(
-        num_prompt_tokens=sequence.num_prompt_tokens,
-        num_cached_tokens=sequence.num_reused,
-        num_cache_write_tokens=sequence.num_written,
-        num_output_tokens=sequence.num_output_tokens,
-        num_accepted_tokens=sequence.num_accepted,
-        num_rejected_tokens=sequence.num_rejected,
-        num_preemptions=sequence.num_preemptions,
-        queue_s=begun - sequence.arrived_s,
-        time_to_first_token_s=first - sequence.arrived_s,
-        total_s=now_s - sequence.arrived_s,
-    )

@@ -11,14 +11,14 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from time import monotonic
 
 from ortserve.gateway.encoders.service import EncoderService
-from ortserve.gateway.errors import ApiError, Problem, missing_parameter, unavailable
+from ortserve.gateway.errors import ApiError, missing_parameter, unavailable
 from ortserve.gateway.fleet.instance import Instance, Service
 from ortserve.gateway.fleet.member import Member, Tools
 from ortserve.gateway.fleet.memory import GIB, Allotment, NoRoomError, allot
 from ortserve.gateway.fleet.prepared import Prepared
+from ortserve.gateway.fleet.refusing import check_wait, not_yet
 from ortserve.gateway.fleet.roster import roster_of
 from ortserve.gateway.fleet.spec import ModelSpec
 from ortserve.gateway.fleet.state import ModelState, state_of
@@ -222,7 +222,7 @@ class Fleet:
             if member.phase == "ready" and instance is not None:
                 exchange.endings.append(instance.hold())
                 return instance
-            self._refuse(member)
+            check_wait(member, is_closing=self._is_closing, is_started=self.is_started)
             if self._num_held >= MAX_HELD:
                 raise ApiError(unavailable(f"Too many requests wait for the model `{name}`.", retry_after_s=10.0))
             self._num_held += 1
@@ -230,7 +230,7 @@ class Fleet:
                 async with asyncio.timeout_at(deadline):
                     await self._wait_for(member)
             except TimeoutError:
-                raise ApiError(_not_yet(member)) from None
+                raise ApiError(not_yet(member)) from None
             finally:
                 self._num_held -= 1
 
@@ -253,22 +253,10 @@ class Fleet:
         if not task.cancelled() and isinstance(task.exception(), Exception):
             log().warning("model_not_loaded", model=member.name, reason=str(task.exception()))
 
-    def _refuse(self, member: Member) -> None:
-        """Raise `ApiError` (503) when waiting would not help, or not soon."""
-        name = f"`{member.name}`"
-        if self._is_closing:
-            raise ApiError(unavailable("The server is shutting down."))
-        if member.phase == "failed":
-            raise ApiError(unavailable(f"The model {name} has failed, and is not loaded.", retry_after_s=60.0))
-        if member.phase in ("unloaded", "draining") and not member.is_on_demand and not member.is_moving:
-            raise ApiError(unavailable(f"The model {name} is not loaded.", retry_after_s=60.0))
-        if not self.is_started and member.phase != "ready":
-            raise ApiError(_not_yet(member))
-
     def _refuse_while_starting(self) -> None:
         if not self.is_started:
             member = next((one for one in self._members if one.phase != "ready"), self._members[0])
-            raise ApiError(_not_yet(member))
+            raise ApiError(not_yet(member))
 
     def _find(self, name: str, *wanted: Task) -> Member:
         if any(member.prepared is None for member in self._members) and not self.directory.knows(name):
@@ -356,9 +344,3 @@ class Fleet:
 def _last_used(member: Member) -> float:
     assert member.instance is not None
     return member.instance.last_used
-
-
-def _not_yet(member: Member) -> Problem:
-    phase_s = monotonic() - member.since_s
-    wait_s = 5.0 if member.load_s is None else max(member.load_s - phase_s, 1.0)
-    return unavailable(f"The model `{member.name}` is {member.phase} (since {phase_s:.0f} s).", retry_after_s=wait_s)
