@@ -73,11 +73,12 @@ def export(way: Way, setting: Setting, *, number: int, limit_s: float) -> Run:
         for line in way.steps(setting.source, scratch, python):
             left = limit_s - (perf_counter() - began)
             cost = run_measured(line, env=environment(way.exporter), log=log, limit_s=max(1.0, left))
+            held = f"{cost.seconds:.0f} s, {cost.peak_bytes / MEGABYTE:.0f} MB"
             if perf_counter() - began >= limit_s:
-                raise NotRunError(f"was not finished within {limit_s:.0f} s")
+                raise NotRunError(f"was not finished within {limit_s:.0f} s (step {len(costs)}: {held})")
             if cost.status != 0:
                 said = " / ".join(log.read_text(errors="replace").strip().splitlines()[-LOG_END:])
-                raise NotRunError(f"ended with status {cost.status}: {said[-500:]}")
+                raise NotRunError(f"ended with status {cost.status} (step {len(costs)}: {held}): {said[-500:]}")
             costs.append(cost)
         written = sum(path.stat().st_size for path in (scratch / "out").rglob("*") if path.is_file())
     return Run(

@@ -54,6 +54,7 @@ WAYS: Mapping[str, Way] = {
         Way("ours-int4", "ours", "int4", "--precision int4 --reference numpy"),
         Way("ours-fp32", "ours", "fp32", "--precision fp32 --reference numpy"),
         Way("ours-int8-unproved", "ours", "int8", "--precision int8 --no-verify"),
+        Way("ours-fp32-unproved", "ours", "fp32", "--precision fp32 --no-verify"),
         Way("ours-int4-unproved", "ours", "int4", "--precision int4 --no-verify"),
         Way("optimum-int8", "optimum", "int8", "export onnx, then onnxruntime quantize --avx512_vnni (dynamic)"),
         Way("optimum-fp32", "optimum", "fp32", "export onnx"),

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
-from time import perf_counter
+from time import perf_counter, thread_time
 
 INTERVAL_S = 0.2
-MAX_SHARE = 0.02  # of the time that sampling may take: reading a large process's page tables holds it up
+MAX_SHARE = 0.05  # of a processor that sampling may take: reading a large process's page tables holds it up
 KILOBYTE = 1024
 
 
@@ -28,7 +28,9 @@ class Cost:
     status: int  # exit status; negative: the signal that ended it
     seconds: float
     cpu_seconds: float
-    peak_bytes: int  # proportional, of all its processes together, at the sample where it was largest
+    peak_bytes: (
+        int  # proportional, of all processes at one moment; at least what the largest of them held at its highest
+    )
     peak_anonymous_bytes: int
     largest_process_bytes: int  # resident at its highest, as the kernel keeps it, and at least what the caller had
     num_samples: int
@@ -58,7 +60,7 @@ def run_measured(line: Sequence[str | Path], *, env: Mapping[str, str], log: Pat
         child.returncode,
         seconds,
         usage.ru_utime + usage.ru_stime,
-        max(peaks.proportional, usage.ru_maxrss * KILOBYTE if peaks.num_samples == 0 else 0),
+        max(peaks.proportional, usage.ru_maxrss * KILOBYTE),  # samples miss peaks, the kernel does not
         peaks.anonymous,
         usage.ru_maxrss * KILOBYTE,
         peaks.num_samples,
@@ -77,13 +79,13 @@ class _Peaks:
 def _sample(session: int, peaks: _Peaks, done: Event) -> None:
     pause = 0.0
     while not done.wait(pause):
-        began = perf_counter()
+        began = thread_time()
         memories = [memory for memory in map(_memory, _processes(session)) if memory is not None]
         if memories:
             peaks.proportional = max(peaks.proportional, sum(memory[0] for memory in memories))
             peaks.anonymous = max(peaks.anonymous, sum(memory[1] for memory in memories))
             peaks.num_samples += 1
-        pause = max(INTERVAL_S, (perf_counter() - began) / MAX_SHARE)
+        pause = max(INTERVAL_S, (thread_time() - began) / MAX_SHARE)
 
 
 def _processes(session: int) -> Iterator[int]:
