@@ -30,6 +30,7 @@ from ortserve.export.proof.text_proof import compare_greedy, compare_perplexity,
 from ortserve.export.proof.verdict import all_pass, check_parity_report
 from ortserve.export.recipes.precisions import FLOAT_PRECISIONS, ReferenceName
 from ortserve.export.sources.checkpoint import RANDOM_WEIGHTS, Checkpoint
+from ortserve.runtime.host.heap import trim_heap
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.parity import LayerError, ParityCase, ParityReport, StoredComparison
 
@@ -107,22 +108,19 @@ def compare_with(
     is_random = checkpoint.config.get(RANDOM_WEIGHTS) is True
     limits = limits or limits_of(manifest, is_random=is_random)
     text = _proof_text(checkpoint, manifest)
-    run = open_graph_run(folder, manifest, num_rows=NUM_ROWS, capacity=_capacity(text))
-    reply = greedy_reply(partial(_alone, run), text.prompt, text.reply_length, num_tokens=manifest.num_tokens)
+    graph = _run_graph(folder, manifest, text, by_length=at_lengths is not None)
     exact = StreamRecord(sum(map(len, text.rows)), sum(map(len, text.documents)))
-    expected = reference.compute([*text.rows, *text.documents, [*text.prompt, *reply]], exact.see)
+    expected = reference.compute([*text.rows, *text.documents, [*text.prompt, *graph.reply]], exact.see)
     if not all(np.isfinite(logits).all() for logits in expected):
         raise ExportError(
             f"{checkpoint.folder}: the reference computes values that are not finite: its weights are damaged"
         )
-    computed = {name: feed(run, text.rows) for name, feed in FEEDS.items()}
     cases = tuple(
-        _compare(name, expected[:NUM_ROWS], found, num_tokens=manifest.num_tokens) for name, found in computed.items()
+        _compare(name, expected[:NUM_ROWS], found, num_tokens=manifest.num_tokens) for name, found in graph.rows.items()
     )
     if at_lengths is not None:
-        cases += tuple(_regimes(run, manifest, at_lengths, text.rows))
-    answers = [_alone(run, tokens, 0) for tokens in text.documents]
-    stored, layers = (None, ()) if compare_stored is None else compare_stored(text.documents, answers, exact)
+        cases += tuple(_regimes(graph.by_length, manifest, at_lengths, text.rows))
+    stored, layers = (None, ()) if compare_stored is None else compare_stored(text.documents, graph.documents, exact)
     report = ParityReport(
         reference.description,
         True,
@@ -134,15 +132,39 @@ def compare_with(
         perplexity=compare_perplexity(
             text.documents,
             expected[NUM_ROWS:-1],
-            answers,
+            graph.documents,
             num_tokens=manifest.num_tokens,
             max_ratio=None if is_random else limits.max_perplexity_ratio,
         ),
-        greedy=compare_greedy(text.prompt, reply, expected[-1], num_tokens=manifest.num_tokens),
+        greedy=compare_greedy(text.prompt, graph.reply, expected[-1], num_tokens=manifest.num_tokens),
         libraries=reference.libraries,
         layers=layers,
     )
     return replace(report, passed=all_pass(check_parity_report(report)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """Logits of the graph, `[tokens, vocab_size]` each."""
+
+    reply: list[int]  # greedy
+    rows: Mapping[str, list[Floats]]  # by the way they are fed
+    documents: list[Floats]
+    by_length: list[tuple[tuple[int, ...], list[Floats]]]  # rows that become so many tokens long
+
+
+def _run_graph(folder: Path, manifest: Manifest, text: ProofText, *, by_length: bool) -> _Answers:
+    """All that the proof asks of the graph: afterwards its session is gone, and the reference has the memory."""
+    run = open_graph_run(folder, manifest, num_rows=NUM_ROWS, capacity=_capacity(text))
+    answers = _Answers(
+        greedy_reply(partial(_alone, run), text.prompt, text.reply_length, num_tokens=manifest.num_tokens),
+        {name: feed(run, text.rows) for name, feed in FEEDS.items()},
+        [_alone(run, tokens, 0) for tokens in text.documents],
+        list(_run_regimes(run, manifest, text.rows)) if by_length else [],
+    )
+    del run
+    trim_heap()
+    return answers
 
 
 def _against_stored(
@@ -227,18 +249,22 @@ def _check_same_model(manifest: Manifest, architecture: Architecture) -> None:
         raise ExportError(f"{manifest.name} was not exported from this checkpoint: their sizes differ")
 
 
-def _regimes(run: Run, manifest: Manifest, at_lengths: AtLengths, sequences: Sequences) -> Iterator[ParityCase]:
-    """Ragged steps of rows that rotate by different lengths, where there are several: each regime beside others.
-
-    The NumPy reference takes any length; transformers would have to compute a text of that length.
-    """
+def _run_regimes(run: Run, manifest: Manifest, sequences: Sequences) -> Iterator[tuple[tuple[int, ...], list[Floats]]]:
+    """Ragged steps of rows that rotate by different lengths, where there are several: each regime beside others."""
     regimes = manifest.rotary_regimes
     for first in range(0, len(regimes) if len(regimes) > 1 else 0, NUM_ROWS):
         chosen = [regimes[(first + row) % len(regimes)] for row in range(NUM_ROWS)]
-        expected = at_lengths(sequences, [regime.max_tokens for regime in chosen])
-        found = in_steps(run, sequences, RAGGED_STEPS, [regime.first_row for regime in chosen])
-        name = "lengths " + ", ".join(str(regime.max_tokens) for regime in chosen)
-        yield _compare(name, expected, found, num_tokens=manifest.num_tokens)
+        lengths = tuple(regime.max_tokens for regime in chosen)
+        yield lengths, in_steps(run, sequences, RAGGED_STEPS, [regime.first_row for regime in chosen])
+
+
+def _regimes(
+    found: Sequence[tuple[tuple[int, ...], list[Floats]]], manifest: Manifest, at_lengths: AtLengths, rows: Sequences
+) -> Iterator[ParityCase]:
+    """Against the NumPy reference, which takes any length; transformers would have to compute a text of that length."""
+    for lengths, logits in found:
+        name = "lengths " + ", ".join(map(str, lengths))
+        yield _compare(name, at_lengths(rows, lengths), logits, num_tokens=manifest.num_tokens)
 
 
 def _compare(name: str, expected: Sequence[Floats], found: Sequence[Floats], *, num_tokens: int) -> ParityCase:
