@@ -16,7 +16,7 @@ from itertools import islice
 from ortserve.runtime.errors import OverloadedError, WaitTooLongError
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Request, Usage
-from ortserve.runtime.scheduling.fair_order import FairOrder, spared_for
+from ortserve.runtime.scheduling.fair_order import FairOrder
 from ortserve.runtime.scheduling.pace import Costs
 
 UNKNOWN_S = 1.0  # a wait, before anything has been measured
@@ -194,8 +194,9 @@ class Backlog:
         request = entry.request
         kind, known = (request.tenant, request.priority, request.weight), self._kept_turns(now_s).wait_s
         if kind not in known:
-            order = self._arranged([*self._waiting(), entry], now_s)
-            is_spared = order[0] is entry and bool(spared_for(entry, self._running_entries()))
+            fair, running = self._progress.fair.copy(), self._running_entries()
+            order = fair.arrange([*self._waiting(), entry], running, now_s)
+            is_spared = order[0] is entry and bool(fair.spared_for(entry, running))
             starts = zip(order, self._starts(order), strict=False)
             known[kind] = 0.0 if is_spared else next(start for one, start in starts if one is entry)
         return known[kind]
@@ -216,12 +217,9 @@ class Backlog:
         turns = self._turns
         is_old = turns is None or not 0 <= now_s - turns.at_s < KEEP_S
         if turns is None or is_old or self._num_arrivals - turns.num_arrivals > len(turns.order) // KEEP_SHARE:
-            order = self._arranged(list(self._waiting()), now_s)
+            order = self._progress.fair.copy().arrange(self._waiting(), self._running_entries(), now_s)
             turns = self._turns = _Turns(now_s, self._num_arrivals, order, list(self._starts(order)), {})
         return turns
-
-    def _arranged(self, waiting: list[_Entry], now_s: float) -> list[_Entry]:
-        return self._progress.fair.copy().arrange(waiting, self._running_entries(), now_s)
 
     def _running_entries(self) -> list[_Entry]:
         return [self._entries[name] for name in self._running()]

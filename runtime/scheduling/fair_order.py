@@ -1,8 +1,9 @@
 """Whose turn it is among tenants that wait: those that have been served least, by their weights. Knows no rows.
 
 Start-time fair queueing: each tenant has a clock that runs with the tokens computed for it, divided by its weight; the
-slowest clock is next. A tenant that comes back starts at the slowest clock of those at work: idling saves nothing up.
-Who is next and has fewer rows than a fair share is given one that another tenant can spare.
+slowest clock is next. A tenant that comes back starts at the slowest clock of those at work, or at its own if that is
+ahead: idling saves nothing up, and leaving pays no debt. Who is next and has fewer rows than a fair share is given one
+that another tenant can spare, and a step in which that tenant's others wait.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from ortserve.runtime.request import Request
 AGEING_S = 30.0  # so long in the queue counts as one more priority
 NEVER = float("-inf")
 
-Turn = tuple[int, float, int, int, bytes]  # priority negated, clock, rows, arrival, tenant
+NEAR = 64.0  # tokens: tenants that have been served as much as that are told apart by rows, which else pass to and fro
+
+Turn = tuple[
+    int, float, float, float, int, bytes
+]  # priority negated, clock, rows by weight, exact clock, arrival, tenant
 
 
 class Waiting(Protocol):
@@ -103,6 +108,45 @@ class FairOrder:
         clock = self._clocks.get(request.tenant, self._floor)
         self._clocks[request.tenant] = clock + num_tokens / request.weight
 
+    def spared_for(self, sequence: Waiting, running: Iterable[Queued]) -> list[Queued]:
+        """Whom another tenant can spare so that this one gets a row: while rows, by weights, are more even afterwards.
+
+        The last one of `running` that the tenant with the most rows has, or nobody. Without this, whoever comes into a
+        flood waits until one of its replies is complete. Not for a tenant that has been served more than that one:
+        rows would be passed to and fro.
+        """
+        own, rows = self._rows(sequence, running)
+        crowd = max(rows.values(), key=lambda held: len(held) / held[-1].request.weight, default=[])
+        if not crowd or crowd[-1].request.priority > sequence.request.priority:
+            return []
+        is_fairer = (len(own) + 1) / sequence.request.weight <= (len(crowd) - 1) / crowd[-1].request.weight
+        return crowd[-1:] if is_fairer and self._clock(crowd[-1]) >= self._clock(sequence) else []
+
+    def making_way(self, newcomer: Waiting, running: Iterable[Queued]) -> set[bytes]:
+        """Tenants whose rows may wait a step for a newcomer that has one of `running`.
+
+        Those that hold more rows, by weights, have been served no less than its own, and are no more urgent.
+        """
+        own, rows = self._rows(newcomer, running)
+        num_own, clock = len(own) / newcomer.request.weight, self._clock(newcomer)
+        return {
+            tenant
+            for tenant, held in rows.items()
+            if len(held) / held[-1].request.weight > num_own
+            and self._clock(held[-1]) >= clock
+            and all(other.request.priority <= newcomer.request.priority for other in held)
+        }
+
+    def _rows(self, sequence: Waiting, running: Iterable[Queued]) -> tuple[list[Queued], dict[bytes, list[Queued]]]:
+        """Those of its tenant, and those of the others by tenant, in their order."""
+        rows: dict[bytes, list[Queued]] = {}
+        for other in running:
+            rows.setdefault(other.request.tenant, []).append(other)
+        return rows.pop(sequence.request.tenant, []), rows
+
+    def _clock(self, sequence: Waiting) -> float:
+        return self._clocks.get(sequence.request.tenant, self._floor)
+
     def _take_turns(
         self, waiting: Mapping[bytes, Lines[Queued]], rows: Counter[bytes], now_s: float
     ) -> Iterator[Queued]:
@@ -119,7 +163,7 @@ class FairOrder:
         heapify(heap)
         orders: dict[bytes, Iterator[Queued]] = {}  # of the tenants that have had a turn: what follows
         while heap:
-            _, clock, _, _, tenant = heap[0]
+            _, _, _, clock, _, tenant = heap[0]
             head = heads[tenant]
             clock += head.num_pending / head.request.weight  # what its first step will be charged
             rows[tenant] += 1
@@ -135,11 +179,12 @@ class FairOrder:
             yield head
 
     def _keep(self, tenants: Iterable[bytes]) -> None:
-        """Forget those that have left, and let those that come begin at the slowest clock."""
+        """Forget those that have left and are not ahead, and let those that come begin at the slowest clock."""
         clocks = {tenant: self._clocks.get(tenant) for tenant in tenants}
         known = [clock for clock in clocks.values() if clock is not None]
         self._floor = max(self._floor, min(known, default=max(self._clocks.values(), default=self._floor)))
-        self._clocks = {tenant: self._floor if clock is None else clock for tenant, clock in clocks.items()}
+        ahead = {tenant: clock for tenant, clock in self._clocks.items() if clock > self._floor}
+        self._clocks = ahead | {tenant: self._floor if clock is None else clock for tenant, clock in clocks.items()}
         self._admitted_s = {tenant: time for tenant, time in self._admitted_s.items() if tenant in clocks}
 
 
@@ -150,7 +195,8 @@ def aged_priority(sequence: Waiting, now_s: float) -> int:
 
 def _turn(head: Waiting, clock: float, num_rows: int, admitted_s: float, now_s: float) -> Turn:
     waited_s = now_s - max(head.waiting_since_s, admitted_s)
-    return -(head.request.priority + int(waited_s / AGEING_S)), clock, num_rows, head.arrival, head.request.tenant
+    priority = head.request.priority + int(waited_s / AGEING_S)
+    return -priority, clock // NEAR, num_rows / head.request.weight, clock, head.arrival, head.request.tenant
 
 
 class _Aged:
@@ -165,20 +211,3 @@ class _Aged:
 
 def _merged(lines: Lines[Queued], now_s: float) -> Iterator[Queued]:
     return iter(lines[0]) if len(lines) == 1 else merge(*lines, key=_Aged(now_s))
-
-
-def spared_for(sequence: Waiting, running: Iterable[Queued]) -> list[Queued]:
-    """Whom another tenant can spare so that this one gets a row: while rows, by weights, are more even afterwards.
-
-    The last one of `running` that the tenant with the most rows has, or nobody. Without this, whoever comes into a
-    flood waits until one of its replies is complete.
-    """
-    rows: dict[bytes, list[Queued]] = {}
-    for other in running:
-        rows.setdefault(other.request.tenant, []).append(other)
-    num_own = len(rows.pop(sequence.request.tenant, ()))
-    crowd = max(rows.values(), key=lambda held: len(held) / held[-1].request.weight, default=[])
-    if not crowd or crowd[-1].request.priority > sequence.request.priority:
-        return []
-    is_fairer = (num_own + 1) / sequence.request.weight <= (len(crowd) - 1) / crowd[-1].request.weight
-    return crowd[-1:] if is_fairer else []

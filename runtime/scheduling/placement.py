@@ -9,7 +9,7 @@ from __future__ import annotations
 from ortserve.runtime.pages.reuse import share_blocks
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.scheduling.blocks import BlockPool
-from ortserve.runtime.scheduling.fair_order import FairOrder, aged_priority, spared_for
+from ortserve.runtime.scheduling.fair_order import FairOrder, aged_priority
 from ortserve.runtime.scheduling.reuse import Reuse
 from ortserve.runtime.scheduling.sequence import Sequence, Stage
 from ortserve.runtime.scheduling.waiting_line import WaitingLine
@@ -178,7 +178,9 @@ class Placement:
                 self.reuse.abandon(other)
             return self._has_room(self._num_missing(sequence, len(sequence.tokens) + 1), 0)
         lower = [other for other in self.by_age() if other.held_priority < sequence.request.priority]
-        return self._displace(lower, num_blocks) or self._displace(spared_for(sequence, self.by_age()), num_blocks)
+        return self._displace(lower, num_blocks) or self._displace(
+            self.fair.spared_for(sequence, self.by_age()), num_blocks
+        )
 
     def _displace(self, victims: list[Sequence], num_blocks: int) -> bool:
         """Whether a row and blocks are free, after preempting the last ones if that is enough."""

@@ -17,6 +17,7 @@ from ortserve.runtime.sampling.sampler import Drawn
 from ortserve.runtime.scheduling.pace import Pace
 from ortserve.runtime.scheduling.placement import Placement
 from ortserve.runtime.scheduling.sequence import Sequence, Stage
+from ortserve.runtime.scheduling.taking import open_reply, take_drawn, take_forced
 from ortserve.runtime.speculation.verify import Picked
 from ortserve.runtime.step import Row, Step
 
@@ -35,6 +36,14 @@ class Advance:
     num_accepted: int  # of them
     finish: FinishReason | None
     scored: tuple[TokenLogprobs, ...] = ()  # prompt tokens it judged
+
+
+@dataclass(frozen=True, slots=True)
+class First:
+    """Whose prompt a step computes while others wait."""
+
+    newcomer: Sequence
+    others: frozenset[bytes]  # tenants whose sequences have no part in the step
 
 
 class Scheduler:
@@ -59,7 +68,7 @@ class Scheduler:
     def add(self, sequence: Sequence, now_s: float) -> None:
         """Queue a new sequence."""
         assert sequence.request.id not in self._sequences, f"request id {sequence.request.id} is in use"
-        _open(sequence)
+        open_reply(sequence)
         sequence.waiting_since_s = now_s
         self._sequences[sequence.request.id] = sequence
         self.placement.enqueue(sequence)
@@ -80,8 +89,9 @@ class Scheduler:
     def plan(self, number: int, now_s: float, drafts: Drafts | None = None) -> Step | None:
         """The next step; None when there is nothing to do."""
         self.placement.admit(now_s)
-        decodes = self._plan_decodes(drafts or {})
-        rows = (*decodes, *self._plan_chunks(decodes))
+        first = self._find_first()
+        decodes = self._plan_decodes(drafts or {}, first)
+        rows = (*decodes, *self._plan_chunks(decodes, first))
         moves = self.placement.take_moves()
         if not rows and not moves:
             return None
@@ -142,24 +152,49 @@ class Scheduler:
         if sequence.first_token_s is None:
             sequence.first_token_s = now_s
             added += map(Drawn, sequence.tokens[sequence.num_prompt_tokens :])  # forced before anything was drawn
-        finish, num_taken = _take_drawn(sequence, picked.drawn, added)
+        finish, num_taken = take_drawn(sequence, picked.drawn, added)
         # The last one was drawn, not guessed (or ends the request).
         sequence.num_computed += max(num_taken - 1, 0)
         num_accepted = min(num_taken - 1, num_drafts)
         sequence.num_accepted += num_accepted
         sequence.num_rejected += num_drafts - num_accepted
         if finish is None:
-            finish = _take_forced(sequence, added, num_taken)
+            finish = take_forced(sequence, added, num_taken)
         if finish in (FinishReason.STOP, FinishReason.LENGTH):
             self.remove(sequence, is_complete=True)
         return Advance(sequence, tuple(added), num_drafts, num_accepted, finish, scored)
 
-    def _plan_decodes(self, drafts: Drafts) -> list[Row]:
+    def _find_first(self) -> First | None:
+        """A newcomer whose prompt is computed before tenants that hold more go on: beside them it would take longer.
+
+        Its prompt must fit a step as it would be with them, so that they wait no longer than for any prompt.
+        """
+        running = self.placement.by_age()
+        decoding = [sequence for sequence in running if sequence.is_decoding]
+        if not decoding or len(decoding) == len(running):
+            return None
+        lengths = [self._decode_length(sequence) for sequence in decoding]
+        attended = sum(length * (one.num_computed + length) for length, one in zip(lengths, decoding, strict=True))
+        for newcomer in running:
+            if newcomer.is_decoding or newcomer.is_scoring:
+                continue
+            tenants = self.placement.fair.making_way(newcomer, running)
+            budget = self._pace.chunk_tokens(
+                decode_tokens=sum(lengths), decode_attended=attended, start=newcomer.num_computed
+            )
+            is_whole = self._chunk_length(newcomer, budget, is_first=True) == newcomer.num_pending <= budget
+            if tenants and is_whole:
+                return First(newcomer, frozenset(tenants))
+        return None
+
+    def _plan_decodes(self, drafts: Drafts, first: First | None) -> list[Row]:
         """A row for each running sequence with one token to compute; when memory runs out, the youngest gives way."""
+        others = frozenset() if first is None else first.others
         for sequence in self.placement.by_age():
-            if sequence.stage is Stage.RUNNING and sequence.is_decoding:
+            is_next = sequence.is_decoding and sequence.request.tenant not in others
+            if sequence.stage is Stage.RUNNING and is_next:
                 self.placement.grow(sequence, sequence.num_computed + self._decode_length(sequence))
-        ready = self.decoding()
+        ready = [sequence for sequence in self.decoding() if sequence.request.tenant not in others]
         if len(ready) > self._plan.max_logit_rows:
             ready.sort(key=lambda sequence: sequence.last_step)  # whoever has waited longest
             ready = ready[: self._plan.max_logit_rows]
@@ -205,12 +240,14 @@ class Scheduler:
             first_rotary_row=sequence.regime.first_row,
         )
 
-    def _plan_chunks(self, decodes: list[Row]) -> Iterator[Row]:
+    def _plan_chunks(self, decodes: list[Row], first: First | None) -> Iterator[Row]:
         """Prompt chunks of the oldest sequences that have not computed theirs, within the step's time."""
         num_logits = sum(row.num_logits for row in decodes)
         decode_tokens = sum(len(row.tokens) for row in decodes)
         decode_attended = sum(len(row.tokens) * row.end for row in decodes)
         waiting = [sequence for sequence in self.placement.by_age() if not sequence.is_decoding]
+        if first is not None and first.newcomer in waiting:  # its row may have been taken for memory meanwhile
+            waiting = [first.newcomer]
         if not waiting:
             return
         budget = self._pace.chunk_tokens(
@@ -276,51 +313,3 @@ class Scheduler:
     def _blocks(self, sequence: Sequence) -> tuple[int, ...]:
         """Where its tokens lie; in layout "slots" its row says that."""
         return tuple(sequence.blocks) if self._plan.shares_blocks else ()
-
-
-def _open(sequence: Sequence) -> None:
-    """Put what a grammar forces at the very beginning behind the prompt: it is computed with it.
-
-    The last one is left to be drawn: it may complete the reply, and a reply comes out of a step.
-    """
-    sampling = sequence.request.sampling
-    if sequence.constraint is None or sampling.num_logprobs is not None or sampling.num_prompt_logprobs is not None:
-        return
-    for token in sequence.constraint.forced()[:-1][: max(sequence.max_tokens - 1, 0)]:
-        if sequence.is_end(token) or not sequence.take(token):
-            return
-
-
-def _take_drawn(sequence: Sequence, drawn: tuple[Drawn, ...], added: list[Drawn]) -> tuple[FinishReason | None, int]:
-    """Append what was drawn, up to the token that ends the request; returns how many were taken."""
-    for count, one in enumerate(drawn, 1):
-        added.append(one)
-        if one.token_id is None or not sequence.take(one.token_id):
-            return FinishReason.ERROR, count
-        finish = sequence.finish_after(one.token_id)
-        if finish is not None:
-            return finish, count
-    return None, len(drawn)
-
-
-def _take_forced(sequence: Sequence, added: list[Drawn], num_taken: int) -> FinishReason | None:
-    """Append what must come next by the grammar. Where log-probabilities are wanted it waits for its logits.
-
-    `num_taken` tokens have just been drawn, among them those that waited.
-    """
-    sequence.num_trailing = 1
-    if sequence.constraint is None:
-        return None
-    forced = sequence.forced[num_taken:] or sequence.constraint.forced()
-    if sequence.request.sampling.num_logprobs is not None:
-        sequence.forced = forced
-        return None
-    for token in forced:
-        added.append(Drawn(token))
-        if not sequence.take(token):
-            return FinishReason.ERROR
-        sequence.num_trailing += 1
-        finish = sequence.finish_after(token)
-        if finish is not None:
-            return finish
-    return None

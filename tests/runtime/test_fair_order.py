@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -146,7 +147,7 @@ def rows_of(engine: Engine) -> Counter[bytes]:
 
 
 @pytest.mark.parametrize(("num_others", "weight", "wanted"), [(1, 1, 1), (6, 1, 2), (6, 3, 3)])
-def test_who_comes_into_a_flood_has_a_row_at_once_and_its_share_soon(
+def test_who_comes_into_a_flood_has_its_share_at_once(
     synthetic: SyntheticModel, num_others: int, weight: int, wanted: int
 ) -> None:
     engine, requests, deltas = flooded(synthetic, rows=4)
@@ -155,8 +156,9 @@ def test_who_comes_into_a_flood_has_a_row_at_once_and_its_share_soon(
         requests[request.id] = request
         engine.add(request)
     deltas += engine.step()
-    assert rows_of(engine) == {b"a": 3, b"b": 1}
-    assert [delta.request_id for delta in deltas if delta.token_ids and delta.request_id[0] == "b"] == ["b0"]
+    assert rows_of(engine) == {b"a": 4 - wanted, b"b": wanted}
+    first = [delta.request_id for delta in deltas if delta.token_ids and delta.request_id[0] == "b"]
+    assert first == [f"b{place}" for place in range(wanted)]
     for _ in range(12):
         deltas += engine.step()
     assert rows_of(engine) == {b"a": 4 - wanted, b"b": wanted}
@@ -175,3 +177,54 @@ def test_nobody_gives_way_to_a_smaller_priority_or_within_a_tenant(synthetic: Sy
     engine.step()
     assert rows_of(engine) == {b"a": 4}
     assert engine.stats().num_preemptions == 0
+
+
+def tokens_by_tenant(deltas: Iterable[Delta]) -> Counter[str]:
+    return Counter(delta.request_id[0] for delta in deltas for _ in delta.token_ids)
+
+
+def test_the_prompt_of_who_comes_into_a_flood_has_a_step_without_it(synthetic: SyntheticModel) -> None:
+    engine, requests, deltas = flooded(synthetic, rows=4)
+    requests["b"] = Request("b", (3, 4, 5), LONG, tenant=b"b")
+    engine.add(requests["b"])
+    first = engine.step()
+    assert tokens_by_tenant(first) == {"b": 1}
+    second = engine.step()
+    assert tokens_by_tenant(second) == {"a": 3, "b": 1}
+    deltas += first + second
+    while engine.has_work:
+        deltas += engine.step()
+    for request in requests.values():
+        own = [delta for delta in deltas if delta.request_id == request.id]
+        assert list(whole(own).token_ids) == greedy_tokens(request.prompt, request.sampling)
+
+
+def test_short_requests_one_after_another_hold_up_nobody_beyond_their_share(synthetic: SyntheticModel) -> None:
+    """Each comes into a flood anew; what its tenant has had before is not forgotten between them."""
+    engine, _, _ = flooded(synthetic, rows=4)
+    computed = Counter[str]()
+    for place in range(12):
+        request = Request(f"b{place}", tuple(range(2, 26)), replace(LONG, max_tokens=1), tenant=b"b")
+        engine.add(request)
+        is_done = False
+        while not is_done:
+            deltas = engine.step()
+            is_done = any(delta.request_id == request.id and delta.finish is not None for delta in deltas)
+            computed["a"] += tokens_by_tenant(deltas)["a"]
+        computed["b"] += len(request.prompt)
+    assert computed["a"] >= 3 * 11  # at most one step of each without the others, and not of each
+    assert computed["b"] > 0
+
+
+@pytest.mark.parametrize(("prompt", "priority"), [(200, 0), (3, -1)])
+def test_neither_long_prompts_nor_less_urgent_ones_hold_up_others(
+    synthetic: SyntheticModel, prompt: int, priority: int
+) -> None:
+    plan = synthetic.plan(EngineConfig(max_rows=4, max_context=256, deterministic=True, prompt_cache="none"))
+    engine = synthetic.engine(plan)
+    for place in range(3):
+        engine.add(Request(f"a{place}", (1, 2, place), LONG, tenant=b"a"))
+    engine.step()
+    engine.step()
+    engine.add(Request("b", (3,) * prompt, LONG, tenant=b"b", priority=priority))
+    assert tokens_by_tenant(engine.step())["a"] == 3
