@@ -68,13 +68,14 @@ REPEAT = [{"role": "user", "content": f"Repeat after me: {TEXT}"}]
 
 @pytest.fixture(scope="module", params=["combined", "ngram", "model"])
 def drafted(request: pytest.FixtureRequest, pocket: Path, pocket_draft: Path) -> Iterator[str]:
-    with serving_pocket(pocket, drafter=request.param, draft_model=str(pocket_draft)) as url:
+    options: dict[str, Any] = {"drafter": request.param, "draft_model": str(pocket_draft)}
+    with serving_pocket(pocket, deterministic=True, **options) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def plain(pocket: Path) -> Iterator[str]:
-    with serving_pocket(pocket) as url:
+    with serving_pocket(pocket, deterministic=True) as url:
         yield url
 
 
@@ -100,6 +101,8 @@ FIELDS: list[dict[str, Any]] = [
     {"stop": "ox", "temperature": 0.8, "seed": 1},
     {"presence_penalty": 1.0, "frequency_penalty": 0.5, "logit_bias": {"7": 5, "100": -100}},
     {"prediction": {"type": "content", "content": TEXT}},
+    # So hot that a copy ends at once, and what follows a wrong guess shows that it was wrong.
+    *({"prediction": {"type": "content", "content": TEXT}, "temperature": 2.0, "seed": seed} for seed in (7, 8, 9)),
 ]
 
 
