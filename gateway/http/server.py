@@ -72,12 +72,17 @@ async def run_server(
     Returns once every connection has ended, at most a few seconds after `drain` has. Closes the listener.
     """
     asyncio.get_running_loop().set_exception_handler(_log_failure)
-    server = asyncio.create_task(serve_connections(app, server_config(limits), listener, stop, tls=tls))
+    settled = asyncio.Event()
+    serving = serve_connections(app, server_config(limits), listener, stop, tls=tls, settled=settled)
+    server = asyncio.create_task(serving)
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((server, stopped), return_when=asyncio.FIRST_COMPLETED)
         if stopped.done():
             log().info("draining", limit_s=limits.drain_s)
+            waiting = asyncio.create_task(settled.wait())
+            await asyncio.wait((server, waiting), return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
             await asyncio.to_thread(drain)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_FRAMES_S):  # what is left are connections that nobody reads

@@ -170,9 +170,14 @@ class Connection(TCPServer):
         super().__init__(*arguments)
         self.idle_task: Any = IdleTimer(self.config.keep_alive_timeout, self.context.terminated.is_set)
 
-    def end_if_idle(self) -> None:
+    @property
+    def is_fresh(self) -> bool:
+        """Its first request is still to come."""
+        return bool(self.idle_task.is_fresh)
+
+    def stop_soon(self) -> None:
         """The server stops: what carries nothing is ended, what is busy ends after its reply."""
-        self.idle_task.end()
+        self.idle_task.stop_soon()
 
     @property
     def protocol(self) -> ProtocolWrapper:

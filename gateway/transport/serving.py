@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 from hypercorn.asyncio.lifespan import Lifespan
@@ -15,6 +16,7 @@ from hypercorn.typing import LifespanState
 from hypercorn.utils import wrap_app
 
 from ortserve.gateway.transport.connection import Connection, ConnectionConfig
+from ortserve.gateway.transport.idle import FRESH_S
 from ortserve.gateway.transport.listener import Listener
 from ortserve.gateway.transport.tls import Tls
 
@@ -22,9 +24,19 @@ HANDSHAKE_S = 10.0  # of TLS
 
 
 async def serve_connections(
-    app: Any, config: ConnectionConfig, listener: Listener, stop: asyncio.Event, *, tls: Tls | None = None
+    app: Any,
+    config: ConnectionConfig,
+    listener: Listener,
+    stop: asyncio.Event,
+    *,
+    tls: Tls | None = None,
+    settled: asyncio.Event | None = None,
 ) -> None:
-    """Serve until `stop`, then accept nothing more and give what runs `config.graceful_timeout` seconds."""
+    """Serve until `stop`, then accept nothing more and give what runs `config.graceful_timeout` seconds.
+
+    `settled` is set once every connection that was accepted before has brought its first request, or has had the time
+    to: until then they must be served, as nobody else can.
+    """
     loop = asyncio.get_running_loop()
     wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
     state: LifespanState = {}
@@ -61,12 +73,18 @@ async def serve_connections(
     finally:
         await context.terminated.set()  # ends busy connections after their reply
         for connection in connections.values():
-            connection.end_if_idle()
+            connection.stop_soon()
         loop.remove_reader(listener.socket)
         for _ in range(4):  # turns from accepting to `connect`: asyncio loses what is between them at `close`
             await asyncio.sleep(0)
         server.close()
         listener.close()
+        deadline = loop.time() + FRESH_S
+        # Connections in the middle of a TLS handshake are known to asyncio alone.
+        while loop.time() < deadline and (tls is not None or _has_fresh(connections)):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        if settled is not None:
+            settled.set()
         if connections:
             _, late = await asyncio.wait(connections, timeout=config.graceful_timeout)
             for task in late:
@@ -76,3 +94,7 @@ async def serve_connections(
         living.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await living
+
+
+def _has_fresh(connections: Mapping[asyncio.Task[None], Connection]) -> bool:
+    return any(one.is_fresh for one in connections.values())

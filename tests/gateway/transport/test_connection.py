@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ortserve.gateway.transport import idle, serving
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, saying
 
@@ -64,6 +65,27 @@ def test_the_head_of_a_stream_does_not_wait(server: Running, writes: list[bytes]
     assert writes[0].startswith(b"HTTP/1.1 200")
     assert writes[0].endswith(b"\r\n\r\n")
     assert all(writes)
+
+
+def test_who_was_accepted_before_the_server_stops_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (idle, serving):
+        monkeypatch.setattr(module, "FRESH_S", 10.0)
+    with running(make_driver(saying("hello"))) as server:
+        early = socket.create_connection(("127.0.0.1", server.port), 10)
+        kept = socket.create_connection(("127.0.0.1", server.port), 10)
+        kept.sendall(REQUEST)
+        assert kept.recv(65536)  # and so the one before it has been accepted
+        server.begin_stop()
+        assert kept.recv(65536) == b""  # the server stops, and what has been used is closed at once
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(STREAM)
+        early.sendall(head + STREAM)
+        reply = b""
+        while piece := early.recv(65536):
+            reply += piece
+        assert reply.startswith(b"HTTP/1.1 200")
+        assert reply.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        early.close()
+        kept.close()
 
 
 def test_a_connection_that_its_client_has_closed_is_gone(server: Running) -> None:
