@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ortserve.runtime.request import Request, SamplingParams
-from ortserve.runtime.scheduling.fair_order import AGEING_S, FairOrder
+from ortserve.runtime.scheduling.fair_order import AGEING_S, NEAR, FairOrder
 from ortserve.runtime.scheduling.sequence import Sequence, Stage
 from ortserve.runtime.scheduling.waiting_line import WaitingLine
 
@@ -73,7 +73,8 @@ def by_the_rules(order: FairOrder, waiting: list[Waiter], running: list[Waiter],
     def turn(head: Waiter) -> tuple[Any, ...]:
         tenant = head.request.tenant
         since_s = max(head.since_s, admitted_s.get(tenant, float("-inf")))
-        return aged(head, since_s), clocks[tenant], rows[tenant], head.arrival, tenant
+        clock, weight = clocks[tenant], head.request.weight
+        return aged(head, since_s), clock // NEAR, rows[tenant] / weight, clock, head.arrival, tenant
 
     while left:
         heads = [
