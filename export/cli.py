@@ -149,8 +149,8 @@ def run_export(arguments: Namespace) -> int:
         return run_via_optimum(arguments)
     if arguments.dry_run:
         return _run_dry(arguments)
-    from ortserve.export.folder.publish import export_checkpoint
-    from ortserve.export.sources.open_source import open_source
+    from ortserve.export.open_source import open_source
+    from ortserve.export.publish import export_checkpoint
 
     def export() -> None:
         with open_source(resolve_source(arguments.source), arguments.adapter) as checkpoint:
@@ -177,8 +177,8 @@ def run_export(arguments: Namespace) -> int:
 def _run_dry(arguments: Namespace) -> int:
     """Prints the forecast."""
     from ortserve.export.forecast import describe_forecast, forecast
+    from ortserve.export.open_source import preview_source
     from ortserve.export.recipes.planned import ExportOptions
-    from ortserve.export.sources.open_source import preview_source
 
     options = ExportOptions(
         arguments.precision,
@@ -213,7 +213,7 @@ def run_verify(arguments: Namespace) -> int:
     """Prints the report and the verdict, which is the exit status."""
     if is_encoder(arguments.folder):
         return run_encoder_verify(arguments)
-    from ortserve.export.proof.verifying import verify_folder
+    from ortserve.export.verifying import verify_folder
 
     if arguments.adapter is not None and arguments.against is None:
         raise ExportError("--adapter is compared with --against: name the base model too")
@@ -230,9 +230,9 @@ def run_verify(arguments: Namespace) -> int:
 
 def _open_against(arguments: Namespace) -> AbstractContextManager[Checkpoint]:
     """The checkpoint that is compared with, opened as its export opened it."""
+    from ortserve.export.open_source import open_source
     from ortserve.export.optimum.decoders import is_through_optimum
     from ortserve.export.optimum.source import open_for_optimum
-    from ortserve.export.sources.open_source import open_source
     from ortserve.runtime.manifest import read_manifest
 
     source = resolve_source(arguments.against)
@@ -265,14 +265,14 @@ def run_inspect(arguments: Namespace) -> int:
         if arguments.plot is not None:
             raise ExportError("--plot draws the layers of models that generate: leave it out")
         return run_encoder_inspect(arguments)
-    from ortserve.export.folder.inspection import describe_model, inspect_model
+    from ortserve.export.inspect.inspection import describe_model, inspect_model
 
     try:
         facts = inspect_model(arguments.folder)
     except CheckFailedError as error:
         return print_failure(error)
     if arguments.plot is not None:
-        from ortserve.export.folder.error_plot import write_error_plot
+        from ortserve.export.inspect.error_plot import write_error_plot
 
         write_error_plot(arguments.plot, f"{facts.manifest.name} in {facts.manifest.precision}", facts.parts)
     return print_json(facts) if arguments.json else print_text(describe_model(facts))

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from ortserve.export.errors import ExportError
 from ortserve.export.folder.new_folder import remove_partial_folders
-from ortserve.export.folder.publish import RECIPE, export_checkpoint
+from ortserve.export.open_source import open_source
+from ortserve.export.publish import RECIPE, export_checkpoint
 from ortserve.export.recipes.precisions import DEVICE_PRECISIONS, Device, KvPrecision
 from ortserve.export.recipes.takeover import choose_precision
 from ortserve.export.sources.checkpoint import TOKENIZER_FILES, WEIGHTS_INDEX, Checkpoint
-from ortserve.export.sources.open_source import open_source
 from ortserve.export.sources.quantized_source import OLD_FILES
 from ortserve.runtime.manifest import FORMAT_VERSION, MANIFEST_NAME
 

@@ -20,9 +20,9 @@ from ortserve.gateway.access.grant import Grant
 from ortserve.gateway.batches.dispatch import Dispatcher, Handler
 from ortserve.gateway.batches.jobs import BatchJobs
 from ortserve.gateway.errors import ApiError, Problem, invalid_url, method_not_allowed
+from ortserve.gateway.exchange import Exchange
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.http.edge import Edge, Gate, problem_response
-from ortserve.gateway.http.exchange import Exchange
 from ortserve.gateway.http.room import Room
 from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.options.edge import EdgeOptions
@@ -42,13 +42,13 @@ from ortserve.gateway.routes.models import ModelsRoute
 from ortserve.gateway.routes.scoring import ScoringRoute
 from ortserve.gateway.routes.tokenizing import TokenizingRoute
 from ortserve.gateway.schema.batches import ENDPOINTS
-from ortserve.gateway.served.warming import Whose
 from ortserve.gateway.state_routes import kept_routes, response_routes
 from ortserve.gateway.store.state import State
 from ortserve.gateway.telemetry.metrics import Metrics
 from ortserve.gateway.telemetry.tracing import Tracing
 from ortserve.gateway.transport.forwarded import Forwarded
 from ortserve.gateway.usage.ledger import Ledger
+from ortserve.gateway.warming import Whose
 
 RATE_HEADERS = [
     name

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import structlog
 
 from ortserve.plugins.none import NoCache
-from ortserve.runtime.drivers.bell import Bell
 from ortserve.runtime.grammar.constraint import Constraint, Grammars, NoGrammars
 from ortserve.runtime.grammar.masking import Masking, Masks
+from ortserve.runtime.host.bell import Bell
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Delta, FinishReason, Request
@@ -27,12 +27,12 @@ from ortserve.runtime.scheduling.pace import Costs, Pace
 from ortserve.runtime.scheduling.placement import Placement
 from ortserve.runtime.scheduling.reuse import Reuse, new_reuse
 from ortserve.runtime.scheduling.scheduler import Advance, Drafts, Scheduler
-from ortserve.runtime.scheduling.sequence import Sequence
 from ortserve.runtime.scheduling.usage import usage_of
+from ortserve.runtime.sequence import Sequence
 from ortserve.runtime.speculation.adaptation import heard, learn, leave_alone, limits, rooms, worthwhile
 from ortserve.runtime.speculation.drafting import Drafting, Verification
-from ortserve.runtime.speculation.verify import Picking, TokenSampler, draw_rows
 from ortserve.runtime.step import Step
+from ortserve.runtime.verify import Picking, TokenSampler, draw_rows
 
 COSTS_EVERY = 32  # steps: fitting what tokens cost takes as long as a small model's step does beside it
 

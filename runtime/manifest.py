@@ -16,7 +16,7 @@ The graph contract (layout "slots"; T packed tokens, B rows, S longest query, L 
 
 Outputs: `logits` float32 [L, vocab_size], `present.{i}.key`, `present.{i}.value`.
 
-Layout "padded" is that of graphs which other exporters made; its contract is `runtime/padded/graph.py`.
+Layout "padded" is that of graphs which other exporters made; its contract is `runtime/padded_graph.py`.
 
 The graph contract of layout "pages" (N pages of P tokens in all, M pages of the widest row; the rest as above):
 
@@ -41,7 +41,7 @@ from typing import Literal, TypeAlias, TypeVar
 import msgspec
 
 from ortserve.runtime.errors import ManifestError
-from ortserve.runtime.padded.graph import PaddedGraph
+from ortserve.runtime.padded_graph import PaddedGraph
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1

@@ -22,23 +22,23 @@ from ortserve.plugins.registry import DRAFTERS, PROMPT_CACHES, PluginError, load
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.devices.choice import choose_device
 from ortserve.runtime.devices.device import Device
-from ortserve.runtime.drivers.bell import Bell
 from ortserve.runtime.drivers.driver import Driver
-from ortserve.runtime.drivers.turn import Turn
 from ortserve.runtime.encoders.driver import EncoderDriver, EncoderLimits
 from ortserve.runtime.encoders.encoder import Encoder
 from ortserve.runtime.encoders.manifest import read_encoder_manifest
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.errors import DeviceError, PluginUnusableError
 from ortserve.runtime.grammar.guidance import open_grammars
+from ortserve.runtime.host.bell import Bell
 from ortserve.runtime.host.machine import memory_budget
+from ortserve.runtime.host.turn import Turn
 from ortserve.runtime.manifest import Manifest, read_manifest
 from ortserve.runtime.new_runner import new_runner
 from ortserve.runtime.pages.parts import open_paged_parts
-from ortserve.runtime.pages.reuse import new_page_reuse
 from ortserve.runtime.plan import NO_DRAFTER, EnginePlan, plan_engine
 from ortserve.runtime.sampling.sampler import Sampler
 from ortserve.runtime.scheduling.blocks import BlockPool
+from ortserve.runtime.scheduling.page_reuse import new_page_reuse
 from ortserve.runtime.scheduling.reuse import CacheBlocks, Reuse, new_reuse
 from ortserve.runtime.session import check_int8_kernels, require_version
 from ortserve.runtime.slots.kv import SlotKvStore

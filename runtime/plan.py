@@ -9,8 +9,8 @@ from ortserve.runtime.errors import MemoryBudgetError
 from ortserve.runtime.manifest import KvLayout, KvType, Manifest, RotaryRegime
 from ortserve.runtime.rotary import regimes_within
 from ortserve.runtime.slots.kv import block_size
+from ortserve.runtime.step import EXACT_CUT
 
-EXACT_CUT = 128  # in deterministic mode chunks end at its multiples: attention then gives the same bits for any cut
 MAX_DEFAULT_CONTEXT = 131_072
 KV_SHARE = 0.5  # of the memory that is free once the weights are loaded
 PADDED_KV_SHARE = KV_SHARE / 5  # a padded group holds its rows' keys and values twice more, and as much padding

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+EXACT_CUT = 128  # in deterministic mode chunks end at its multiples: attention then gives the same bits for any cut
+
 
 @dataclass(frozen=True, slots=True)
 class Row:

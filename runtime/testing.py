@@ -20,7 +20,7 @@ import onnx
 import onnx.parser
 
 from ortserve.runtime.manifest import FORMAT_VERSION, KvLayout, Manifest, manifest_json
-from ortserve.runtime.padded.graph import Attention, PaddedGraph
+from ortserve.runtime.padded_graph import Attention, PaddedGraph
 
 VOCAB_SIZE = 101  # prime: sums reach every token
 HEAD_DIM = 8

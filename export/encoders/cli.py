@@ -67,7 +67,7 @@ def run_encoder_export(arguments: Namespace) -> int:
 def run_encoder_verify(arguments: Namespace) -> int:
     """Prints the report and the verdict, which is the exit status."""
     from ortserve.export.encoders.report import check_encoder
-    from ortserve.export.proof.verifying import mark_unverified, repeat_report
+    from ortserve.export.verifying import mark_unverified, repeat_report
 
     folder = arguments.folder
     try:
@@ -84,9 +84,9 @@ def _measure(folder: Path, manifest: EncoderManifest, against: str) -> Report:
     from ortserve.export.encoders.bridge import export_through_optimum
     from ortserve.export.encoders.proof import prove
     from ortserve.export.encoders.proof_texts import PAIRS, TEXTS
-    from ortserve.export.proof.verifying import renew_report
     from ortserve.export.sources.checkpoint import foreign_folder
     from ortserve.export.sources.source_facts import describe_folder
+    from ortserve.export.verifying import renew_report
 
     checkpoint, _ = foreign_folder(against)
     with TemporaryDirectory(prefix="ortserve-optimum-") as scratch:
@@ -99,7 +99,7 @@ def _measure(folder: Path, manifest: EncoderManifest, against: str) -> Report:
 def run_encoder_inspect(arguments: Namespace) -> int:
     """Prints the facts as aligned lines, or with --json manifest and report."""
     from ortserve.export.encoders.report import describe_encoder
-    from ortserve.export.folder.inspection import find_report
+    from ortserve.export.inspect.inspection import find_report
     from ortserve.runtime.encoders.manifest import read_encoder_manifest
 
     manifest, report = read_encoder_manifest(arguments.folder), find_report(arguments.folder)

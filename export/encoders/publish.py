@@ -19,11 +19,11 @@ from ortserve.export.encoders.pooling import activate, add_dense, normalize, poo
 from ortserve.export.encoders.proof import prove, with_float_proof
 from ortserve.export.encoders.proof_texts import PAIRS, TEXTS
 from ortserve.export.errors import ExportError
-from ortserve.export.folder.integrity import DATA_NAME, GRAPH_NAME, file_digest, join_digests
 from ortserve.export.folder.new_folder import new_folder
 from ortserve.export.folder.versions import version_of
 from ortserve.export.graph.builder import GraphBuilder
 from ortserve.export.graph.data_file import DataFile
+from ortserve.export.proof.integrity import DATA_NAME, GRAPH_NAME, file_digest, join_digests
 from ortserve.export.proof.report import check_proved, check_replacement, make_report, write_report
 from ortserve.export.sources.checkpoint import foreign_folder
 from ortserve.export.sources.source_facts import describe_folder

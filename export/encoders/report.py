@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ortserve.export.errors import CheckFailedError
-from ortserve.export.folder.integrity import check_external_data, model_digest, read_graph
+from ortserve.export.proof.integrity import check_external_data, model_digest, read_graph
 from ortserve.export.proof.report_text import describe_report
 from ortserve.runtime.encoders.encoder import Encoder
 from ortserve.runtime.encoders.manifest import EncoderManifest, read_encoder_manifest

@@ -35,7 +35,7 @@ def configure_import(parser: ArgumentParser) -> None:
 def run_import(arguments: Namespace) -> int:
     """Prints the report; 1 when a check failed, 0 also where no reference was named."""
     from ortserve.export.imported.publish import import_folder
-    from ortserve.export.sources.open_source import open_source
+    from ortserve.export.open_source import open_source
 
     with ExitStack() as stack:
         source = None

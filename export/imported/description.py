@@ -9,9 +9,9 @@ import numpy as np
 
 from ortserve.export.errors import ExportError
 from ortserve.export.folder.describe import describe_generation, describe_tokens
-from ortserve.export.folder.integrity import model_digest
 from ortserve.export.imported.layout import Layout, first_integer
 from ortserve.export.imported.outside import Outside
+from ortserve.export.proof.integrity import model_digest
 from ortserve.export.proof.padded_run import whole_logits
 from ortserve.runtime.manifest import FORMAT_VERSION, KvLayout, Manifest
 from ortserve.runtime.session import Session

@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from ortserve.export.errors import ExportError
 from ortserve.export.imported.layout import LAYER, Names
-from ortserve.runtime.padded.graph import Attention, PaddedGraph
+from ortserve.runtime.padded_graph import Attention, PaddedGraph
 
 FLOATS: Mapping[int, Literal["float32", "float16"]] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
 INTEGERS: Mapping[int, Literal["int32", "int64"]] = {TensorProto.INT32: "int32", TensorProto.INT64: "int64"}

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from ortserve.export.errors import ExportError, UnreadableError
 from ortserve.export.families import has_builder, read_architecture
+from ortserve.export.float_reference.forward import Floats, Watch
 from ortserve.export.folder.new_folder import write_whole
 from ortserve.export.imported.description import describe_graph
 from ortserve.export.imported.layout import read_layout
 from ortserve.export.imported.outside import check_data_files, read_outside
 from ortserve.export.proof.limits import LIMITS
 from ortserve.export.proof.padded_run import open_session, whole_logits
-from ortserve.export.proof.reference import Floats, Watch
 from ortserve.export.proof.references import Reference, open_outside_reference
 from ortserve.export.proof.report import make_report, write_report
 from ortserve.export.proof.verify import check_parity, compare_with

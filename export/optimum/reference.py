@@ -7,9 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ortserve.export.errors import ExportError
+from ortserve.export.float_reference.forward import Floats, Watch
 from ortserve.export.optimum.environment import optimum_requirements
 from ortserve.export.optimum.process import read_logits, run_worker
-from ortserve.export.proof.reference import Floats, Watch
 from ortserve.export.proof.references import Reference
 from ortserve.runtime.manifest import Manifest
 

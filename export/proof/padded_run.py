@@ -17,8 +17,8 @@ from ortserve.export.errors import ExportError
 from ortserve.export.proof.graph_run import RowInput
 from ortserve.runtime.errors import ModelError
 from ortserve.runtime.manifest import Manifest
-from ortserve.runtime.padded.graph import PaddedGraph
 from ortserve.runtime.padded.runner import PaddedRunner
+from ortserve.runtime.padded_graph import PaddedGraph
 from ortserve.runtime.session import Session
 from ortserve.runtime.slots.kv import SlotKvStore, block_size
 from ortserve.runtime.step import Row, Step

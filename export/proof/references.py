@@ -13,8 +13,8 @@ from typing import TypeAlias
 
 from ortserve.export.architecture import Architecture
 from ortserve.export.errors import ExportError, UnreadableError
+from ortserve.export.float_reference.forward import Floats, Watch, reference_logits
 from ortserve.export.folder.versions import version_of
-from ortserve.export.proof.reference import Floats, Watch, reference_logits
 from ortserve.export.recipes.precisions import ReferenceName
 from ortserve.export.sources.checkpoint import Checkpoint
 from ortserve.runtime.host.machine import memory_budget

@@ -18,8 +18,8 @@ from onnx import numpy_helper
 
 from ortserve.export.architecture import Architecture, Attention, Experts, Linear, Norm
 from ortserve.export.errors import CheckFailedError
-from ortserve.export.folder.integrity import read_graph
-from ortserve.export.proof.reference import HEAD_ROWS, CheckpointWeights, Floats
+from ortserve.export.float_reference.forward import HEAD_ROWS, CheckpointWeights, Floats
+from ortserve.export.proof.integrity import read_graph
 from ortserve.export.recipes.product import block_values, round_by_scale, round_per_block, round_per_token
 from ortserve.export.sources.checkpoint import Checkpoint
 from ortserve.runtime.manifest import Manifest

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from ortserve.export.architecture import Architecture
 from ortserve.export.errors import ExportError
+from ortserve.export.float_reference.forward import logits_by, reference_logits
 from ortserve.export.folder.describe import open_tokenizer
 from ortserve.export.proof.feeds import FEEDS, RAGGED_STEPS, Run, in_steps
 from ortserve.export.proof.graph_run import RowInput
 from ortserve.export.proof.limits import LIMITS, Limits, limits_of
 from ortserve.export.proof.paged_run import open_graph_run
-from ortserve.export.proof.proof_text import bundled_documents, document_tokens
-from ortserve.export.proof.reference import logits_by, reference_logits
 from ortserve.export.proof.references import Reference, open_reference
 from ortserve.export.proof.stored_weights import StoredWeights
 from ortserve.export.proof.streams import StreamRecord
@@ -30,6 +29,7 @@ from ortserve.export.proof.text_proof import compare_greedy, compare_perplexity,
 from ortserve.export.proof.verdict import all_pass, check_parity_report
 from ortserve.export.recipes.precisions import FLOAT_PRECISIONS, ReferenceName
 from ortserve.export.sources.checkpoint import RANDOM_WEIGHTS, Checkpoint
+from ortserve.export.texts.proof_text import bundled_documents, document_tokens
 from ortserve.runtime.host.heap import trim_heap
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.parity import LayerError, ParityCase, ParityReport, StoredComparison

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ortserve.export.architecture import Architecture, Experts, Layer, Linear, Norm
 from ortserve.export.errors import ExportError
-from ortserve.export.proof.reference import CheckpointWeights, final_states
+from ortserve.export.float_reference.forward import CheckpointWeights, final_states
 from ortserve.export.sources.checkpoint import Checkpoint
 
 Floats = NDArray[np.float32]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ortserve.export.architecture import Architecture, Attention
 from ortserve.export.errors import ExportError
-from ortserve.export.proof.reference import CheckpointWeights, final_states
+from ortserve.export.float_reference.forward import CheckpointWeights, final_states
 from ortserve.export.recipes.precisions import KvPrecision
 from ortserve.export.recipes.sensitivity import calibration_sequences
 from ortserve.export.sources.checkpoint import Checkpoint

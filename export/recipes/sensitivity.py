@@ -11,11 +11,11 @@ import numpy as np
 from ortserve.export.architecture import Architecture, Linear
 from ortserve.export.folder.describe import describe_tokens
 from ortserve.export.progress import show_progress
-from ortserve.export.proof.proof_text import bundled_documents, document_tokens, read_documents
 from ortserve.export.recipes.calibrate import Observed, places, watch_products
 from ortserve.export.recipes.precisions import Precision
 from ortserve.export.recipes.recipe import Calibration, InputOptions, int4_options, int8_options
 from ortserve.export.sources.checkpoint import Checkpoint
+from ortserve.export.texts.proof_text import bundled_documents, document_tokens, read_documents
 
 MAX_TOKENS = 1024
 MAX_TOKENS_OF_LARGE = 384

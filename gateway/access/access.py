@@ -11,7 +11,7 @@ from ortserve.gateway.access.key_file import KeyFileError, read_key_file
 from ortserve.gateway.access.ring import KeyRing
 from ortserve.gateway.access.tenancy import tenant_of
 from ortserve.gateway.changes import Seen, look
-from ortserve.gateway.telemetry.logs import log
+from ortserve.gateway.logs import log
 
 LOOK_S = 1.0
 

@@ -17,6 +17,7 @@ from ortserve.gateway.batches.dispatch import Answer, Dispatcher
 from ortserve.gateway.batches.files import append_result, check_lines, read_lines, read_results
 from ortserve.gateway.batches.tally import BatchTally
 from ortserve.gateway.ids import new_id
+from ortserve.gateway.logs import log
 from ortserve.gateway.schema.batches import (
     BatchCounts,
     BatchErrors,
@@ -32,7 +33,6 @@ from ortserve.gateway.schema.batches import (
 from ortserve.gateway.schema.files import BATCH_TTL_S, FileReply
 from ortserve.gateway.store.files import PARTIAL, NewFile
 from ortserve.gateway.store.state import State
-from ortserve.gateway.telemetry.logs import log
 
 PRIORITY = -10  # below every request that somebody waits for
 MAX_WAIT_S = 30.0  # between two tries of a request that the engine has no room for

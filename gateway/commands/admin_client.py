@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ortserve.gateway.commands.environment import default_of
+from ortserve.gateway.options.environment import default_of
 from ortserve.runtime.errors import OrtserveError
 
 if TYPE_CHECKING:

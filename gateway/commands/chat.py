@@ -12,18 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ortserve.gateway.commands.environment import default_of
 from ortserve.gateway.commands.serve import ResolveModel
 from ortserve.gateway.configuration.option import add_options
 from ortserve.gateway.errors import ApiError
 from ortserve.gateway.fleet.options import engine_config
+from ortserve.gateway.logs import LEVELS, configure_logs
 from ortserve.gateway.options.drafter import find_draft_model
+from ortserve.gateway.options.environment import default_of
 from ortserve.gateway.options.model import MODEL_HELP
 from ortserve.gateway.options.settings import OF_MODELS, model_settings
 from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.served.exported import exported_folder
 from ortserve.gateway.served.verified import check_verified, report_draft
-from ortserve.gateway.telemetry.logs import LEVELS, configure_logs
 from ortserve.runtime.errors import OrtserveError
 
 if TYPE_CHECKING:

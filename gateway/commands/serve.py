@@ -20,12 +20,12 @@ from ortserve.gateway.access.options import open_access, open_ledger
 from ortserve.gateway.fleet.options import generates, model_specs, new_spec
 from ortserve.gateway.http.front import Front, open_socket, open_tls
 from ortserve.gateway.http.server import Limits, raise_file_limit, run_server, stop_on_signals
+from ortserve.gateway.logs import configure_logs, log
 from ortserve.gateway.options.edge import edge_options
 from ortserve.gateway.options.model import EngineSettings
 from ortserve.gateway.options.settings import Settings, add_server_options, resolve
 from ortserve.gateway.options.state import state_options
 from ortserve.gateway.store.state import State
-from ortserve.gateway.telemetry.logs import configure_logs, log
 from ortserve.gateway.telemetry.tracing import Tracing, open_tracing
 from ortserve.gateway.transport.supervisor import Supervisor
 from ortserve.gateway.usage.ledger import Ledger
@@ -190,7 +190,7 @@ def _new_fleet(serving: _Serving, specs: Sequence[ModelSpec], resolve_model: Res
     from ortserve.gateway.fleet.fleet import Fleet
     from ortserve.gateway.fleet.member import Tools
     from ortserve.gateway.fleet.opening import FolderOpener
-    from ortserve.gateway.served.warming import read_warm_file, warm_all
+    from ortserve.gateway.warming import read_warm_file, warm_all
     from ortserve.runtime.host.machine import memory_budget
     from ortserve.runtime.host.threads import share_cores
     from ortserve.runtime.session import default_num_threads

@@ -14,6 +14,7 @@ from functools import partial
 
 from ortserve.gateway.encoders.service import EncoderService
 from ortserve.gateway.errors import ApiError, missing_parameter, unavailable
+from ortserve.gateway.exchange import Exchange
 from ortserve.gateway.fleet.instance import Instance, Service
 from ortserve.gateway.fleet.member import Member, Tools
 from ortserve.gateway.fleet.memory import GIB, Allotment, NoRoomError, allot
@@ -22,10 +23,9 @@ from ortserve.gateway.fleet.refusing import check_wait, not_yet
 from ortserve.gateway.fleet.roster import roster_of
 from ortserve.gateway.fleet.spec import ModelSpec
 from ortserve.gateway.fleet.state import ModelState, state_of
-from ortserve.gateway.http.exchange import Exchange
+from ortserve.gateway.logs import log
 from ortserve.gateway.served.directory import Directory, Task
 from ortserve.gateway.served.service import ModelService
-from ortserve.gateway.telemetry.logs import log
 from ortserve.runtime.errors import ConfigurationError, MemoryBudgetError, OrtserveError
 
 HOLD_S = 30.0  # how long a request waits for a model that is on its way

@@ -10,8 +10,8 @@ from typing import TypeAlias
 
 from ortserve.gateway.encoders.service import EncoderService
 from ortserve.gateway.fleet.daemon import in_daemon
+from ortserve.gateway.logs import log
 from ortserve.gateway.served.service import ModelService
-from ortserve.gateway.telemetry.logs import log
 from ortserve.runtime.host.heap import trim_heap
 
 Service: TypeAlias = ModelService | EncoderService

@@ -19,9 +19,9 @@ from ortserve.gateway.fleet.memory import Allotment
 from ortserve.gateway.fleet.opening import Opened, Opener
 from ortserve.gateway.fleet.prepared import Prepared
 from ortserve.gateway.fleet.spec import ModelSpec
+from ortserve.gateway.logs import log
 from ortserve.gateway.served.directory import ServedModel
 from ortserve.gateway.served.service import ModelService
-from ortserve.gateway.telemetry.logs import log
 from ortserve.runtime.errors import EngineClosedError, EngineHungError
 from ortserve.runtime.workers.restarts import Restarts
 

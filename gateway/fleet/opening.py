@@ -16,13 +16,13 @@ from ortserve.gateway.fleet.instance import Service
 from ortserve.gateway.fleet.memory import Allotment
 from ortserve.gateway.fleet.prepared import Prepared
 from ortserve.gateway.fleet.spec import ModelSpec
+from ortserve.gateway.logs import log
 from ortserve.gateway.options.model import EngineSettings
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.prompts.model_text import load_model_text
 from ortserve.gateway.served.exported import exported_folder
 from ortserve.gateway.served.service import ModelService
 from ortserve.gateway.served.verified import check_verified, report_draft
-from ortserve.gateway.telemetry.logs import log
 from ortserve.runtime.drivers.async_engine import AsyncEngine
 from ortserve.runtime.encoders.manifest import read_any_manifest
 from ortserve.runtime.host.heap import trim_heap

@@ -29,13 +29,13 @@ from ortserve.gateway.errors import (
     invalid_url,
     unauthorized,
 )
+from ortserve.gateway.exchange import SCOPE_KEY, Exchange, exchange_of
 from ortserve.gateway.http.anthropic_errors import anthropic_body, speaks_anthropic
 from ortserve.gateway.http.arrival import SlowBodyError, in_time, read_body, too_large
 from ortserve.gateway.http.deadline import read_deadline
-from ortserve.gateway.http.exchange import SCOPE_KEY, Exchange, exchange_of
+from ortserve.gateway.logs import log
 from ortserve.gateway.options.edge import MAX_BODY_BYTES
 from ortserve.gateway.served.directory import Directory
-from ortserve.gateway.telemetry.logs import log
 from ortserve.gateway.telemetry.metrics import Metrics
 from ortserve.gateway.telemetry.tracing import trace_of
 from ortserve.runtime.errors import OrtserveError

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ortserve.gateway.http.server import Limits
+from ortserve.gateway.logs import log
 from ortserve.gateway.options.edge import EdgeOptions, EdgeSettings, TlsSettings
 from ortserve.gateway.options.server import ServerSettings
-from ortserve.gateway.telemetry.logs import log
 from ortserve.gateway.transport.handover import Handover, relieve, taken_over
 from ortserve.gateway.transport.listener import Listener, adopted, inherited, listen, listen_at
 from ortserve.gateway.transport.supervisor import Supervisor

@@ -13,8 +13,8 @@ from ortserve.gateway.errors import ApiError
 from ortserve.gateway.served.service import ModelService
 
 if TYPE_CHECKING:
+    from ortserve.gateway.exchange import Exchange
     from ortserve.gateway.fleet.fleet import Fleet
-    from ortserve.gateway.http.exchange import Exchange
 
 GENERATING_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"))
 MAX_BYTES = 256 * 1024  # of a body that is looked through here: half a millisecond

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ortserve.gateway.telemetry.logs import log
+from ortserve.gateway.logs import log
 from ortserve.gateway.transport.connection import ConnectionConfig
 from ortserve.gateway.transport.listener import BACKLOG, Listener
 from ortserve.gateway.transport.serving import serve_connections

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ortserve.gateway.configuration.kinds import PATH, PORT, SECONDS, SWITCH, TEXT, choice
 from ortserve.gateway.configuration.option import option
-from ortserve.gateway.telemetry.logs import LEVELS
+from ortserve.gateway.logs import LEVELS
 
 
 @dataclass(frozen=True, slots=True)

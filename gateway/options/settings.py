@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from ortserve.gateway.access.options import AccessSettings, UsageSettings
-from ortserve.gateway.commands.environment import default_of
 from ortserve.gateway.configuration.file import ConfigurationFile, Table, read_file
 from ortserve.gateway.configuration.layers import Layers, Origin, check_keys, nearest
 from ortserve.gateway.configuration.option import Section, add_options
 from ortserve.gateway.options.cache import CacheSettings
 from ortserve.gateway.options.drafter import DrafterSettings
 from ortserve.gateway.options.edge import EdgeSettings, InputSettings, TlsSettings
+from ortserve.gateway.options.environment import default_of
 from ortserve.gateway.options.model import (
     MODEL_HELP,
     EncoderSettings,

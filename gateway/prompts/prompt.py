@@ -13,9 +13,9 @@ from ortserve.gateway.errors import ApiError, bad_request, context_overflow, uns
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.prompts.breakpoints import STRANGERS, find_breakpoints, marked_places
 from ortserve.gateway.prompts.infill import find_infill
+from ortserve.gateway.prompts.reasoning import ReasoningFormat
 from ortserve.gateway.prompts.template import ChatTemplate
 from ortserve.gateway.prompts.tokenizer import TextTokenizer
-from ortserve.gateway.replies.reasoning import ReasoningFormat
 from ortserve.gateway.schema.chat import ChatRequest
 from ortserve.gateway.schema.drafting import DraftWish
 from ortserve.gateway.schema.messages import Message, num_characters

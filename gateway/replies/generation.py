@@ -12,7 +12,7 @@ from ortserve.gateway.errors import ApiError, internal_error
 from ortserve.gateway.replies.choice import Choice, ChoicePiece, FinishWord
 from ortserve.gateway.replies.pieces import ShownToken
 from ortserve.gateway.replies.reply import WholeCall, join_calls
-from ortserve.gateway.telemetry.tally import TOKEN_SECONDS, Tally
+from ortserve.gateway.tally import TOKEN_SECONDS, Tally
 from ortserve.runtime.request import Usage
 
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from ortserve.gateway.prompts.reasoning import ReasoningFormat
 from ortserve.gateway.replies.pieces import ShownToken
-from ortserve.gateway.replies.reasoning import ReasoningFormat
 from ortserve.gateway.replies.sieve import TokenSieve
 from ortserve.gateway.tools.custom import read_input
 from ortserve.gateway.tools.events import CallArguments, CallBegun, CallEnded, Event, Said, Thought, ThoughtEnded

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ortserve.gateway.prompts.reasoning import ReasoningFormat, detect_reasoning
 from ortserve.gateway.prompts.template import ChatTemplate
 from ortserve.gateway.replies.calling import Calling
-from ortserve.gateway.replies.reasoning import ReasoningFormat, detect_reasoning
 from ortserve.gateway.replies.reply import ReplyPlan
 from ortserve.gateway.replies.structured import Structure
 from ortserve.gateway.schema.tools import ToolUse

@@ -12,13 +12,13 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from ortserve.gateway.errors import ApiError, internal_error, too_many, unavailable
-from ortserve.gateway.http.exchange import Exchange
+from ortserve.gateway.exchange import Exchange
+from ortserve.gateway.logs import log
 from ortserve.gateway.replies.generation import Generation
 from ortserve.gateway.responses.draft import ResponseDraft
 from ortserve.gateway.responses.record import ResponseRecord
+from ortserve.gateway.responses.sse import ResponseEvents
 from ortserve.gateway.schema.response_replies import ResponseReply
-from ortserve.gateway.streams.response_sse import ResponseEvents
-from ortserve.gateway.telemetry.logs import log
 
 MAX_RUNS = 256
 CLOSE_S = 5.0

@@ -10,12 +10,12 @@ from starlette.responses import Response
 
 from ortserve.gateway.access.tenancy import salt_of
 from ortserve.gateway.contract.admin import CLEAR, WARM
+from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
-from ortserve.gateway.http.exchange import exchange_of
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.routes.bodies import asked_model, json_response, read_request
 from ortserve.gateway.schema.fields import Fields, check_range
-from ortserve.gateway.served.warming import Whose, answer_of, read_warm, warm
+from ortserve.gateway.warming import Whose, answer_of, read_warm, warm
 from ortserve.plugins.api import CacheStats, Entry
 
 DEFAULT_ENTRIES = 1000

@@ -15,10 +15,10 @@ from ortserve.gateway.errors import ApiError, Problem, bad_request
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.fleet.spec import ModelSpec
 from ortserve.gateway.fleet.state import ModelState
+from ortserve.gateway.logs import log
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.routes.bodies import json_response, read_request
 from ortserve.gateway.schema.admin_models import ManagedModel, ManagedModels, read_load, read_swap, read_unload
-from ortserve.gateway.telemetry.logs import log
 from ortserve.runtime.errors import MemoryBudgetError, OrtserveError
 
 NewModel: TypeAlias = Callable[[str], ModelSpec]  # a source with the server's own options

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from ortserve.gateway.batches.jobs import BatchJobs
 from ortserve.gateway.contract.batches import BATCHES
 from ortserve.gateway.errors import ApiError, bad_request, not_found
-from ortserve.gateway.http.exchange import exchange_of
+from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.ids import new_id
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.routes.bodies import json_response, now, read_request

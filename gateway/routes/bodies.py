@@ -16,8 +16,8 @@ from starlette.responses import Response
 from ortserve.gateway.contract.rules import Verdict
 from ortserve.gateway.contract.table import FieldTable
 from ortserve.gateway.errors import ApiError, Problem, bad_request
+from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
-from ortserve.gateway.http.exchange import exchange_of
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.schema.fields import Fields, kind
 from ortserve.gateway.served.service import ModelService

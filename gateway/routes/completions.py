@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.contract.completions import COMPLETIONS
+from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
-from ortserve.gateway.http.exchange import exchange_of
 from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.replies.generation import Generation, WholeChoice

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from ortserve.gateway.contract.conversations import CONVERSATION_ITEMS, CONVERSATIONS, METADATA_UPDATE
 from ortserve.gateway.errors import ApiError, bad_request, not_found
-from ortserve.gateway.http.exchange import exchange_of
+from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.ids import new_id
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.responses.thread import kept_of

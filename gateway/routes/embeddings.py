@@ -11,8 +11,8 @@ from starlette.responses import Response
 from ortserve.gateway.contract.encoders import EMBEDDINGS
 from ortserve.gateway.encoders.service import Encoded, EncoderService, Truncation, normalized
 from ortserve.gateway.errors import bad_request
+from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
-from ortserve.gateway.http.exchange import exchange_of
 from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.routes.bodies import read_request

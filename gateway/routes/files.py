@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 
 from ortserve.gateway.errors import ApiError, not_found
-from ortserve.gateway.http.exchange import exchange_of
+from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.http.uploads import gone_on_failure, receive_upload
 from ortserve.gateway.ids import new_id
 from ortserve.gateway.routes.bodies import json_response, now

@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.encoders.service import EncoderService
+from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.fleet.state import ModelState, needs_restart
-from ortserve.gateway.http.exchange import exchange_of
 from ortserve.gateway.served.service import ModelService
 from ortserve.runtime.drivers.engine_driver import WorkerState
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from ortserve.gateway.contract.conversations import METADATA_UPDATE
 from ortserve.gateway.errors import ApiError, not_found
-from ortserve.gateway.http.exchange import exchange_of
+from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.routes.bodies import INLINE_BYTES, json_response, read_request
 from ortserve.gateway.routes.deleted import DeletedReply

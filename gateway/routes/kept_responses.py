@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.errors import ApiError, bad_request, not_found
-from ortserve.gateway.http.exchange import exchange_of
+from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.responses.runs import Runs, split_frames
 from ortserve.gateway.routes.bodies import json_response

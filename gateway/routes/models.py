@@ -9,10 +9,10 @@ from starlette.responses import Response
 
 from ortserve.gateway.encoders.service import EncoderService
 from ortserve.gateway.errors import ApiError, unavailable
+from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.fleet.prepared import Prepared
 from ortserve.gateway.fleet.state import ModelState
-from ortserve.gateway.http.exchange import exchange_of
 from ortserve.gateway.routes.bodies import json_response
 from ortserve.gateway.schema.replies import EncoderReply, GenerationValues, ModelList, ModelReply
 from ortserve.gateway.served.service import ModelService

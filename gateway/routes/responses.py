@@ -10,14 +10,15 @@ from starlette.responses import Response
 
 from ortserve.gateway.contract.responses import RESPONSES
 from ortserve.gateway.errors import ApiError
+from ortserve.gateway.exchange import Exchange, exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
-from ortserve.gateway.http.exchange import Exchange, exchange_of
 from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.replies.generation import Generation
 from ortserve.gateway.responses.draft import ResponseDraft
 from ortserve.gateway.responses.record import ResponseRecord
 from ortserve.gateway.responses.runs import Run, Runs
+from ortserve.gateway.responses.sse import ResponseEvents
 from ortserve.gateway.responses.thread import Thread, find_thread
 from ortserve.gateway.responses.truncating import fitting_chat, is_overflow
 from ortserve.gateway.routes.bodies import INLINE_BYTES, json_response, now, read_addressed
@@ -29,7 +30,6 @@ from ortserve.gateway.schema.responses import ResponseCall, read_response_call
 from ortserve.gateway.served.service import ModelService
 from ortserve.gateway.store.state import State
 from ortserve.gateway.streams.followed import FollowedRun
-from ortserve.gateway.streams.response_sse import ResponseEvents
 from ortserve.gateway.streams.stream import EventStream
 
 PARAM = "input"

@@ -11,8 +11,8 @@ from starlette.responses import Response
 
 from ortserve.gateway.contract.encoders import RERANK, SCORE
 from ortserve.gateway.encoders.service import Encoded, EncoderService, Truncation
+from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
-from ortserve.gateway.http.exchange import exchange_of
 from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.routes.bodies import json_response, now, read_request, reply_id

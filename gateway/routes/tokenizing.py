@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.contract.tokenizing import DETOKENIZE, TOKENIZE
+from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
-from ortserve.gateway.http.exchange import exchange_of
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.prompts.prompt import INLINE_BYTES
 from ortserve.gateway.routes.bodies import asked_model, json_response, read_addressed

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from ortserve.gateway.http.exchange import exchange_of
+from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.http.watch import Patience, Watch
 from ortserve.gateway.replies.generation import Generation, WholeChoice, collect
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ortserve.gateway.telemetry.logs import log
+from ortserve.gateway.logs import log
 from ortserve.runtime.errors import UnverifiedError
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ortserve.gateway.errors import ApiError, unavailable
-from ortserve.gateway.telemetry.logs import log
+from ortserve.gateway.logs import log
 from ortserve.runtime.errors import OrtserveError
 
 FILE_NAME = "state.sqlite3"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from ortserve.gateway.logs import log
 from ortserve.gateway.store import bounds
 from ortserve.gateway.store.batches import Batches
 from ortserve.gateway.store.bounds import SWEEP_ROWS, Bounds
@@ -22,7 +23,6 @@ from ortserve.gateway.store.database import Database
 from ortserve.gateway.store.files import FileBounds, Files
 from ortserve.gateway.store.responses import Responses
 from ortserve.gateway.store.schema import SCHEMA
-from ortserve.gateway.telemetry.logs import log
 
 MEMORY_BYTES = 64 * 2**20
 FOLDER_BYTES = 2**30

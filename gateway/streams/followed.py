@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from starlette.types import Receive, Scope, Send
 
-from ortserve.gateway.http.exchange import exchange_of
+from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.http.watch import Patience, Watch
 from ortserve.gateway.streams.sse import PING
 from ortserve.gateway.streams.stream import HEADERS

@@ -12,11 +12,11 @@ from contextlib import aclosing
 from starlette.types import Receive, Scope, Send
 
 from ortserve.gateway.errors import ApiError, Problem, internal_error
-from ortserve.gateway.http.exchange import Exchange, exchange_of
+from ortserve.gateway.exchange import Exchange, exchange_of
 from ortserve.gateway.http.watch import Patience, Watch
+from ortserve.gateway.logs import log
 from ortserve.gateway.replies.generation import Generation
 from ortserve.gateway.streams.sse import ChunkWriter
-from ortserve.gateway.telemetry.logs import log
 
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),

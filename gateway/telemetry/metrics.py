@@ -13,14 +13,14 @@ from prometheus_client.core import Metric
 
 from ortserve.gateway.encoders.service import EncoderService
 from ortserve.gateway.served.service import ModelService
+from ortserve.gateway.tally import TOKEN_SECONDS, Tally
 from ortserve.gateway.telemetry.draft_metrics import draft_metrics
 from ortserve.gateway.telemetry.model_metrics import cache_metrics, encoder_metrics, engine_metrics, fleet_metrics
 from ortserve.gateway.telemetry.prometheus import Tallies, counter, histogram
-from ortserve.gateway.telemetry.tally import TOKEN_SECONDS, Tally
 
 if TYPE_CHECKING:
+    from ortserve.gateway.exchange import Exchange
     from ortserve.gateway.fleet.fleet import Fleet
-    from ortserve.gateway.http.exchange import Exchange
 
 OTHER = "other"
 UNKNOWN = "unknown"  # whatever strangers call it

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from ortserve.gateway.telemetry.tally import Tally
+from ortserve.gateway.tally import Tally
 
 Labelled: TypeAlias = dict[tuple[str, ...], float]
 Tallies: TypeAlias = dict[tuple[str, ...], Tally]

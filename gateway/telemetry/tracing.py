@@ -20,7 +20,7 @@ from ortserve.gateway.configuration.option import option
 from ortserve.runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from ortserve.gateway.http.exchange import Exchange
+    from ortserve.gateway.exchange import Exchange
     from ortserve.gateway.replies.generation import SequenceTimes
 
 NAME = "ortserve"

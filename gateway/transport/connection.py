@@ -20,7 +20,7 @@ from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H2ProtocolAssumedError, H11Protocol
 
 from ortserve.gateway.errors import Problem
-from ortserve.gateway.telemetry.logs import log
+from ortserve.gateway.logs import log
 from ortserve.gateway.transport.idle import IdleTimer
 
 LINGER_S = 1.0  # what a refused client still sends is dropped that long, or a reset would overtake the refusal

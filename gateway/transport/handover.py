@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import MutableMapping
 
-from ortserve.gateway.telemetry.logs import log
+from ortserve.gateway.logs import log
 from ortserve.gateway.transport.listener import Listener
 from ortserve.gateway.transport.supervisor import Supervisor
 

@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 
-from ortserve.gateway.telemetry.logs import log
+from ortserve.gateway.logs import log
 
 
 class Supervisor:

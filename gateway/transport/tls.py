@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ortserve.gateway.changes import Seen, look
-from ortserve.gateway.telemetry.logs import log
+from ortserve.gateway.logs import log
 from ortserve.runtime.errors import OrtserveError
 
 LOOK_S = 1.0

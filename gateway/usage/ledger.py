@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
-from ortserve.gateway.telemetry.logs import log
+from ortserve.gateway.logs import log
 from ortserve.gateway.usage.prices import Price
 from ortserve.gateway.usage.spending import NUM_DIGITS, Spending, key_name
 from ortserve.runtime.errors import OrtserveError
 
 if TYPE_CHECKING:
-    from ortserve.gateway.http.exchange import Exchange
+    from ortserve.gateway.exchange import Exchange
 
 CLOSE_S = 10.0
 LOOK_BYTES = 64 * 1024  # a search among lines ends where reading is as fast

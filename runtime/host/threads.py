@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ortserve.runtime.drivers.turn import Turn
 from ortserve.runtime.errors import ConfigurationError
+from ortserve.runtime.host.turn import Turn
 
 ENCODER_SHARE = 4  # encoders get one core in so many beside a model that generates
 

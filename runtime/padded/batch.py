@@ -13,7 +13,7 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 
-from ortserve.runtime.padded.graph import PaddedGraph
+from ortserve.runtime.padded_graph import PaddedGraph
 from ortserve.runtime.step import Row
 
 SMALL_GROUP = 4096  # stored places, padding included, that a group may always have

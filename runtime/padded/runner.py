@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.padded.batch import Group, PaddedBatch, build_padded_batch, form_groups
-from ortserve.runtime.padded.graph import PaddedGraph
+from ortserve.runtime.padded_graph import PaddedGraph
 from ortserve.runtime.session import Binding, Session
 from ortserve.runtime.slots.kv import SlotKvStore
 from ortserve.runtime.step import Step

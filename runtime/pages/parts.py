@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.devices.device import Device
-from ortserve.runtime.devices.sampler import DeviceSampler
 from ortserve.runtime.devices.session import DeviceSession
 from ortserve.runtime.host.machine import memory_budget
 from ortserve.runtime.manifest import Manifest
@@ -15,6 +14,7 @@ from ortserve.runtime.pages.emulation import emulate
 from ortserve.runtime.pages.kv import PagedKvStore
 from ortserve.runtime.pages.plan import plan_paged_engine
 from ortserve.runtime.pages.runner import PagedRunner
+from ortserve.runtime.pages.sampler import DeviceSampler
 from ortserve.runtime.pages.single import spell_for_one_token
 from ortserve.runtime.plan import EnginePlan
 

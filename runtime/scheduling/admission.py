@@ -14,7 +14,7 @@ from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Request
 from ortserve.runtime.rotary import assumed_tokens, choose_regime
 from ortserve.runtime.sampling.history import TokenHistory
-from ortserve.runtime.scheduling.sequence import Sequence
+from ortserve.runtime.sequence import Sequence
 
 
 def check_request(request: Request, manifest: Manifest, plan: EnginePlan) -> None:

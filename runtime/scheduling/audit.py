@@ -7,7 +7,7 @@ from collections.abc import Sequence as Values
 
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.scheduling.scheduler import Scheduler
-from ortserve.runtime.scheduling.sequence import Sequence, Stage
+from ortserve.runtime.sequence import Sequence, Stage
 
 
 def audit(scheduler: Scheduler, plan: EnginePlan, *, outside: Values[int] = ()) -> list[str]:

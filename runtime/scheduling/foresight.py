@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from ortserve.runtime.scheduling.scheduler import Scheduler
-from ortserve.runtime.scheduling.sequence import Sequence
-from ortserve.runtime.speculation.verify import Picked
+from ortserve.runtime.sequence import Sequence
 from ortserve.runtime.step import Row, Step
+from ortserve.runtime.verify import Picked
 
 MAX_IN_A_ROW = 16  # steps: then one is planned as always, which looks at the cache's threads and at who waits
 _UNKNOWN = 0  # stands for a token until it is drawn

@@ -6,13 +6,13 @@ computed again from its tokens.
 
 from __future__ import annotations
 
-from ortserve.runtime.pages.reuse import share_blocks
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.scheduling.blocks import BlockPool
 from ortserve.runtime.scheduling.fair_order import FairOrder, aged_priority
+from ortserve.runtime.scheduling.page_reuse import share_blocks
 from ortserve.runtime.scheduling.reuse import Reuse
-from ortserve.runtime.scheduling.sequence import Sequence, Stage
 from ortserve.runtime.scheduling.waiting_line import WaitingLine
+from ortserve.runtime.sequence import Sequence, Stage
 from ortserve.runtime.step import CopyRow, Move, ReleaseRow, SwapIn, SwapOut
 
 

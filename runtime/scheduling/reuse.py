@@ -18,7 +18,7 @@ from ortserve.plugins.none import NoCache
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.rotary import salt_within
 from ortserve.runtime.scheduling.blocks import BlockPool
-from ortserve.runtime.scheduling.sequence import Sequence
+from ortserve.runtime.sequence import Sequence
 from ortserve.runtime.step import LoadBlocks, Move, SaveBlocks
 
 Answer = TypeVar("Answer")

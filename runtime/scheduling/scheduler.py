@@ -11,15 +11,15 @@ from collections.abc import Sequence as Values
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from ortserve.runtime.plan import EXACT_CUT, EnginePlan
+from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import FinishReason, TokenLogprobs
 from ortserve.runtime.sampling.sampler import Drawn
 from ortserve.runtime.scheduling.pace import Pace
 from ortserve.runtime.scheduling.placement import Placement
-from ortserve.runtime.scheduling.sequence import Sequence, Stage
 from ortserve.runtime.scheduling.taking import open_reply, take_drawn, take_forced
-from ortserve.runtime.speculation.verify import Picked
-from ortserve.runtime.step import Row, Step
+from ortserve.runtime.sequence import Sequence, Stage
+from ortserve.runtime.step import EXACT_CUT, Row, Step
+from ortserve.runtime.verify import Picked
 
 MAX_FORCED = 16  # tokens that a decode carries at the most: a step stays a step, and the rest comes in the next
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ortserve.runtime.request import FinishReason
 from ortserve.runtime.sampling.sampler import Drawn
-from ortserve.runtime.scheduling.sequence import Sequence
+from ortserve.runtime.sequence import Sequence
 
 
 def open_reply(sequence: Sequence) -> None:

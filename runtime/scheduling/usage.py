@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ortserve.runtime.request import Usage
-from ortserve.runtime.scheduling.sequence import Sequence
+from ortserve.runtime.sequence import Sequence
 
 
 def usage_of(sequence: Sequence, now_s: float) -> Usage:

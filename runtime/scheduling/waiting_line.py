@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 
-from ortserve.runtime.scheduling.sequence import Sequence, Stage
+from ortserve.runtime.sequence import Sequence, Stage
 
 Lines = tuple[tuple[Sequence, ...], ...]  # of one tenant: those of one priority by arrival
 

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 
 from ortserve.runtime.errors import DeviceError
 from ortserve.runtime.manifest import Manifest
-from ortserve.runtime.plan import EXACT_CUT
 from ortserve.runtime.session import Session
+from ortserve.runtime.step import EXACT_CUT
 
 _SOFTCAP = 5.0  # takes another path through the kernel
 _NUM_TOKENS = 2 * EXACT_CUT + 37

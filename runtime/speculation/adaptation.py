@@ -15,7 +15,7 @@ from collections.abc import Sequence as Values
 
 from ortserve.plugins.drafting import Draft
 from ortserve.runtime.scheduling.pace import Pace
-from ortserve.runtime.scheduling.sequence import Sequence
+from ortserve.runtime.sequence import Sequence
 
 PRIOR = 0.7  # acceptance of a sequence nobody has drafted for
 MAX_DRAFT = 16

@@ -18,7 +18,7 @@ from time import monotonic
 import structlog
 
 from ortserve.plugins.drafting import Draft, Drafter, DraftRequest, Ended, SequenceView, Verified
-from ortserve.runtime.scheduling.sequence import Sequence
+from ortserve.runtime.sequence import Sequence
 from ortserve.runtime.speculation.adaptation import DraftCost
 from ortserve.runtime.speculation.stats import DraftStats
 

@@ -26,7 +26,7 @@ import numpy as np
 import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.toys import toy
 from ortserve.export.toys.shapes import SHAPES
 from ortserve.runtime.config import EngineConfig

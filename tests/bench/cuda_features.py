@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 from unittest import mock
 
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.toys.shapes import SHAPES
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.devices.cuda import CudaDevice

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.recipes.precisions import CUDA_FORMS, Forms
 from ortserve.export.toys.shapes import SHAPES
 from ortserve.runtime.config import EngineConfig

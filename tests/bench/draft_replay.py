@@ -28,7 +28,7 @@ from ortserve.runtime.manifest import RotaryRegime
 from ortserve.runtime.opening import open_driver
 from ortserve.runtime.request import DraftHints, Request, SamplingParams
 from ortserve.runtime.scheduling.pace import Pace
-from ortserve.runtime.scheduling.sequence import Sequence as Running
+from ortserve.runtime.sequence import Sequence as Running
 from ortserve.runtime.speculation.adaptation import DraftCost, heard, learn, limits, rooms, worthwhile
 from ortserve.runtime.speculation.words import read_words
 from tests.bench.measurement import script_parser, spread, write_json

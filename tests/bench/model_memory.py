@@ -14,8 +14,8 @@ from pathlib import Path
 from ortserve.gateway.fleet.memory import allot, resident_weights
 from ortserve.gateway.fleet.opening import FolderOpener
 from ortserve.gateway.fleet.spec import ModelSpec
+from ortserve.gateway.logs import configure_logs
 from ortserve.gateway.options.model import EngineSettings
-from ortserve.gateway.telemetry.logs import configure_logs
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.drivers.driver import Driver
 from ortserve.runtime.host.heap import trim_heap

@@ -26,7 +26,7 @@ import httpx
 
 from ortserve.gateway.app import build_app
 from ortserve.gateway.http.server import Limits, run_server
-from ortserve.gateway.telemetry.logs import configure_logs
+from ortserve.gateway.logs import configure_logs
 from ortserve.gateway.transport.listener import listen
 from tests.bench.measurement import HOST, Goal, finish, script_parser, spread
 from tests.gateway.fleets import fleet_of

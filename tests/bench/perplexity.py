@@ -21,13 +21,13 @@ import numpy as np
 
 from ortserve.export.bundled import bundled_model
 from ortserve.export.families import read_architecture
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.float_reference.forward import Floats, reference_logits
 from ortserve.export.proof.graph_run import RowInput
 from ortserve.export.proof.paged_run import open_graph_run
-from ortserve.export.proof.proof_text import bundled_documents, document_tokens
-from ortserve.export.proof.reference import Floats, reference_logits
 from ortserve.export.proof.text_proof import compare_perplexity, log_probabilities
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.sources.checkpoint import Checkpoint, open_checkpoint
+from ortserve.export.texts.proof_text import bundled_documents, document_tokens
 from ortserve.runtime.manifest import read_manifest
 from tests.bench.measurement import Goal, finish, script_parser, spread
 

@@ -24,8 +24,8 @@ from typing import Any
 from ortserve.gateway.access.access import Access
 from ortserve.gateway.app import build_app
 from ortserve.gateway.http.server import Limits, run_server
+from ortserve.gateway.logs import configure_logs
 from ortserve.gateway.served.service import open_service
-from ortserve.gateway.telemetry.logs import configure_logs
 from ortserve.gateway.transport.listener import listen
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.manifest import read_manifest

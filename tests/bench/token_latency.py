@@ -30,8 +30,8 @@ from typing import Any
 
 from ortserve.gateway.commands.serve import SWITCH_S
 from ortserve.gateway.http.server import Limits
+from ortserve.gateway.logs import configure_logs
 from ortserve.gateway.served.service import ModelService, open_service
-from ortserve.gateway.telemetry.logs import configure_logs
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.drivers.async_engine import AsyncEngine
 from ortserve.runtime.opening import open_driver

@@ -21,9 +21,9 @@ from safetensors.numpy import load_file, save_file
 from ortserve.export.architecture import Linear
 from ortserve.export.bundled import bundled_model
 from ortserve.export.families import read_architecture
-from ortserve.export.proof.proof_text import bundled_documents, document_tokens
-from ortserve.export.proof.reference import CheckpointWeights, final_states
+from ortserve.export.float_reference.forward import CheckpointWeights, final_states
 from ortserve.export.sources.checkpoint import TOKENIZER_FILES, open_checkpoint
+from ortserve.export.texts.proof_text import bundled_documents, document_tokens
 
 Floats = NDArray[np.float32]
 OUTLIER_CHANNELS = (7, 60, 133, 201)

@@ -14,13 +14,13 @@ from safetensors.numpy import load_file, save_file
 
 from ortserve.export.errors import ExportError, UnprovenError
 from ortserve.export.families import read_architecture
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.float_reference.forward import reference_logits
+from ortserve.export.open_source import open_source
 from ortserve.export.proof.graph_run import GraphRun, RowInput
-from ortserve.export.proof.reference import reference_logits
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.sources import adapter as adapter_module
 from ortserve.export.sources.adapter import merge_adapter
 from ortserve.export.sources.checkpoint import open_checkpoint
-from ortserve.export.sources.open_source import open_source
 from ortserve.runtime.manifest import read_manifest
 from tests.export.checkpoints import random_sequences, write_json
 from tests.export.command_line import run_verb

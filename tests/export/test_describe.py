@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ortserve.export.errors import ExportError
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.publish import export_checkpoint
 from ortserve.runtime.manifest import GenerationDefaults, Manifest, read_manifest
 from tests.export.checkpoints import Tiny, write_checkpoint, write_json, write_tokenizer
 

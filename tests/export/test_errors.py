@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ortserve.export.errors import ExportError, UnprovenError
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.publish import export_checkpoint
 from ortserve.runtime.report import is_verified
 from tests.export.checkpoints import Tiny, write_checkpoint, write_json
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ortserve.export.architecture import Linear
-from ortserve.export.folder.publish import export_checkpoint
 from ortserve.export.graph.builder import GraphBuilder
 from ortserve.export.graph.data_file import DataFile
 from ortserve.export.graph.matrix import multiply, store_matrix
 from ortserve.export.proof.graph_run import GraphRun, RowInput
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.recipes.layer_plan import MatrixPlan
 from ortserve.export.recipes.quantize import quantize_int8_rows
 from ortserve.export.sources.checkpoint import open_checkpoint

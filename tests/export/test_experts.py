@@ -15,12 +15,12 @@ from safetensors.numpy import save_file
 from ortserve.export.architecture import Architecture, Experts
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
-from ortserve.export.folder.publish import export_checkpoint
 from ortserve.export.graph.builder import GraphBuilder
 from ortserve.export.graph.data_file import DataFile
 from ortserve.export.graph.experts import apply_experts
 from ortserve.export.graph.matrix import store_matrix
 from ortserve.export.proof.graph_run import GraphRun, RowInput
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.recipes.plan import plan_export
 from ortserve.export.sources.checkpoint import open_checkpoint
 from tests.export.checkpoints import write_json

@@ -12,11 +12,11 @@ import pytest
 from ortserve.export.architecture import Rope
 from ortserve.export.families import READERS, read_architecture
 from ortserve.export.families.rope_settings import read_rope
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.float_reference.forward import reference_logits
+from ortserve.export.float_reference.rotary import frequency
 from ortserve.export.graph.rope import inverse_frequencies, rotary_tables
 from ortserve.export.proof.graph_run import GraphRun, RowInput
-from ortserve.export.proof.reference import reference_logits
-from ortserve.export.proof.reference_rotary import frequency
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.sources.checkpoint import open_checkpoint
 from tests.export.family_checkpoints import (
     BLOCK_SIZE,

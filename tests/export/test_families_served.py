@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ortserve import runtime
 from ortserve.export.families import read_architecture
-from ortserve.export.folder.publish import export_checkpoint
-from ortserve.export.proof.reference import reference_logits
+from ortserve.export.float_reference.forward import reference_logits
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.sources.checkpoint import open_checkpoint
 from tests.export.family_checkpoints import FOLDER, MAX_CONTEXT, copy_family, every_family, expected_logits
 

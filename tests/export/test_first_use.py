@@ -14,7 +14,7 @@ import pytest
 from ortserve.export import first_use
 from ortserve.export.errors import ExportError
 from ortserve.export.first_use import ensure_exported
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.recipes.precisions import Device
 from ortserve.export.sources.checkpoint import Checkpoint
 from ortserve.runtime.manifest import Manifest, read_manifest

@@ -20,9 +20,9 @@ from tokenizers import Tokenizer
 
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
-from ortserve.export.folder.publish import export_checkpoint
 from ortserve.export.gguf.file import read_gguf
-from ortserve.export.sources.open_source import open_source
+from ortserve.export.open_source import open_source
+from ortserve.export.publish import export_checkpoint
 from ortserve.runtime.manifest import Manifest
 from tests.export.checkpoints import Tiny, write_checkpoint, write_json
 from tests.export.family_checkpoints import copy_family

@@ -11,7 +11,7 @@ from huggingface_hub import constants, file_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from ortserve.export.errors import ExportError
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.sources.checkpoint import open_checkpoint
 from tests.export.checkpoints import Tiny, write_checkpoint
 from tests.export.hub_server import Hub, serve_hub

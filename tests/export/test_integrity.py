@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ortserve.export.errors import CheckFailedError
-from ortserve.export.folder.inspection import describe_model, inspect_model
-from ortserve.export.folder.integrity import check_integrity, model_digest
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.inspect.inspection import describe_model, inspect_model
+from ortserve.export.proof.integrity import check_integrity, model_digest
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.toys.shapes import SHAPES
 from ortserve.export.toys.toy import write_toy_checkpoint
 from ortserve.runtime.errors import ManifestError

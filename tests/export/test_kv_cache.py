@@ -12,9 +12,9 @@ import pytest
 from ortserve import runtime
 from ortserve.export.errors import ExportError, UnprovenError
 from ortserve.export.families import read_architecture
-from ortserve.export.folder.publish import export_checkpoint
 from ortserve.export.proof.graph_run import GraphRun, RowInput
 from ortserve.export.proof.verify import check_parity
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.recipes import kv_scales as scales_module
 from ortserve.export.recipes.kv_scales import KvScales, measure_kv_ranges
 from ortserve.export.recipes.plan import plan_export

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ortserve.export.families import read_architecture
-from ortserve.export.folder.publish import export_checkpoint
-from ortserve.export.proof.reference import reference_logits
+from ortserve.export.float_reference.forward import reference_logits
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.sources.checkpoint import open_checkpoint
 from ortserve.export.toys.shapes import SHAPES
 from ortserve.export.toys.toy import write_toy_checkpoint

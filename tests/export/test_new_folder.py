@@ -10,8 +10,8 @@ import pytest
 
 from ortserve.export.errors import ExportError
 from ortserve.export.folder.new_folder import new_folder, remove_partial_folders
-from ortserve.export.folder.publish import export_checkpoint
 from ortserve.export.graph.data_file import DataFile
+from ortserve.export.publish import export_checkpoint
 from tests.export.checkpoints import write_checkpoint
 
 

@@ -10,10 +10,10 @@ import pytest
 from ortserve.export.bundled import bundled_model
 from ortserve.export.errors import UnprovenError
 from ortserve.export.families import read_architecture
-from ortserve.export.folder.publish import export_checkpoint
-from ortserve.export.proof.proof_text import bundled_documents, document_tokens
-from ortserve.export.proof.reference import reference_logits
+from ortserve.export.float_reference.forward import reference_logits
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.sources.checkpoint import open_checkpoint
+from ortserve.export.texts.proof_text import bundled_documents, document_tokens
 from tests.export.outlier_twin import MASSIVE, write_outlier_twin
 from tests.export.proofs import proof_of
 
@@ -50,7 +50,7 @@ def test_what_is_exported_by_default_passes(tmp_path: Path, twin: Path, precisio
 
 def test_first_tokens_are_massive_and_others_are_not(twin: Path) -> None:
     from ortserve.export.architecture import Linear
-    from ortserve.export.proof.reference import CheckpointWeights, Floats, final_states
+    from ortserve.export.float_reference.forward import CheckpointWeights, Floats, final_states
 
     checkpoint = open_checkpoint(twin)
     architecture = read_architecture(checkpoint)

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from ortserve.export.errors import ExportError, UnprovenError
 from ortserve.export.families import read_architecture
-from ortserve.export.folder.integrity import check_integrity
-from ortserve.export.folder.publish import export_checkpoint
 from ortserve.export.proof.graph_run import RowInput
+from ortserve.export.proof.integrity import check_integrity
 from ortserve.export.proof.paged_run import PagedGraphRun
 from ortserve.export.proof.verify import check_parity
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.recipes.plan import plan_export
 from ortserve.export.recipes.precisions import CUDA_FORMS
 from ortserve.export.sources.checkpoint import open_checkpoint

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ortserve.export.families import read_architecture
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.float_reference.forward import reference_logits
 from ortserve.export.proof.graph_run import GraphRun, RowInput
-from ortserve.export.proof.reference import reference_logits
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.sources.checkpoint import open_checkpoint
 from tests.export.checkpoints import LLAMA3, Tiny, random_sequences, write_checkpoint
 from tests.export.oracle import oracle_logits

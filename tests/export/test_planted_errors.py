@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ortserve.export import publish
 from ortserve.export.architecture import (
     Architecture,
     Attention,
@@ -27,7 +28,6 @@ from ortserve.export.architecture import (
 )
 from ortserve.export.errors import CheckFailedError
 from ortserve.export.families import read_architecture
-from ortserve.export.folder import publish
 from ortserve.export.graph import attention as attention_module
 from ortserve.export.graph.matrix import multiply
 from ortserve.export.graph.rope import rotary_tables

@@ -10,9 +10,9 @@ import pytest
 
 from ortserve.export.cli import bundled_draft, bundled_model
 from ortserve.export.families import read_architecture
-from ortserve.export.folder.publish import export_checkpoint
-from ortserve.export.proof.reference import reference_logits
+from ortserve.export.float_reference.forward import reference_logits
 from ortserve.export.proof.verify import proof_sequences
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.sources.checkpoint import open_checkpoint
 from ortserve.export.toys.shapes import SHAPES
 from ortserve.export.toys.widen import widen_checkpoint

@@ -15,8 +15,8 @@ import pytest
 from ortserve.export.architecture import Architecture
 from ortserve.export.errors import ExportError, UnreadableError
 from ortserve.export.families import read_architecture
+from ortserve.export.float_reference.forward import reference_logits
 from ortserve.export.proof import references
-from ortserve.export.proof.reference import reference_logits
 from ortserve.export.proof.references import NUMPY, open_reference
 from ortserve.export.sources.checkpoint import Checkpoint, open_checkpoint
 from ortserve.runtime.host.machine import MemoryFacts

@@ -12,13 +12,13 @@ import pytest
 from ortserve.export.architecture import Rope
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.float_reference.forward import reference_logits
+from ortserve.export.float_reference.rotary import frequency
 from ortserve.export.graph import attention as attention_module
 from ortserve.export.graph.rope import inverse_frequencies, rotary_tables
 from ortserve.export.proof.graph_run import GraphRun, RowInput
-from ortserve.export.proof.reference import reference_logits
-from ortserve.export.proof.reference_rotary import frequency
 from ortserve.export.proof.verify import check_parity
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.recipes.plan import plan_export
 from ortserve.export.sources.checkpoint import open_checkpoint
 from ortserve.runtime.manifest import RotaryRegime

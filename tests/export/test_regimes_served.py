@@ -9,8 +9,8 @@ import pytest
 
 from ortserve.export.architecture import Architecture
 from ortserve.export.families import read_architecture
-from ortserve.export.folder.publish import export_checkpoint
-from ortserve.export.proof.reference import reference_logits
+from ortserve.export.float_reference.forward import reference_logits
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.sources.checkpoint import Checkpoint, open_checkpoint
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.devices.device import HostDevice

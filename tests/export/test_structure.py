@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from ortserve.export.errors import ExportError
-from ortserve.export.folder import error_plot
-from ortserve.export.folder.inspection import inspect_model
-from ortserve.export.folder.structure import PartFacts, chart_errors, draw_parts
+from ortserve.export.inspect import error_plot
+from ortserve.export.inspect.inspection import inspect_model
+from ortserve.export.inspect.structure import PartFacts, chart_errors, draw_parts
 from ortserve.export.proof.streams import StreamRecord
 from ortserve.runtime.manifest import MatrixFacts
 from tests.export.checkpoints import Tiny, write_checkpoint

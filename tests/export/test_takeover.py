@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from ortserve import runtime
 from ortserve.export.errors import ExportError, UnprovenError
 from ortserve.export.first_use import ensure_exported, source_identity
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.recipes.takeover import find_block_formats
 from ortserve.export.sources.checkpoint import open_checkpoint
 from ortserve.runtime.manifest import TakenFacts, read_manifest

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ortserve.export.first_use import source_identity
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.sources.checkpoint import HUB_PATTERNS, open_checkpoint
 from ortserve.export.toys.shapes import SHAPES
 from ortserve.export.toys.toy import write_toy_checkpoint

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
-from ortserve.export.folder.publish import export_checkpoint
-from ortserve.export.proof.reference import reference_logits
+from ortserve.export.float_reference.forward import reference_logits
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.recipes.plan import plan_export
 from ortserve.export.sources.checkpoint import open_checkpoint
 from ortserve.export.toys.shapes import SHAPES, find_shape, llama_config

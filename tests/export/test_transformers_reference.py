@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ortserve.export import publish
 from ortserve.export.architecture import Architecture
 from ortserve.export.errors import UnprovenError
 from ortserve.export.families import read_architecture
-from ortserve.export.folder import publish
-from ortserve.export.proof.reference import reference_logits
+from ortserve.export.float_reference.forward import reference_logits
 from ortserve.export.proof.references import open_reference
 from ortserve.export.recipes import planned
 from ortserve.export.sources.checkpoint import open_checkpoint

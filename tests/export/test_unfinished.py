@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
+from ortserve.export import publish
 from ortserve.export.families import read_architecture
-from ortserve.export.folder import publish
 from ortserve.export.folder.journal import Journal, Unit
-from ortserve.export.folder.publish import export_checkpoint
 from ortserve.export.folder.unfinished import unfinished_folder
 from ortserve.export.graph import data_file, matrix
 from ortserve.export.graph.builder import GraphBuilder
 from ortserve.export.progress import _Lines
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.recipes.calibration_file import load_calibration, save_calibration
 from ortserve.export.recipes.digest import digest_of
 from ortserve.export.recipes.layer_plan import MatrixPlan

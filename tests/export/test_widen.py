@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from ortserve.export.architecture import Architecture, Norm
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.float_reference.forward import reference_logits
 from ortserve.export.proof.graph_run import GraphRun, RowInput
-from ortserve.export.proof.reference import reference_logits
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.sources.checkpoint import open_checkpoint
 from ortserve.export.toys.shapes import SHAPES, Shape
 from ortserve.export.toys.widen import head_places, widen_checkpoint

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from ortserve.export.bundled import bundled_draft, bundled_model
-from ortserve.export.folder.publish import export_checkpoint
-from ortserve.gateway.telemetry.logs import configure_logs
+from ortserve.export.publish import export_checkpoint
+from ortserve.gateway.logs import configure_logs
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, saying
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from ortserve.gateway.tally import TOKEN_SECONDS, Tally
 from ortserve.gateway.telemetry.metrics import route_of
-from ortserve.gateway.telemetry.tally import TOKEN_SECONDS, Tally
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, saying
 from tests.gateway.test_errors import CHAT, TEXT, chat, text

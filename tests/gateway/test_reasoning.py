@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ortserve.gateway.prompts.reasoning import FORMATS, ReasoningFormat, detect_reasoning
 from ortserve.gateway.replies.pieces import ShownToken
-from ortserve.gateway.replies.reasoning import FORMATS, ReasoningFormat, detect_reasoning
 from ortserve.gateway.replies.reply import ReplyPart, ReplyPlan, ReplyReader
 from ortserve.gateway.tools.hermes import HermesFormat
 from tests.gateway.running import running

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ortserve.export.bundled import bundled_model
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.publish import export_checkpoint
 from ortserve.gateway import cli
 from ortserve.gateway.bench import speculation_cli
 from ortserve.gateway.bench.speculation import Case, CaseReport, SpeculationRun

@@ -16,19 +16,19 @@ import numpy as np
 import pytest
 
 from ortserve.export.bundled import resolve_source
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.publish import export_checkpoint
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.devices.cuda import CudaDevice
 from ortserve.runtime.devices.cuda_devices import cuda_devices
 from ortserve.runtime.devices.cuda_library import has_driver
 from ortserve.runtime.devices.device import Device, HostDevice
-from ortserve.runtime.devices.sampler import DeviceSampler
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.errors import EngineClosedError
 from ortserve.runtime.grammar.guidance import open_grammars
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.opening import open_paged_engine
 from ortserve.runtime.pages.runner import DeviceLogits
+from ortserve.runtime.pages.sampler import DeviceSampler
 from ortserve.runtime.request import Completion, Delta, FinishReason, Grammar, GrammarKind, Request, SamplingParams
 from ortserve.runtime.sampling.sampler import Draw, Sampler
 from ortserve.runtime.session import available_providers

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ortserve.export.bundled import bundled_draft, bundled_model
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.publish import export_checkpoint
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.sampling.sampler import Sampler
 from ortserve.runtime.session import Session

@@ -21,9 +21,9 @@ from ortserve.plugins.api import BlockIo, PluginContext
 from ortserve.plugins.draft_model import ModelDrafter
 from ortserve.plugins.suffix import SuffixDrafter
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.drivers.bell import Bell
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.errors import DeviceError
+from ortserve.runtime.host.bell import Bell
 from ortserve.runtime.opening import open_cache
 from ortserve.runtime.opening import open_engine as open_composed
 from ortserve.runtime.plan import plan_engine

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.padded.graph import Attention
+from ortserve.runtime.padded_graph import Attention
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.sampling.sampler import Sampler
 from ortserve.runtime.slots.runner import load_session

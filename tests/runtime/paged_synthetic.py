@@ -7,17 +7,17 @@ from pathlib import Path
 
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.devices.device import Device, HostDevice
-from ortserve.runtime.devices.sampler import DeviceSampler
 from ortserve.runtime.devices.session import DeviceSession
-from ortserve.runtime.drivers.bell import Bell
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.grammar.constraint import Grammars
+from ortserve.runtime.host.bell import Bell
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.opening import open_cache
 from ortserve.runtime.pages.emulation import emulate
 from ortserve.runtime.pages.kv import PagedKvStore
 from ortserve.runtime.pages.plan import plan_paged_engine
 from ortserve.runtime.pages.runner import PagedRunner
+from ortserve.runtime.pages.sampler import DeviceSampler
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.testing import write_paged_synthetic_model
 from tests.runtime.synthetic import Clock

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ortserve.runtime.config import EngineConfig
-from ortserve.runtime.drivers.bell import Bell
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.grammar.constraint import Grammars
+from ortserve.runtime.host.bell import Bell
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.model import join
 from ortserve.runtime.new_runner import new_runner

@@ -8,7 +8,7 @@ from ortserve.plugins.drafting import Draft
 from ortserve.runtime.manifest import RotaryRegime
 from ortserve.runtime.request import DraftHints, Request
 from ortserve.runtime.scheduling.pace import Pace
-from ortserve.runtime.scheduling.sequence import Sequence
+from ortserve.runtime.sequence import Sequence
 from ortserve.runtime.speculation.adaptation import (
     MAX_DRAFT,
     PRIOR,

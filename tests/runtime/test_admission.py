@@ -13,7 +13,7 @@ from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import ContextLengthError, RequestError
 from ortserve.runtime.request import Request, SamplingParams
 from ortserve.runtime.scheduling.admission import check_request, new_sequence
-from ortserve.runtime.scheduling.sequence import Sequence
+from ortserve.runtime.sequence import Sequence
 from tests.runtime.synthetic import SyntheticModel
 
 MAX_CONTEXT = 200

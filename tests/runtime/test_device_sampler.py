@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ortserve.runtime.devices.device import HostDevice
-from ortserve.runtime.devices.sampler import DeviceSampler
 from ortserve.runtime.pages.runner import DeviceLogits
+from ortserve.runtime.pages.sampler import DeviceSampler
 from ortserve.runtime.request import SamplingParams
 from ortserve.runtime.sampling.history import TokenHistory
 from ortserve.runtime.sampling.sampler import Draw, Sampler

@@ -17,7 +17,7 @@ from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.request import Request, SamplingParams
 from ortserve.runtime.sampling.sampler import Draw
-from ortserve.runtime.scheduling.sequence import Sequence as EngineSequence
+from ortserve.runtime.sequence import Sequence as EngineSequence
 from ortserve.runtime.speculation.drafting import Drafting
 from ortserve.runtime.testing import VOCAB_SIZE, predict_logits, predict_next
 from tests.runtime.synthetic import PADDING_ID, SyntheticModel, run_to_end, whole

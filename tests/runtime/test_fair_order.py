@@ -13,7 +13,7 @@ from ortserve.runtime.engine import Engine
 from ortserve.runtime.request import Delta, Request, SamplingParams
 from ortserve.runtime.scheduling.admission import new_sequence
 from ortserve.runtime.scheduling.fair_order import AGEING_S, FairOrder
-from ortserve.runtime.scheduling.sequence import Sequence
+from ortserve.runtime.sequence import Sequence
 from tests.runtime.synthetic import Clock, SyntheticModel, greedy_tokens, whole
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)

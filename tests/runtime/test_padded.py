@@ -13,8 +13,8 @@ from ortserve.runtime.errors import DeviceError
 from ortserve.runtime.manifest import read_manifest
 from ortserve.runtime.opening import open_engine
 from ortserve.runtime.padded.batch import MAX_LOGITS, build_padded_batch, form_groups
-from ortserve.runtime.padded.graph import Attention, PaddedGraph
 from ortserve.runtime.padded.runner import PaddedRunner
+from ortserve.runtime.padded_graph import Attention, PaddedGraph
 from ortserve.runtime.request import Request, SamplingParams
 from ortserve.runtime.slots.kv import SlotKvStore
 from ortserve.runtime.step import Row, Step

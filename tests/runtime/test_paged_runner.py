@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
-from ortserve.export.folder.publish import export_checkpoint
 from ortserve.export.proof.graph_run import RowInput
 from ortserve.export.proof.paged_run import PagedGraphRun
+from ortserve.export.publish import export_checkpoint
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.devices.device import HostDevice
 from ortserve.runtime.devices.session import DeviceBinding, DeviceSession

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import ConfigurationError, MemoryBudgetError
 from ortserve.runtime.manifest import KvLayout, Manifest
-from ortserve.runtime.plan import EXACT_CUT, GIB, plan_engine
+from ortserve.runtime.plan import GIB, plan_engine
 from ortserve.runtime.slots.kv import PAGE_BYTES, block_size
+from ortserve.runtime.step import EXACT_CUT
 from tests.runtime.synthetic import SyntheticModel
 
 MIB = 2**20

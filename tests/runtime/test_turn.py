@@ -7,7 +7,7 @@ from time import monotonic, sleep
 
 import pytest
 
-from ortserve.runtime.drivers.turn import Turn
+from ortserve.runtime.host.turn import Turn
 from tests.runtime.driving import PATIENCE_S
 
 

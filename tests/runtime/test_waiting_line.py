@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ortserve.runtime.request import Request, SamplingParams
 from ortserve.runtime.scheduling.fair_order import AGEING_S, NEAR, FairOrder
-from ortserve.runtime.scheduling.sequence import Sequence, Stage
 from ortserve.runtime.scheduling.waiting_line import WaitingLine
+from ortserve.runtime.sequence import Sequence, Stage
 
 TENANTS = (b"a", b"b", b"c")
 

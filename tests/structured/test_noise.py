@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from ortserve.export.bundled import bundled_model
-from ortserve.export.folder.publish import export_checkpoint
+from ortserve.export.publish import export_checkpoint
 from ortserve.export.toys.shapes import SHAPES
 from ortserve.export.toys.toy import write_toy_checkpoint
 from ortserve.runtime.config import EngineConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 
-from ortserve.runtime.padded.graph import Attention
+from ortserve.runtime.padded_graph import Attention
 from ortserve.runtime.testing import VOCAB_SIZE, write_padded_synthetic_model
 from tests.export.checkpoints import write_json
 

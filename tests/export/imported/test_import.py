@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from ortserve import runtime
 from ortserve.export.errors import CheckFailedError, ExportError
 from ortserve.export.imported.publish import import_folder
-from ortserve.export.proof.verifying import verify_folder
-from ortserve.export.sources.open_source import open_source
+from ortserve.export.open_source import open_source
+from ortserve.export.verifying import verify_folder
 from ortserve.runtime.manifest import GenerationDefaults, read_manifest
 from ortserve.runtime.report import find_doubts
 from ortserve.runtime.testing import VOCAB_SIZE

@@ -14,10 +14,10 @@ from safetensors.numpy import load_file, save_file
 from ortserve import runtime
 from ortserve.export.errors import UnreadableError
 from ortserve.export.imported.publish import import_folder, itself
+from ortserve.export.open_source import open_source
 from ortserve.export.proof import references
 from ortserve.export.proof.padded_run import open_session
-from ortserve.export.proof.verifying import verify_folder
-from ortserve.export.sources.open_source import open_source
+from ortserve.export.verifying import verify_folder
 from ortserve.runtime.manifest import read_manifest
 from ortserve.runtime.report import read_report
 from tests.export.command_line import run_verb

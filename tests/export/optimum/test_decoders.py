@@ -15,9 +15,9 @@ from safetensors.numpy import save_file
 from ortserve import runtime
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
+from ortserve.export.open_source import open_source
 from ortserve.export.optimum import environment, process
 from ortserve.export.optimum.process import WORKER
-from ortserve.export.sources.open_source import open_source
 from ortserve.runtime.manifest import read_manifest
 from ortserve.runtime.report import find_doubts, read_report
 from tests.export.checkpoints import write_json

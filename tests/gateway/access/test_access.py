@@ -15,7 +15,7 @@ import pytest
 from ortserve.gateway.access.access import Access
 from ortserve.gateway.access.key_file import KeyFileError
 from ortserve.gateway.access.tenancy import named_tenant, salt_of
-from ortserve.gateway.telemetry.logs import configure_logs
+from ortserve.gateway.logs import configure_logs
 from tests.gateway.access.test_key_file import file_of, line
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, saying

@@ -12,7 +12,7 @@ import pytest
 
 from ortserve.gateway.access.access import Access
 from ortserve.gateway.access.grant import digest_of
-from ortserve.gateway.telemetry.logs import configure_logs
+from ortserve.gateway.logs import configure_logs
 from ortserve.runtime.errors import EngineError
 from tests.gateway.access.test_key_file import file_of, line
 from tests.gateway.running import running

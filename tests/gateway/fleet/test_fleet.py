@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from ortserve.gateway.errors import ApiError
+from ortserve.gateway.exchange import Exchange
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.fleet.memory import NoRoomError
-from ortserve.gateway.http.exchange import Exchange
 from ortserve.gateway.served.service import ModelService
 from ortserve.runtime.errors import ConfigurationError, MemoryBudgetError, ModelError
 from ortserve.runtime.workers.restarts import Restarts

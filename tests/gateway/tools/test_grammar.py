@@ -15,9 +15,9 @@ import pytest
 
 from ortserve.export.bundled import bundled_model
 from ortserve.gateway.errors import ApiError
+from ortserve.gateway.prompts.reasoning import ReasoningFormat
 from ortserve.gateway.prompts.tokenizer import load_tokenizer
 from ortserve.gateway.replies.calling import Calling, after_reasoning
-from ortserve.gateway.replies.reasoning import ReasoningFormat
 from ortserve.gateway.replies.reply import ReplyPlan, ReplyReader, WholeCall, join_calls
 from ortserve.gateway.replies.structured import Structure, regex_structure, schema_structure
 from ortserve.gateway.schema.tools import InputGrammar, Tool, ToolMode, ToolUse

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from ortserve.gateway.logs import configure_logs
 from ortserve.gateway.options.edge import EdgeOptions
-from ortserve.gateway.telemetry.logs import configure_logs
 from ortserve.gateway.transport.forwarded import Forwarded
 from tests.gateway.running import running
 from tests.gateway.scripted import make_driver, saying

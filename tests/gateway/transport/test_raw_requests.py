@@ -14,8 +14,8 @@ import pytest
 import structlog
 
 from ortserve.gateway.http.server import Limits
+from ortserve.gateway.logs import configure_logs
 from ortserve.gateway.options.edge import EdgeOptions
-from ortserve.gateway.telemetry.logs import configure_logs
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, saying
 

@@ -15,7 +15,7 @@ import h2.events
 import httpx
 import pytest
 
-from ortserve.gateway.telemetry.logs import configure_logs
+from ortserve.gateway.logs import configure_logs
 from ortserve.gateway.transport.tls import Tls, TlsError, TlsFiles
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, saying

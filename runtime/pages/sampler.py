@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ortserve.runtime.devices.device import Bytes, Device, Launch
-from ortserve.runtime.devices.sampling_head import (
+from ortserve.runtime.devices.session import DeviceBinding, DeviceSession
+from ortserve.runtime.pages.runner import DeviceLogits
+from ortserve.runtime.pages.sampling_head import (
     NOT_FINITE,
     NUM_CANDIDATES,
     NUM_LOGPROBS,
@@ -23,8 +25,6 @@ from ortserve.runtime.devices.sampling_head import (
     Pick,
     sampling_head,
 )
-from ortserve.runtime.devices.session import DeviceBinding, DeviceSession
-from ortserve.runtime.pages.runner import DeviceLogits
 from ortserve.runtime.pages.staging import Staging, staged_bytes
 from ortserve.runtime.request import TokenLogprobs
 from ortserve.runtime.sampling.sampler import Draw, Drawn, Ready, Sampler

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ortserve.export.errors import ExportError
-from ortserve.export.folder.structure import PartFacts
+from ortserve.export.inspect.structure import PartFacts
 
 
 def write_error_plot(path: Path, title: str, parts: tuple[PartFacts, ...]) -> None:

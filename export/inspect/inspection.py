@@ -10,8 +10,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from ortserve.export.folder.integrity import read_graph
-from ortserve.export.folder.structure import PartFacts, chart_errors, draw_parts, read_parts
+from ortserve.export.inspect.structure import PartFacts, chart_errors, draw_parts, read_parts
+from ortserve.export.proof.integrity import read_graph
 from ortserve.export.proof.report_text import describe_report
 from ortserve.runtime.errors import ReportError
 from ortserve.runtime.manifest import Manifest, TakenFacts, read_manifest

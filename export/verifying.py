@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ortserve.export.errors import CheckFailedError, ExportError
 from ortserve.export.families import read_architecture
-from ortserve.export.folder.integrity import check_adapter, check_integrity
 from ortserve.export.imported.layout import read_layout
 from ortserve.export.imported.publish import compare_with_source
 from ortserve.export.optimum.decoders import is_through_optimum
 from ortserve.export.optimum.reference import optimum_reference
+from ortserve.export.proof.integrity import check_adapter, check_integrity
 from ortserve.export.proof.report import make_report, with_doubts, write_report
 from ortserve.export.proof.verify import check_parity, compare_with
 from ortserve.export.recipes.precisions import ReferenceName

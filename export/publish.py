@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 from ortserve.export.architecture import Architecture
 from ortserve.export.folder.describe import describe_generation, describe_tokens
-from ortserve.export.folder.integrity import DATA_NAME, GRAPH_NAME, file_digest, join_digests
 from ortserve.export.folder.journal import Journal
 from ortserve.export.folder.unfinished import Unfinished, unfinished_folder
 from ortserve.export.folder.versions import library_versions, version_of
@@ -19,6 +18,7 @@ from ortserve.export.graph.builder import GraphBuilder
 from ortserve.export.graph.data_file import DataFile
 from ortserve.export.graph.decoder import build_decoder
 from ortserve.export.progress import show_progress
+from ortserve.export.proof.integrity import DATA_NAME, GRAPH_NAME, file_digest, join_digests
 from ortserve.export.proof.report import check_proved, check_replacement, make_report, write_report
 from ortserve.export.proof.verify import check_parity
 from ortserve.export.recipes.calibration_file import load_calibration, save_calibration

@@ -13,7 +13,7 @@ from ortserve.plugins.api import Hit, Part, PromptCache
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.scheduling.blocks import BlockPool
 from ortserve.runtime.scheduling.reuse import CacheBlocks, Reuse
-from ortserve.runtime.scheduling.sequence import Sequence
+from ortserve.runtime.sequence import Sequence
 from ortserve.runtime.step import CopyBlock, Move
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ortserve.runtime.grammar.constraint import Mask
 from ortserve.runtime.request import SamplingParams, TokenLogprobs
 from ortserve.runtime.sampling.sampler import Draw, Drawn
-from ortserve.runtime.scheduling.sequence import Sequence
+from ortserve.runtime.sequence import Sequence
 from ortserve.runtime.step import Row
 
 _NOTHING = Draw(SamplingParams(temperature=0), 0, 0, 0)

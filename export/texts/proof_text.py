@@ -15,7 +15,7 @@ from ortserve.export.errors import ExportError
 from ortserve.export.folder.describe import describe_tokens, open_tokenizer
 from ortserve.export.sources.checkpoint import Checkpoint
 
-FOLDER = Path(__file__).parent / "texts"
+FOLDER = Path(__file__).parent
 SEPARATOR = "\n=====\n"
 RANDOM_DOCUMENT = 64  # ids of a document drawn for a checkpoint without a tokenizer
 NUM_RANDOM_DOCUMENTS = 24

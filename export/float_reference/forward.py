@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortserve.export.architecture import Architecture, Attention, Experts, Linear, Mlp, Norm
-from ortserve.export.proof.reference_adapter import SidePaths
-from ortserve.export.proof.reference_rotary import rotate
+from ortserve.export.float_reference.adapter import SidePaths
+from ortserve.export.float_reference.rotary import rotate
 from ortserve.export.sources.checkpoint import Checkpoint
 
 Floats = NDArray[np.float32]
