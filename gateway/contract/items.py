@@ -24,7 +24,7 @@ PART: tuple[Rule, ...] = (
 )
 ITEM: tuple[Rule, ...] = (
     honoured("type", STRING, "absent: `message`, or `item_reference` where there is an id and no role"),
-    honoured("id", string(MAX_ID_LENGTH), "absent: made here"),
+    honoured("id", string(MAX_ID_LENGTH), "absent: made here; a reference to what is not kept is a 404, as OpenAI's"),
     honoured("status", words(*STATUSES), "kept and listed"),
     honoured("role", words(*ROLES), "of messages"),
     honoured("phase", words(*PHASES), "of messages; kept and listed"),
