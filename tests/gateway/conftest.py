@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from openai import OpenAI
 
 from ortserve.export.bundled import bundled_draft, bundled_model
 from ortserve.export.publish import export_checkpoint
@@ -32,6 +33,14 @@ def server() -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def http(server: Running) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=10) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> Iterator[OpenAI]:
+    """Every reply and event is validated against the SDK's types."""
+    url = f"{server.url}/v1"
+    with OpenAI(base_url=url, api_key="any", max_retries=0, _strict_response_validation=True) as client:
         yield client
 
 

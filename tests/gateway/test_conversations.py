@@ -13,7 +13,8 @@ from openai import OpenAI
 from ortserve.runtime.request import FinishReason
 from tests.gateway.conftest import REPLY
 from tests.gateway.running import Running
-from tests.gateway.test_kept_responses import num_prompt_tokens, said, wait_for
+from tests.gateway.test_background import wait_for
+from tests.gateway.test_kept_responses import num_prompt_tokens, said
 from tests.gateway.test_responses import call, events_of, refused
 
 PATH = "/v1/conversations"

@@ -20,6 +20,11 @@ def prompt_of(number: int) -> tuple[int, ...]:
     return tuple((number * 31 + place * place * 7) % 100 for place in range(1 + number * 13 % 40))
 
 
+def tokens_of(deltas: list[Delta]) -> list[int]:
+    """All of them, in order."""
+    return [token for delta in deltas for token in delta.token_ids]
+
+
 class Collector:
     """Keeps the deltas of any number of requests, and the calls they came in."""
 

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import threading
 import time
-import weakref
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from ortserve.runtime.drivers.driver import Driver
-from ortserve.runtime.errors import ContextLengthError, EngineClosedError, OverloadedError, RequestError
-from ortserve.runtime.grammar.constraint import Constraint
-from ortserve.runtime.request import Delta, FinishReason, Request, SamplingParams
+from ortserve.runtime.errors import ContextLengthError, OverloadedError, RequestError
+from ortserve.runtime.request import FinishReason, Request, SamplingParams
 from ortserve.runtime.scheduling.pace import Costs
-from tests.runtime.driving import ENDLESS, PATIENCE_S, Collector, Gate, driving, greedy, prompt_of
+from tests.runtime.driving import ENDLESS, PATIENCE_S, Collector, Gate, driving, greedy, prompt_of, tokens_of
 from tests.runtime.synthetic import SyntheticModel, greedy_tokens, whole
-
-
-def tokens_of(deltas: list[Delta]) -> list[int]:
-    return [token for delta in deltas for token in delta.token_ids]
 
 
 def test_many_threads_submit_and_cancel_at_random_and_every_reply_is_its_own(synthetic: SyntheticModel) -> None:
@@ -173,178 +165,6 @@ def test_a_request_cancelled_while_it_waits_never_runs(synthetic: SyntheticModel
         assert (delta.finish, delta.token_ids) == (FinishReason.CANCELLED, ())
         assert delta.usage is not None
         assert delta.usage.num_output_tokens == 0
-
-
-@pytest.mark.parametrize("num_waiting", [0, 3])
-def test_closing_cancels_whatever_is_unfinished_with_its_usage(synthetic: SyntheticModel, num_waiting: int) -> None:
-    collector = Collector()
-    with driving(synthetic, max_rows=1) as driver:
-        driver.submit(Request("running", (1, 2), ENDLESS), collector)
-        for number in range(num_waiting):
-            driver.submit(greedy(f"r{number}", number), collector)
-        collector.wait_for("running", num_deltas=3)
-        driver.close()
-        for name in ("running", *(f"r{number}" for number in range(num_waiting))):
-            last = collector.of(name)[-1]
-            assert last.finish is FinishReason.CANCELLED
-            assert last.usage is not None
-            assert last.usage.num_output_tokens == len(tokens_of(collector.of(name)))
-
-
-def test_what_arrives_just_before_closing_is_answered_too(synthetic: SyntheticModel) -> None:
-    collector = Collector()
-    with driving(synthetic) as driver:
-        gate = Gate(driver)
-        driver.submit(Request("running", (1,), ENDLESS), collector)
-        gate.wait_until_held()
-        driver.submit(greedy("late", 1), collector)  # stays in the inbox until the thread looks again
-        closing = threading.Thread(target=driver.close)
-        closing.start()
-        while driver.healthy:
-            time.sleep(0.001)
-        gate.open()
-        closing.join(PATIENCE_S)
-        assert collector.of("late")[-1].finish is FinishReason.CANCELLED
-        assert collector.of("late")[-1].usage is not None
-
-
-def test_closing_with_a_drain_lets_requests_finish_and_takes_no_more(synthetic: SyntheticModel) -> None:
-    collector = Collector()
-    with driving(synthetic, max_rows=1) as driver:
-        gate = Gate(driver)
-        requests = [greedy(f"r{number}", number) for number in range(4)]
-        for request in requests:
-            driver.submit(request, collector)
-        closing = threading.Thread(target=driver.close, kwargs={"drain_s": PATIENCE_S})
-        begun = time.monotonic()
-        closing.start()
-        while driver.healthy:
-            time.sleep(0.001)
-        with pytest.raises(EngineClosedError, match="shutting down"):
-            driver.submit(greedy("late", 9), collector)
-        gate.open()
-        closing.join(PATIENCE_S)
-        assert time.monotonic() - begun < PATIENCE_S / 2, "it waited although all had finished"
-        for request in requests:
-            assert tokens_of(collector.of(request.id)) == greedy_tokens(request.prompt, request.sampling)
-            assert collector.of(request.id)[-1].finish in (FinishReason.STOP, FinishReason.LENGTH)
-
-
-def test_a_drain_that_takes_too_long_is_cut_short(synthetic: SyntheticModel) -> None:
-    collector = Collector()
-    with driving(synthetic, max_context=512) as driver:
-        step = driver._engine.step
-
-        def slow() -> list[Delta]:
-            time.sleep(0.005)
-            return step()
-
-        driver._engine.step = slow  # type: ignore[method-assign]
-        driver.submit(Request("endless", (1,), ENDLESS), collector)
-        collector.wait_for("endless", num_deltas=2)
-        begun = time.monotonic()
-        driver.close(drain_s=0.15)
-        assert 0.14 < time.monotonic() - begun < 2.0
-        assert collector.of("endless")[-1].finish is FinishReason.CANCELLED
-        assert 5 < len(collector.of("endless")) < 200
-
-
-def test_closing_twice_or_from_the_engines_own_thread_does_not_hang(synthetic: SyntheticModel) -> None:
-    class Closing(Collector):
-        def deliver(self, deltas: object) -> None:
-            driver.close()
-
-    with driving(synthetic) as driver:
-        driver.submit(greedy("r", 1), Closing())
-        driver._thread.join(PATIENCE_S)
-        assert not driver._thread.is_alive()
-        driver.close()
-        with pytest.raises(EngineClosedError):
-            driver.submit(greedy("late", 1), Collector())
-
-
-@pytest.mark.parametrize("defect", [AssertionError("a law is broken"), KeyError("r1"), SystemExit()])
-def test_when_the_engine_has_a_defect_nobody_waits_forever(synthetic: SyntheticModel, defect: BaseException) -> None:
-    collector = Collector()
-    with driving(synthetic, max_rows=2) as driver:
-        gate = Gate(driver)
-        for number in range(4):
-            driver.submit(Request(f"r{number}", prompt_of(number), ENDLESS), collector)
-        gate.wait_until_held()
-        driver.submit(greedy("in the inbox", 7), collector)
-        errand = driver.cache_entries()
-
-        def plan(number: int, now_s: float, drafts: object = None) -> None:
-            raise defect
-
-        driver._engine.scheduler.plan = plan  # type: ignore[method-assign]
-        gate.open()
-        for name in ("r0", "r1", "r2", "r3", "in the inbox"):
-            last = collector.wait_for(name)[-1]
-            assert last.finish is FinishReason.ERROR
-            assert last.error == f"the engine has failed ({type(defect).__name__})"
-            assert last.is_lost
-        with pytest.raises(EngineClosedError, match="the engine has failed"):
-            driver.ended.result(PATIENCE_S)
-        with pytest.raises(EngineClosedError, match="the engine has failed"):
-            errand.result(PATIENCE_S)
-        assert not driver.healthy
-        assert driver.has_failed
-        with pytest.raises(EngineClosedError, match="has failed"):
-            driver.submit(greedy("late", 1), collector)
-
-
-def test_a_driver_that_has_ended_keeps_nothing_of_what_it_computed_with(synthetic: SyntheticModel) -> None:
-    with driving(synthetic) as driver:
-        held: list[weakref.ref[Any]] = [weakref.ref(driver._engine), weakref.ref(driver._engine._runner)]
-        run_one(driver)
-        gc.collect()
-        gc.disable()  # gigabytes must not wait for the collector
-        try:
-            driver.close()
-            assert driver.ended.done()
-            assert [one() for one in held] == [None, None]
-        finally:
-            gc.enable()
-        with pytest.raises(EngineClosedError):
-            driver.submit(greedy("late", 3), Collector())
-
-
-def test_neither_does_one_whose_engine_has_failed(synthetic: SyntheticModel) -> None:
-    def plan(number: int, now_s: float, drafts: object = None) -> None:
-        raise AssertionError("a defect")
-
-    with driving(synthetic) as driver:
-        held: list[weakref.ref[Any]] = [weakref.ref(driver._engine), weakref.ref(driver._engine._runner)]
-        driver._engine.scheduler.plan = plan  # type: ignore[method-assign]
-        assert run_one(driver)[-1].is_lost
-        driver.close()
-        gc.collect()  # the log has looked into every frame
-        assert [one() for one in held] == [None, None]
-
-
-def run_one(driver: Driver) -> list[Delta]:
-    collector = Collector()
-    driver.submit(greedy("one", 1), collector)
-    return collector.wait_for("one")
-
-
-def test_a_defect_while_taking_requests_in_loses_none_of_them_silently(synthetic: SyntheticModel) -> None:
-    collector = Collector()
-    with driving(synthetic) as driver:
-        gate = Gate(driver)
-        driver.submit(Request("running", (1,), ENDLESS), collector)
-        gate.wait_until_held()
-
-        def add(request: Request, constraint: Constraint | None = None) -> None:
-            raise AssertionError("a defect")
-
-        driver._engine.add = add  # type: ignore[method-assign]
-        for number in range(3):
-            driver.submit(greedy(f"r{number}", number), collector)
-        gate.open()
-        for name in ("running", "r0", "r1", "r2"):
-            assert collector.wait_for(name)[-1].finish is FinishReason.ERROR
 
 
 def test_a_driver_without_work_uses_no_processor(synthetic: SyntheticModel) -> None:
