@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
-from ortserve.export.gguf.file import read_gguf
 from ortserve.export.open_source import open_source
 from ortserve.export.publish import export_checkpoint
 from ortserve.runtime.manifest import Manifest
 from tests.export.checkpoints import Tiny, write_checkpoint, write_json
 from tests.export.family_checkpoints import copy_family
-from tests.export.gguf_writer import Tensor, decode, interleave, text, typed, write_gguf
+from tests.export.gguf_writer import Tensor, decode, interleave, write_gguf
 from tests.export.proofs import proof_of
 
 NAMES = {
@@ -57,7 +52,7 @@ class Pair:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
-def _pair(folder: Path, architecture: str, kind: str) -> Pair:
+def make_pair(folder: Path, architecture: str, kind: str) -> Pair:
     """The checkpoint's matrices are rounded as `kind` rounds them; the GGUF file's are written from what they were."""
     config = json.loads((folder / "config.json").read_text())
     config["rope_theta"] = (config.get("rope_parameters") or config)["rope_theta"]
@@ -106,9 +101,16 @@ def _same_data(first: Path, second: Path) -> None:
     assert (first / "model.onnx.data").read_bytes() == (second / "model.onnx.data").read_bytes()
 
 
+def refused(path: Path) -> str:
+    with pytest.raises(ExportError) as caught, open_source(path) as checkpoint:
+        read_architecture(checkpoint)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
 def test_llama_becomes_the_same_graph_as_from_safetensors(tmp_path: Path, kind: str) -> None:
-    pair = _pair(write_checkpoint(tmp_path / "source", LLAMA), "llama", kind)
+    pair = make_pair(write_checkpoint(tmp_path / "source", LLAMA), "llama", kind)
     file = write_gguf(tmp_path / "tiny.gguf", pair.metadata, pair.tensors)
     for precision in ("fp32", "int8"):
         found = _export(file, tmp_path / f"gguf-{precision}", precision)
@@ -122,7 +124,7 @@ def test_llama_becomes_the_same_graph_as_from_safetensors(tmp_path: Path, kind: 
 def test_qwen_becomes_the_same_graph_as_from_safetensors(tmp_path: Path, family: str) -> None:
     rope = {"rope_type": "default", "rope_theta": 100.0}
     source = copy_family(family, tmp_path / "source", rope_parameters=rope, layer_types=None, use_sliding_window=False)
-    pair = _pair(source, family, "F16")
+    pair = make_pair(source, family, "F16")
     file = write_gguf(tmp_path / "tiny.gguf", pair.metadata, pair.tensors, version=2)
     _export(file, tmp_path / "gguf")
     _export(pair.folder, tmp_path / "folder")
@@ -130,7 +132,7 @@ def test_qwen_becomes_the_same_graph_as_from_safetensors(tmp_path: Path, family:
 
 
 def test_the_proof_passes_and_sees_rows_that_were_not_put_back(tmp_path: Path) -> None:
-    pair = _pair(write_checkpoint(tmp_path / "source", LLAMA), "llama", "F32")
+    pair = make_pair(write_checkpoint(tmp_path / "source", LLAMA), "llama", "F32")
     file = write_gguf(tmp_path / "tiny.gguf", pair.metadata, pair.tensors)
     with open_source(file) as checkpoint:
         export_checkpoint(checkpoint, tmp_path / "out", precision="fp32", progress=False)
@@ -145,136 +147,13 @@ def test_the_proof_passes_and_sees_rows_that_were_not_put_back(tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0"])
 def test_any_range_of_rows_is_that_of_the_whole(tmp_path: Path, kind: str) -> None:
-    pair = _pair(write_checkpoint(tmp_path / "source", LLAMA), "llama", kind)
+    pair = make_pair(write_checkpoint(tmp_path / "source", LLAMA), "llama", kind)
     with open_source(write_gguf(tmp_path / "tiny.gguf", pair.metadata, pair.tensors)) as checkpoint:
         for name in ("model.layers.1.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"):
             whole = checkpoint.read(name)
             for start in range(0, len(whole), 5):
                 for stop in range(start, len(whole) + 3, 7):
                     np.testing.assert_array_equal(checkpoint.read_rows(name, start, stop), whole[start:stop])
-
-
-def _rope_of(path: Path) -> Any:
-    with open_source(path) as checkpoint:
-        return read_architecture(checkpoint).ropes()[0].scaling
-
-
-def test_rope_settings_are_read_or_named(tmp_path: Path) -> None:
-    from ortserve.export.architecture import LinearScaling, Llama3Scaling
-
-    pair = _pair(write_checkpoint(tmp_path / "source", LLAMA), "llama", "F32")
-    path = tmp_path / "tiny.gguf"
-    linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
-    assert _rope_of(write_gguf(path, {**pair.metadata, **linear}, pair.tensors)) == LinearScaling(4.0)
-    wavelengths = 2 * np.pi * 5e5 ** (np.arange(8) / 8)
-    blend = (8192 / wavelengths - 1) / 3
-    factors = np.where(wavelengths > 8192, 32.0, np.where(wavelengths < 2048, 1.0, 1 / (blend + (1 - blend) / 32)))
-    fast = {**pair.metadata, "llama.rope.freq_base": 5e5}
-    assert factors.min() == 1
-    assert factors.max() == 32
-
-    def with_factors(values: NDArray[np.float64]) -> Path:
-        tensors = {**pair.tensors, "rope_freqs.weight": ("F32", values.astype(np.float32))}
-        return write_gguf(path, fast, tensors)
-
-    assert _rope_of(with_factors(factors)) == Llama3Scaling(32.0, 1.0, 4.0, 8192)
-    with pytest.raises(ExportError, match=r"rope_freqs.weight is not Llama 3's"):
-        _rope_of(with_factors(factors * 1.5))
-    longrope = {"llama.rope.scaling.type": "longrope"}
-    with pytest.raises(ExportError, match="rope scaling 'longrope' is not supported: export reads linear and yarn"):
-        _rope_of(write_gguf(path, {**pair.metadata, **longrope}, pair.tensors))
-
-
-def _refused(path: Path) -> str:
-    with pytest.raises(ExportError) as caught, open_source(path) as checkpoint:
-        read_architecture(checkpoint)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("metadata", "message"),
-    [
-        (
-            {"general.architecture": "mamba"},
-            "GGUF architecture 'mamba' is not supported: export reads llama, qwen2, qwen3",
-        ),
-        ({"llama.expert_count": 8}, "has experts"),
-        ({"llama.embedding_length": "x"}, "hidden_size is 'x', expected a positive whole number"),
-        ({"llama.attention.head_count": 0}, "head_count 0 does not divide 64 rows"),
-        ({"llama.rope.dimension_count": 8}, "rotates 8 of 16 components"),
-        ({"general.alignment": 24}, "general.alignment 24"),
-        ({"tokenizer.ggml.model": "bert"}, "tokenizer 'bert' is not supported: export reads gpt2 and llama"),
-        (
-            {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.pre": "deepseek"},
-            "pre-tokenizer 'deepseek' is not supported",
-        ),
-    ],
-)
-def test_what_is_not_read_is_named(tmp_path: Path, metadata: Mapping[str, Any], message: str) -> None:
-    pair = _pair(write_checkpoint(tmp_path / "source", LLAMA), "llama", "F32")
-    assert message in _refused(write_gguf(tmp_path / "tiny.gguf", {**pair.metadata, **metadata}, pair.tensors))
-
-
-def test_other_types_and_tensors_are_named(tmp_path: Path) -> None:
-    pair = _pair(write_checkpoint(tmp_path / "source", LLAMA), "llama", "F32")
-    path, name = tmp_path / "tiny.gguf", "blk.1.ffn_down.weight"
-    odd = {**pair.tensors, name: ("Q6_K", pair.tensors[name][1])}
-    message = _refused(write_gguf(path, pair.metadata, odd))
-    assert f"{name} has type Q6_K, export reads F32, F16, BF16, Q8_0, Q4_0" in message
-    strange = {**pair.tensors, "blk.0.ssm_a.weight": pair.tensors[name]}
-    assert "the tensor blk.0.ssm_a.weight is not known" in _refused(write_gguf(path, pair.metadata, strange))
-    without = {key: value for key, value in pair.tensors.items() if key != name}
-    assert "has no tensor model.layers.1.mlp.down_proj.weight" in _refused(write_gguf(path, pair.metadata, without))
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "truncated in its header"),
-        (b"GGML" + bytes(40), "is no GGUF file"),
-        (b"GGUF" + struct.pack(">I", 3) + bytes(40), "little-endian"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), "tensors and 0 metadata entries"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1 << 62), "a text of"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<IIQ", 9, 4, 1 << 61), "an array of"),
-        (
-            b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<IIQ", 9, 4, 1 << 20),
-            "truncated in its hea",
-        ),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<IIQ", 9, 9, 1), "value of type 9"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<I", 99), "value of type 99"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + 2 * (text("a") + typed(1)), "'a' occurs twice"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + text("t") + struct.pack("<I", 9), "'t' has 9 dimensions"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + text("t") + struct.pack("<IQIQ", 1, 0, 0, 0), "has shape [0]"),
-        (
-            b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + text("t") + struct.pack("<IQIQ", 1, 8, 0, 1 << 62),
-            "is truncated: t",
-        ),
-        (b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + text("t") + struct.pack("<IQIQ", 1, 8, 8, 0), "no multiple of 32"),
-    ],
-)
-def test_hostile_headers_are_refused_before_anything_is_allocated(tmp_path: Path, data: bytes, message: str) -> None:
-    (tmp_path / "bad.gguf").write_bytes(data)
-    with pytest.raises(ExportError) as caught:
-        read_gguf(tmp_path / "bad.gguf")
-    assert message in str(caught.value)
-
-
-@settings(max_examples=150, deadline=None)
-@given(place=st.floats(0, 1), value=st.integers(0, 255), cut=st.booleans())
-def test_a_damaged_byte_or_a_cut_is_an_error_or_harmless(
-    tmp_path_factory: pytest.TempPathFactory, place: float, value: int, cut: bool
-) -> None:
-    folder = tmp_path_factory.mktemp("damage")
-    pair = _pair(write_checkpoint(folder / "source", Tiny(num_layers=1)), "llama", "F16")
-    path = write_gguf(folder / "tiny.gguf", {**pair.metadata, **BYTE_LEVEL}, pair.tensors)
-    data = bytearray(path.read_bytes())
-    header = int(place * 2400)
-    data = data[:header] if cut else data[:header] + bytes([value]) + data[header + 1 :]
-    path.write_bytes(data)
-    with suppress(ExportError), open_source(path) as checkpoint:
-        architecture = read_architecture(checkpoint)
-        checkpoint.read(architecture.embedding)
 
 
 BYTE_LEVEL: dict[str, Any] = {
@@ -298,7 +177,7 @@ PIECES: dict[str, Any] = {
 
 
 def _with_tokenizer(folder: Path, fields: Mapping[str, Any]) -> tuple[Manifest, Tokenizer, Any]:
-    pair = _pair(write_checkpoint(folder / "source", LLAMA), "llama", "F32")
+    pair = make_pair(write_checkpoint(folder / "source", LLAMA), "llama", "F32")
     manifest = _export(write_gguf(folder / "tiny.gguf", {**pair.metadata, **fields}, pair.tensors), folder / "out")
     tokenizer = Tokenizer.from_file(str(folder / "out" / "tokenizer.json"))
     return manifest, tokenizer, json.loads((folder / "out" / "tokenizer_config.json").read_text())
@@ -337,7 +216,7 @@ def test_the_bundled_models_own_tokens_survive_a_known_pre_tokenizer(tmp_path: P
         "tokenizer.ggml.eos_token_id": 2,
     }
     tiny = Tiny(hidden_size=64, intermediate_size=96, vocab_size=size)
-    pair = _pair(write_checkpoint(tmp_path / "source", tiny), "llama", "F32")
+    pair = make_pair(write_checkpoint(tmp_path / "source", tiny), "llama", "F32")
     _export(write_gguf(tmp_path / "tiny.gguf", {**pair.metadata, **fields}, pair.tensors), tmp_path / "out")
     found = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
     original["pre_tokenizer"] = {
@@ -358,7 +237,7 @@ def test_the_bundled_models_own_tokens_survive_a_known_pre_tokenizer(tmp_path: P
 
 
 def test_damaged_tokenizers_are_named(tmp_path: Path) -> None:
-    pair = _pair(write_checkpoint(tmp_path / "source", LLAMA), "llama", "F32")
+    pair = make_pair(write_checkpoint(tmp_path / "source", LLAMA), "llama", "F32")
     equal = {**PIECES, "tokenizer.ggml.scores": [0.0, 0.0, 0.0, 0.0, -6.0, -4.0, -5.0, -2.0, -2.0, -3.0]}
     for fields, message in (
         ({**BYTE_LEVEL, "tokenizer.ggml.merges": ["a x"]}, "the merge 'a x' is not of tokens"),
@@ -368,13 +247,13 @@ def test_damaged_tokenizers_are_named(tmp_path: Path) -> None:
         ({**PIECES, "tokenizer.ggml.bos_token_id": 99}, "bos_token_id 99 is no id below 10"),
         (equal, "'▁a' and 'ab' have the same score -2.0"),
     ):
-        assert message in _refused(write_gguf(tmp_path / "tiny.gguf", {**pair.metadata, **fields}, pair.tensors))
+        assert message in refused(write_gguf(tmp_path / "tiny.gguf", {**pair.metadata, **fields}, pair.tensors))
 
 
 def test_a_gguf_file_is_exported_on_first_use(tmp_path: Path) -> None:
     from ortserve.export.first_use import ensure_exported
 
-    pair = _pair(write_checkpoint(tmp_path / "source", LLAMA), "llama", "F32")
+    pair = make_pair(write_checkpoint(tmp_path / "source", LLAMA), "llama", "F32")
     metadata = {**pair.metadata, **BYTE_LEVEL}
     file = write_gguf(tmp_path / "tiny.gguf", metadata, pair.tensors)
     first = ensure_exported(file, tmp_path / "cache", precision="fp32", progress=False)
