@@ -36,13 +36,13 @@ class Batch:
         return len(self.query_lengths)
 
 
-def build_batch(step: Step, *, num_rows: int, capacity: int) -> Batch:
-    """Pack the step's rows for a graph bound to the first `num_rows` slots of `capacity` tokens each.
+def build_batch(step: Step, *, num_rows: int, capacity: int, first_slot: int = 0) -> Batch:
+    """Pack the step's rows for a graph bound to `num_rows` slots of `capacity` tokens each, from `first_slot` on.
 
     Slots without a row in this step are idle: query length 0, cache untouched. Plain lists first: most steps feed a
     token or two per row, and a NumPy call costs more than a loop over sixteen rows.
     """
-    _check(step, num_rows=num_rows, capacity=capacity)
+    _check(step, slots=range(first_slot, first_slot + num_rows), capacity=capacity)
     longest = max(len(row.tokens) for row in step.rows)
     input_ids: list[int] = []
     position_ids: list[int] = []
@@ -53,14 +53,15 @@ def build_batch(step: Step, *, num_rows: int, capacity: int) -> Batch:
     pad_index = np.zeros((num_rows, longest), np.int64)
     for row in step.rows:
         first, count = len(input_ids), len(row.tokens)
+        place = row.slot - first_slot
         input_ids += row.tokens
         position_ids += row.positions
-        unpad_index += range(row.slot * longest, row.slot * longest + count)
+        unpad_index += range(place * longest, place * longest + count)
         end = first + count - row.num_silent
         logit_index += range(end - row.num_logits, end)
-        seqlens_k[row.slot] = row.end - 1
-        query_lengths[row.slot] = count
-        pad_index[row.slot, :count] = range(first, first + count) if count > 1 else first
+        seqlens_k[place] = row.end - 1
+        query_lengths[place] = count
+        pad_index[place, :count] = range(first, first + count) if count > 1 else first
     return Batch(
         input_ids=np.array(input_ids, np.int64),
         position_ids=np.array(position_ids, np.int64),
@@ -73,12 +74,11 @@ def build_batch(step: Step, *, num_rows: int, capacity: int) -> Batch:
     )
 
 
-def _check(step: Step, *, num_rows: int, capacity: int) -> None:
+def _check(step: Step, *, slots: range, capacity: int) -> None:
     assert step.rows, "a run needs at least one row: batch 0 kills the process"
     assert len({row.slot for row in step.rows}) == len(step.rows), "two rows share a slot"
     for row in step.rows:
-        assert row.slot >= 0, "negative slot"
-        assert row.slot < num_rows, f"slot {row.slot} beyond the {num_rows} bound rows"
+        assert row.slot in slots, f"slot {row.slot} is none of {slots.start} to {slots.stop - 1}, which are bound"
         assert row.tokens, "a row feeds at least one token"
         assert row.start >= 0, "negative start"
         assert 0 <= row.num_logits <= len(row.tokens) - row.num_silent, "logits of tokens that are not fed"

@@ -58,12 +58,15 @@ class SlotKvStore:
         self._row_bytes = heads * capacity * depth * layout.item_bytes
         self._host_block_bytes = num_tensors * heads * self.block_size * depth * layout.item_bytes
 
-    def tensors(self) -> list[KvTensor]:
-        """What the session binds once: for each layer its keys, then its values."""
+    def tensors(self, first_row: int = 0) -> list[KvTensor]:
+        """What the session binds once, from that row on: for each layer its keys, then its values."""
         shape, dtype = (self.layout.num_kv_heads, self.capacity, self.layout.head_dim), self.layout.dtype
         return [
             KvTensor(
-                f"{index // 2}.{'value' if index % 2 else 'key'}", int(self._rows[index].ctypes.data), dtype, shape
+                f"{index // 2}.{'value' if index % 2 else 'key'}",
+                int(self._rows[index, first_row].ctypes.data),
+                dtype,
+                shape,
             )
             for index in range(len(self._rows))
         ]

@@ -22,14 +22,14 @@ _INPUTS = tuple(field.name for field in fields(Batch))
 class Runner:
     """One model on the CPU with its KV rows bound in place.
 
-    For each power of two of rows there is a binding of the first so many slots: attention pads to the longest query, so
-    a step that uses few low slots does not pay for all of them.
+    Attention pads every bound slot to the longest query, so a step binds only the slots around its own: as many as a
+    power of two, from a multiple of it on. So there are at most twice as many bindings as slots.
     """
 
     def __init__(self, manifest: Manifest, session: Session, store: SlotKvStore, *, max_logit_rows: int) -> None:
         self._session = session
         self._store = store
-        self._bindings: dict[int, _BoundRows] = {}
+        self._bindings: dict[range, _BoundRows] = {}  # by slots
         self._logits = np.empty((max_logit_rows, manifest.vocab_size), np.float32)
 
     def run(self, step: Step) -> Logits:
@@ -37,9 +37,9 @@ class Runner:
         self._store.apply(step.moves)
         if not step.rows:
             return self._logits[:0]
-        num_rows = self._num_bound_rows(max(row.slot for row in step.rows))
-        batch = build_batch(step, num_rows=num_rows, capacity=self._store.capacity)
-        bound = self._bindings.get(num_rows) or self._bind_rows(num_rows)
+        slots = self._slots_around([row.slot for row in step.rows])
+        batch = build_batch(step, num_rows=len(slots), capacity=self._store.capacity, first_slot=slots.start)
+        bound = self._bindings.get(slots) or self._bind(slots)
         for name in _INPUTS:
             bound.feed(name, getattr(batch, name))
         count = len(batch.logit_index)
@@ -50,17 +50,19 @@ class Runner:
         bound.binding.run()
         return self._logits[:count]
 
-    def _num_bound_rows(self, highest_slot: int) -> int:
-        power: int = 1 << highest_slot.bit_length()
-        return min(power, self._store.num_rows)
+    def _slots_around(self, used: list[int]) -> range:
+        lowest, highest = min(used), max(used)
+        shift = (lowest ^ highest).bit_length()  # of what their numbers differ in
+        first: int = lowest >> shift << shift
+        return range(first, min(first + (1 << shift), self._store.num_rows))
 
-    def _bind_rows(self, num_rows: int) -> _BoundRows:
+    def _bind(self, slots: range) -> _BoundRows:
         binding = self._session.binding()
-        for tensor in self._store.tensors():
-            shape = (num_rows, *tensor.row_shape)
+        for tensor in self._store.tensors(slots.start):
+            shape = (len(slots), *tensor.row_shape)
             names = f"past.{tensor.name}", f"present.{tensor.name}"
             binding.bind_shared(*names, tensor.address, tensor.dtype, shape)
-        bound = self._bindings[num_rows] = _BoundRows(binding)
+        bound = self._bindings[slots] = _BoundRows(binding)
         return bound
 
 
