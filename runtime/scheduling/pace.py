@@ -86,8 +86,19 @@ class Pace:
             return None
         return Costs((mixed - batch) / chunk / 1000, batch / num_rows / 1000)
 
-    def chunk_tokens(self, *, decode_tokens: int, decode_attended: int, start: int) -> int:
-        """Prompt tokens that a step with these decode rows may carry for a sequence with `start` tokens stored."""
+    def chunk_tokens(
+        self,
+        *,
+        decode_tokens: int,
+        decode_attended: int,
+        start: int,
+        held_tokens: int = 0,
+        held_attended: int = 0,
+    ) -> int:
+        """Prompt tokens that a step with these decode rows may carry for a sequence with `start` tokens stored.
+
+        `held_tokens` of them are not fed, but wait for this step: they bound its time like the others.
+        """
         if decode_tokens == 0 and self._max_step_ms is None:
             return self._max_chunk_tokens
         plain = self.predict(decode_tokens, decode_attended)
@@ -96,8 +107,8 @@ class Pace:
         limit = self._max_step_ms if self._max_step_ms is not None else AUTO_FACTOR * plain
         largest = self._max_chunk_tokens
         while largest > SMALLEST_CHUNK:
-            attended = decode_attended + largest * (start + largest)
-            predicted = self.predict(decode_tokens + largest, attended)
+            attended = decode_attended - held_attended + largest * (start + largest)
+            predicted = self.predict(decode_tokens - held_tokens + largest, attended)
             if predicted is None or predicted <= limit:
                 break
             largest -= QUANTUM

@@ -44,6 +44,7 @@ class First:
 
     newcomer: Sequence
     others: frozenset[bytes]  # tenants whose sequences have no part in the step
+    budget: int  # prompt tokens that take no longer than a step with prompt tokens and all decodes may
 
 
 class Scheduler:
@@ -167,25 +168,36 @@ class Scheduler:
     def _find_first(self) -> First | None:
         """A newcomer whose prompt is computed before tenants that hold more go on: beside them it would take longer.
 
-        Its prompt must fit a step as it would be with them, so that they wait no longer than for any prompt.
+        Its prompt must fit a step without them, and that step the bound of one with them: they wait no longer than
+        for any prompt.
         """
         running = self.placement.by_age()
         decoding = [sequence for sequence in running if sequence.is_decoding]
         if not decoding or len(decoding) == len(running):
             return None
-        lengths = [self._decode_length(sequence) for sequence in decoding]
-        attended = sum(length * (one.num_computed + length) for length, one in zip(lengths, decoding, strict=True))
         for newcomer in running:
             if newcomer.is_decoding or newcomer.is_scoring:
                 continue
             tenants = self.placement.fair.making_way(newcomer, running)
+            if not tenants:
+                continue
+            tokens, attended = self._decode_load(decoding)
+            held = self._decode_load(sequence for sequence in decoding if sequence.request.tenant in tenants)
             budget = self._pace.chunk_tokens(
-                decode_tokens=sum(lengths), decode_attended=attended, start=newcomer.num_computed
+                decode_tokens=tokens,
+                decode_attended=attended,
+                start=newcomer.num_computed,
+                held_tokens=held[0],
+                held_attended=held[1],
             )
-            is_whole = self._chunk_length(newcomer, budget, is_first=True) == newcomer.num_pending <= budget
-            if tenants and is_whole:
-                return First(newcomer, frozenset(tenants))
+            if self._chunk_length(newcomer, budget, is_first=True) == newcomer.num_pending <= budget:
+                return First(newcomer, frozenset(tenants), budget)
         return None
+
+    def _decode_load(self, decoding: Iterable[Sequence]) -> tuple[int, int]:
+        """Tokens that their next decodes feed, and query-key pairs."""
+        lengths = [(self._decode_length(sequence), sequence.num_computed) for sequence in decoding]
+        return sum(length for length, _ in lengths), sum(length * (start + length) for length, start in lengths)
 
     def _plan_decodes(self, drafts: Drafts, first: First | None) -> list[Row]:
         """A row for each running sequence with one token to compute; when memory runs out, the youngest gives way."""
@@ -246,13 +258,14 @@ class Scheduler:
         decode_tokens = sum(len(row.tokens) for row in decodes)
         decode_attended = sum(len(row.tokens) * row.end for row in decodes)
         waiting = [sequence for sequence in self.placement.by_age() if not sequence.is_decoding]
-        if first is not None and first.newcomer in waiting:  # its row may have been taken for memory meanwhile
-            waiting = [first.newcomer]
         if not waiting:
             return
-        budget = self._pace.chunk_tokens(
-            decode_tokens=decode_tokens, decode_attended=decode_attended, start=waiting[0].num_computed
-        )
+        if first is not None and first.newcomer in waiting:  # its row may have been taken for memory meanwhile
+            waiting, budget = [first.newcomer], first.budget
+        else:
+            budget = self._pace.chunk_tokens(
+                decode_tokens=decode_tokens, decode_attended=decode_attended, start=waiting[0].num_computed
+            )
         for sequence in waiting:
             count = self._chunk_length(sequence, budget, is_first=sequence is waiting[0])
             if count <= 0:

@@ -13,6 +13,7 @@ from ortserve.runtime.engine import Engine
 from ortserve.runtime.request import Delta, Request, SamplingParams
 from ortserve.runtime.scheduling.admission import new_sequence
 from ortserve.runtime.scheduling.fair_order import AGEING_S, FairOrder
+from ortserve.runtime.scheduling.pace import Pace
 from ortserve.runtime.sequence import Sequence
 from tests.runtime.synthetic import Clock, SyntheticModel, greedy_tokens, whole
 
@@ -197,6 +198,20 @@ def test_the_prompt_of_who_comes_into_a_flood_has_a_step_without_it(synthetic: S
     for request in requests.values():
         own = [delta for delta in deltas if delta.request_id == request.id]
         assert list(whole(own).token_ids) == greedy_tokens(request.prompt, request.sampling)
+
+
+@pytest.mark.parametrize(("num_tokens", "others"), [(24, 0), (32, 3)])
+def test_what_fits_a_step_without_the_flood_has_one_whether_or_not_it_fits_beside_it(
+    synthetic: SyntheticModel, num_tokens: int, others: int
+) -> None:
+    engine, _, _ = flooded(synthetic, rows=4)
+    pace = Pace(max_step_ms=None, max_chunk_tokens=128)
+    for tokens in (1, 8, 32, 128):
+        pace.observe(tokens, 0, 6.0 + tokens)  # beside three decodes a step takes 16 prompt tokens, without them 24
+    assert pace.chunk_tokens(decode_tokens=3, decode_attended=0, start=0) == 16
+    engine.scheduler._pace = pace
+    engine.add(Request("b", (3,) * num_tokens, LONG, tenant=b"b"))
+    assert tokens_by_tenant(engine.step())["a"] == others
 
 
 def test_short_requests_one_after_another_hold_up_nobody_beyond_their_share(synthetic: SyntheticModel) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ortserve.runtime.scheduling.pace import AUTO_FACTOR, SMALLEST_CHUNK, Pace
+from ortserve.runtime.scheduling.pace import AUTO_FACTOR, QUANTUM, SMALLEST_CHUNK, Pace
 
 CHUNK = 128
 
@@ -86,6 +86,24 @@ def test_without_a_limit_a_step_takes_a_few_decodes_at_most(rows: int, context: 
     pace, _ = trained()
     count, milliseconds = step_cost(pace, rows=rows, context=context, start=start)
     assert count == SMALLEST_CHUNK or milliseconds <= 1.05 * AUTO_FACTOR * cost(rows, rows * context)
+
+
+@pytest.mark.parametrize("held", [1, 10, 16])
+def test_decodes_that_wait_for_a_step_bound_its_time_and_leave_it_their_room(held: int) -> None:
+    rows, context = 16, 2_000
+    pace, _ = trained(pair=2e-4)
+    beside, _ = step_cost(pace, rows=rows, context=context, start=0, pair=2e-4)
+    count = pace.chunk_tokens(
+        decode_tokens=rows,
+        decode_attended=rows * context,
+        start=0,
+        held_tokens=held,
+        held_attended=held * context,
+    )
+    fed = rows - held
+    milliseconds = cost(fed + count, fed * context + count * count, pair=2e-4)
+    assert milliseconds <= 1.05 * AUTO_FACTOR * cost(rows, rows * context, pair=2e-4)
+    assert count >= beside + (held > 1) * QUANTUM or count == CHUNK
 
 
 def test_without_decodes_and_limit_a_step_carries_the_largest_chunk() -> None:
