@@ -9,7 +9,7 @@ from collections import deque
 from contextlib import suppress
 
 _LENGTH = struct.Struct("<I")
-_READ_BYTES = 1 << 18
+_READ_BYTES = 1 << 18  # what is read at once at most, and kept for it; longer messages get room of their own
 _BUFFER_BYTES = 1 << 20  # of the socket; the kernel may give less
 
 
@@ -20,7 +20,9 @@ class Channel:
         end.setblocking(True)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         self._socket = end
-        self._received = bytearray()
+        # Read into, again and again: `recv` makes room for as much as may come at each call, at the price of its pages.
+        self._received = memoryview(bytearray(_READ_BYTES))
+        self._begin = self._end = 0  # of what has been received and not been returned
         self._kept: deque[memoryview] = deque()
         self._changed = threading.Condition()
         self._writer: threading.Thread | None = None
@@ -47,22 +49,22 @@ class Channel:
         Raises `BlockingIOError` when there is none within the time that `wait_at_most` has set.
         """
         while True:
-            received = self._received
-            if len(received) >= _LENGTH.size:
-                end = _LENGTH.size + _LENGTH.unpack_from(received)[0]
-                if len(received) >= end:
-                    message = bytes(received[_LENGTH.size : end])
-                    del received[:end]
-                    return message
+            size = self._end - self._begin
+            wanted = _LENGTH.size
+            if size >= wanted:
+                wanted += _LENGTH.unpack_from(self._received, self._begin)[0]
+                if size >= wanted:
+                    return self._taken(wanted)
+            self._make_room(wanted)
             try:
-                data = self._socket.recv(_READ_BYTES)
+                count = self._socket.recv_into(self._received[self._end :])
             except BlockingIOError:
                 raise
             except OSError:  # reset, or closed by this side
                 return None
-            if not data:
+            if not count:
                 return None
-            received += data
+            self._end += count
 
     def wait_at_most(self, seconds: float) -> None:
         """Let `receive` look up from time to time. Sending is as before, which a timeout of Python's would change."""
@@ -88,6 +90,25 @@ class Channel:
         if self._writer is not None:
             self._writer.join()
         self._socket.close()
+
+    def _taken(self, size: int) -> bytes:
+        """The message whose length and bytes are the next ones received."""
+        begin, self._begin = self._begin, self._begin + size
+        message = bytes(self._received[begin + _LENGTH.size : self._begin])
+        if self._begin == self._end:
+            self._begin = self._end = 0
+            if len(self._received) > _READ_BYTES:  # a long one has gone through
+                self._received = memoryview(bytearray(_READ_BYTES))
+        return message
+
+    def _make_room(self, wanted: int) -> None:
+        """For so many bytes from the first that has not been returned."""
+        if self._begin + wanted <= len(self._received):
+            return
+        rest = self._received[self._begin : self._end]
+        room = self._received if wanted <= len(self._received) else memoryview(bytearray(wanted))
+        room[: len(rest)] = rest
+        self._received, self._begin, self._end = room, 0, len(rest)
 
     def _drop(self) -> None:
         self._is_closed = True

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ortserve.runtime.workers.channel import Channel
+from ortserve.runtime.workers.channel import _LENGTH, _READ_BYTES, Channel
 
 
 @pytest.fixture
@@ -27,6 +27,15 @@ def test_messages_arrive_whole_and_in_order(ends: tuple[Channel, Channel]) -> No
     assert [second.receive() for _ in messages] == messages
     second.send(b"back")
     assert first.receive() == b"back"
+
+
+def test_the_end_of_the_room_may_cut_a_message_anywhere(ends: tuple[Channel, Channel]) -> None:
+    first, second = ends
+    for rest in range(7):  # bytes of the next message's length, and then of the message, that are read with this one
+        messages = [bytes(_READ_BYTES - _LENGTH.size - rest), b"next", b"last"]
+        for message in messages:
+            first.send(message)
+        assert [second.receive() for _ in messages] == messages
 
 
 def test_a_sender_does_not_wait_for_a_slow_reader(ends: tuple[Channel, Channel]) -> None:
