@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import msgspec
+
 from ortserve.plugins.api import Breakpoint, CacheMode
 from ortserve.runtime.errors import RequestError
 
@@ -132,8 +134,14 @@ class Request:
     planned_tokens: int | None = None  # at least: rotates as a request that long would; None: prompt and max_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
+class _Told(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What is made for every token: several times cheaper to make than a dataclass, an array where it is encoded.
+
+    Nothing in one refers back to it, so that the garbage collector need not look at those that somebody keeps.
+    """
+
+
+class TokenLogprobs(_Told, frozen=True):
     """Log-softmax of the raw logits at one position: natural logarithms, never -inf."""
 
     token_id: int
@@ -141,8 +149,7 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]  # (token id, logprob), most likely first
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(_Told, frozen=True):
     """What one finished request consumed; counts are tokens, times are seconds."""
 
     num_prompt_tokens: int
@@ -157,8 +164,7 @@ class Usage:
     total_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(_Told, frozen=True):
     """What one step added to one request. The last one of a request carries `finish` and `usage`.
 
     A stop or end-of-sequence id that ends the request is counted in `usage` but not among `token_ids`.

@@ -53,6 +53,8 @@ class Outlets:
         Deltas of requests that have been told their end already come to nothing.
         """
         by_outlet: dict[int, tuple[Outlet, list[Delta]]] = {}
+        last: Outlet | None = None  # most often there is one for all
+        own: list[Delta] = []
         with self._lock:
             if progress is not None:
                 self.backlog.advance(progress)
@@ -60,8 +62,11 @@ class Outlets:
                 outlet = self._outlets.get(delta.request_id)
                 if outlet is None:
                     continue
-                by_outlet.setdefault(id(outlet), (outlet, []))[1].append(delta)
-                self.num_silent_tokens -= self._silent.pop(delta.request_id, 0)
+                if outlet is not last:
+                    last, own = by_outlet.setdefault(id(outlet), (outlet, []))
+                own.append(delta)
+                if self._silent:
+                    self.num_silent_tokens -= self._silent.pop(delta.request_id, 0)
                 if delta.finish is not None:
                     del self._outlets[delta.request_id]
                     self.backlog.remove(delta.request_id, delta.usage)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from heapq import heapify, heapreplace
 from itertools import islice
 
+import msgspec
+
 from ortserve.runtime.errors import OverloadedError, WaitTooLongError
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import Request, Usage
@@ -26,8 +28,7 @@ _REMEMBER = 0.05  # weight of the newest request that has ended
 _CUT_OFF = 0.9  # replies as long as that part of their limits would have gone on
 
 
-@dataclass(frozen=True, slots=True)
-class RunningState:
+class RunningState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A sequence that has a row, as of the last step."""
 
     num_pending: int  # tokens to compute; one while it decodes

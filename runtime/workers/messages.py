@@ -21,7 +21,7 @@ from ortserve.runtime.scheduling.backlog import Progress
 from ortserve.runtime.scheduling.fair_order import FairOrder
 from ortserve.runtime.speculation.stats import DraftStats
 
-PROTOCOL = 1  # of these messages and of the values in them
+PROTOCOL = 2  # of these messages and of the values in them
 HELLO = f"ortserve {metadata.version('ortserve')} worker {PROTOCOL}".encode()
 
 

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -203,7 +203,7 @@ class ScriptedDriver:
 
 
 def usage_of(num_prompt_tokens: int, num_output_tokens: int, **counts: int) -> Usage:
-    zeros: dict[str, Any] = dict.fromkeys((field.name for field in fields(Usage)), 0)
+    zeros: dict[str, Any] = dict.fromkeys(Usage.__struct_fields__, 0)
     return Usage(**{**zeros, "num_prompt_tokens": num_prompt_tokens, "num_output_tokens": num_output_tokens, **counts})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from ortserve.runtime.config import EngineConfig
@@ -96,7 +97,7 @@ def test_the_estimate_learns_how_long_replies_are_and_how_much_is_cached(synthet
     assert queue.wait_s(0.0, request("b")) == pytest.approx(10 * 0.001 + 4 * 0.01)
     for number in range(200):
         queue.add(request(f"{number}", max_tokens=200), 0.0)
-        queue.remove(f"{number}", replace(USAGE, num_cached_tokens=10, num_output_tokens=50))
+        queue.remove(f"{number}", msgspec.structs.replace(USAGE, num_cached_tokens=10, num_output_tokens=50))
     assert queue.wait_s(1.0, request("b")) == pytest.approx(50 * 0.01, rel=0.02)
     queue.advance(running({"a": (1, 60)}))  # more than others: half as much again
     assert queue.wait_s(2.0, request("b")) == pytest.approx(0.001 + 25 * 0.01, rel=0.02)
