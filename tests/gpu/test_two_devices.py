@@ -1,7 +1,7 @@
 """Two GPUs serve nearly twice as much as one, and say the same. On a machine with both: `pytest -m gpu tests/gpu`.
 
-Layers of an 8B model and few rows, so that the devices and not the host are what is measured: one server process tells
-of at most some 25,000 tokens per second. Random weights, greedy replies.
+Layers of an 8B model and few rows, so that the devices are what is measured and not the host, which prepares steps.
+Random weights, greedy replies.
 """
 
 from __future__ import annotations
