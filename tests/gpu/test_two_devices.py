@@ -88,11 +88,16 @@ def answered(balancer: Balancer, wanted: list[Request]) -> tuple[float, dict[str
 
 
 def served_by(names: Sequence[str], exported: tuple[Path, Manifest]) -> tuple[float, dict[str, Completion]]:
-    """The best rate of three rounds after one that records the steps, and replies with how likely their tokens were."""
+    """The best rate of three rounds, and replies with how likely their tokens were.
+
+    Three rounds before them let every process record its steps: a width is recorded when it comes for the second time,
+    and each of two processes sees every width half as often.
+    """
     specs = [WorkerSpec(name, *exported, replace(CONFIG, device=name, num_threads=1)) for name in names]
     balancer = Balancer(specs, Restarts(delays_s=()))
     try:
-        answered(balancer, requests(0))
+        for number in (10, 11, 12):
+            answered(balancer, requests(number))
         rates = [answered(balancer, requests(number))[0] for number in (1, 2, 3)]
         assert all(seat.driver.stats().num_finished for seat in balancer._seats)
         return max(rates), answered(balancer, requests(4, num_logprobs=2))[1]
