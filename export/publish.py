@@ -44,7 +44,7 @@ from ortserve.runtime.manifest import (
 from ortserve.runtime.parity import ParityReport
 from ortserve.runtime.report import hash_file
 
-RECIPE = 5  # raise it when the same checkpoint becomes another graph: caches of exports then miss
+RECIPE = 6  # raise it when the same checkpoint becomes another graph: caches of exports then miss
 CALIBRATION, JOURNAL, FAILED = "calibration.npz", "journal", "failed"  # kept for a rerun
 MIN_ONNXRUNTIME = "1.32"  # GroupQueryAttention with query_seqlens
 MIN_PAGED_ONNXRUNTIME = "1.31.1"  # PagedAttention with slot mapping and attention metadata
@@ -103,6 +103,7 @@ def export_checkpoint(
             architecture,
             precision=plan.precision,
             block_size=planned.block_size,
+            weights_only=plan.device == "cuda",
             text=calibration_text,
             progress=progress,
         )

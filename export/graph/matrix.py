@@ -48,7 +48,7 @@ def _store_matrix(graph: GraphBuilder, plan: MatrixPlan, checkpoint: Checkpoint)
         num_blocks = -(-plan.num_columns // plan.block_size)
         scales = []
         packed = (plan.num_rows, num_blocks, plan.block_size * plan.bits // 8)
-        graph.weight(f"{plan.name}.weight", np.uint8, packed, _in_blocks(plan, chunks, scales))
+        graph.weight(f"{plan.name}.weight", np.uint8, packed, _in_blocks(plan, chunks, scales, graph.floats))
         graph.weight(f"{plan.name}.scale", graph.floats, (plan.num_rows, num_blocks), scales)
     if not linear.biases:
         return
@@ -240,14 +240,25 @@ def _int8(
 
 
 def _in_blocks(
-    plan: MatrixPlan, chunks: Iterator[NDArray[np.float32]], scales: list[NDArray[np.float32]]
+    plan: MatrixPlan,
+    chunks: Iterator[NDArray[np.float32]],
+    scales: list[NDArray[np.float32]],
+    scale_type: type[np.generic],
 ) -> Iterator[NDArray[np.uint8]]:
     importance = None if plan.recipe is None else plan.recipe.importance
+    limit = (
+        float(np.finfo(np.float16).max) if scale_type is np.float16 else np.inf
+    )  # bfloat16 reaches as far as float32
     for chunk in chunks:
+        _finite(plan, chunk)
+        if max(chunk.max(), -chunk.min()) > limit:
+            raise ExportError(
+                f"{plan.linear.weights[0]} holds values beyond {np.dtype(scale_type)}, up to {limit:g}: export in bf16"
+            )
         if plan.bits == 8:
-            codes, scale = quantize_int8_blocks(_finite(plan, chunk), plan.block_size)
+            codes, scale = quantize_int8_blocks(chunk, plan.block_size, scale_type=scale_type)
         else:
-            codes, scale = quantize_int4_blocks(_finite(plan, chunk), plan.block_size, importance=importance)
+            codes, scale = quantize_int4_blocks(chunk, plan.block_size, importance=importance, scale_type=scale_type)
         scales.append(scale)
         yield codes
 

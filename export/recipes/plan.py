@@ -17,7 +17,6 @@ from ortserve.export.recipes.precisions import (
     BLOCK_SIZES,
     CPU_FORMS,
     CUDA_BLOCK_SIZE,
-    DEFAULT_BLOCK_SIZE,
     DEVICE_KV,
     DEVICE_PRECISIONS,
     FORMS,
@@ -26,6 +25,7 @@ from ortserve.export.recipes.precisions import (
     Forms,
     KvPrecision,
     Precision,
+    default_block_size,
 )
 from ortserve.export.recipes.recipe import Calibration, choose_recipe
 from ortserve.export.recipes.takeover import REQUANTIZE, BlockFormat
@@ -180,11 +180,6 @@ def plan_export(
     )
 
 
-def default_block_size(device: Device) -> int:
-    """Of int4."""
-    return DEFAULT_BLOCK_SIZE if device == "cpu" else CUDA_BLOCK_SIZE
-
-
 @dataclass(frozen=True, slots=True)
 class _Planner:
     """Gives every matrix its precision, its recipe, and the divisors it takes over from what reads it."""
@@ -248,13 +243,17 @@ class _Planner:
         linears = (gate.linear, up.linear)
         if (
             self.forms.gate_up == "apart"
-            or (gate.precision, up.precision) != ("int4", "int4")
+            or gate.bits is None
+            or (gate.precision, gate.recipe) != (up.precision, up.recipe)
             or any(linear.biases or linear.rows is not None or linear.scale != 1.0 for linear in linears)
-            or any(plan.taken is not None or plan.recipe is not None for plan in (gate, up))
+            or gate.taken is not None
+            or up.taken is not None
         ):
             return None
         both = Linear(gate.linear.weights + up.linear.weights)
-        return replace(gate, name=name, linear=both, num_rows=gate.num_rows + up.num_rows)
+        of_up = up.row_divisor
+        divisor = None if of_up is None else np.concatenate([np.ones(gate.num_rows, np.float32), of_up])
+        return replace(gate, name=name, linear=both, num_rows=gate.num_rows + up.num_rows, row_divisor=divisor)
 
     def lm_head(self) -> MatrixPlan:
         architecture = self.architecture
@@ -288,7 +287,8 @@ class _Planner:
             wanted = "int4" if taken.bits == 4 else "int8"
         elif self.taken and name != "lm_head":
             wanted = "fp32"  # its author left it as it was
-        precision, recipe = choose_recipe(self.calibration.options.get(linear), wanted, self.caution)
+        options, exact = self.calibration.options.get(linear), "fp32" if self.device == "cpu" else self.outer
+        precision, recipe = choose_recipe(options, wanted, self.caution, exact=exact)
         return MatrixPlan(
             name,
             linear,

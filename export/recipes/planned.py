@@ -10,8 +10,15 @@ from pathlib import Path
 from ortserve.export.architecture import Architecture
 from ortserve.export.errors import ExportError
 from ortserve.export.families import read_architecture
-from ortserve.export.recipes.plan import ExportPlan, default_block_size, plan_export
-from ortserve.export.recipes.precisions import DEVICE_PRECISIONS, Device, Forms, KvPrecision
+from ortserve.export.recipes.plan import ExportPlan, plan_export
+from ortserve.export.recipes.precisions import (
+    DEVICE_PRECISIONS,
+    FLOAT_PRECISIONS,
+    Device,
+    Forms,
+    KvPrecision,
+    default_block_size,
+)
 from ortserve.export.recipes.takeover import REQUANTIZE, choose_precision, find_block_formats
 from ortserve.export.sources.checkpoint import Checkpoint
 from ortserve.export.sources.templates import check_templates
@@ -67,5 +74,5 @@ def first_plan(checkpoint: Checkpoint, options: ExportOptions) -> Planned:
         forms=options.forms,
     )
     plan = plan_with()
-    calibrates = options.activations == "calibrated" and device == "cpu" and plan.precision != "fp32" and not takes_over
+    calibrates = options.activations == "calibrated" and plan.precision not in FLOAT_PRECISIONS and not takes_over
     return Planned(architecture, plan, plan_with, calibrates, options.block_size or default_block_size(device))

@@ -39,3 +39,8 @@ class Forms:
 CPU_FORMS = Forms(gate="two", gate_up="apart", head="int8")
 CUDA_FORMS = Forms(gate="one", gate_up="stacked", head="int8")
 FORMS: Mapping[Device, Forms] = {"cpu": CPU_FORMS, "cuda": CUDA_FORMS}
+
+
+def default_block_size(device: Device) -> int:
+    """Of int4."""
+    return DEFAULT_BLOCK_SIZE if device == "cpu" else CUDA_BLOCK_SIZE

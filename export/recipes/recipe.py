@@ -17,14 +17,17 @@ from numpy.typing import NDArray
 from ortserve.export.architecture import Linear
 from ortserve.export.recipes.calibrate import Observed, Place
 from ortserve.export.recipes.precisions import FLOAT_PRECISIONS, Precision
-from ortserve.export.recipes.product import int4_values, round_by_scale, round_per_block, round_per_token
-from ortserve.export.recipes.quantize import INT8_LIMIT, quantize_int4_blocks, quantize_int8_rows
+from ortserve.export.recipes.product import block_values, int4_values, round_by_scale, round_per_block, round_per_token
+from ortserve.export.recipes.quantize import INT8_LIMIT, quantize_int4_blocks, quantize_int8_blocks, quantize_int8_rows
 
 Floats = NDArray[np.float32]
 Rounding = Literal["token", "static", "block"]
 EXPONENTS = (0.5, 0.7, 0.85)  # share of an input channel's magnitude that moves into the matrix
 HEADROOM = (1.0, 0.8)  # of the largest calibrated value, tried as the largest that has a code
-LARGEST_DIVISOR = 2.0**12
+LARGEST_EXPONENT = 12  # of a divisor, and its negative the smallest
+# Half floats end at 65,504, and text may reach further than what was calibrated by: a divisor there makes nothing
+# larger than it was. Nor must what it makes smaller, a norm's weight above all, leave the range of full precision.
+LARGEST_HALF_EXPONENT = 8
 SMALLEST_SHARE = 1e-3  # channels are treated as at least this share of the largest one
 LEAST_GAIN = 0.9  # a divisor is taken when it leaves at most this share of the error
 LEAST_TIED_GAIN = 0.5  # of a tied head, whose divisor costs a product in the lookup and coarsens embeddings
@@ -63,6 +66,7 @@ class InputOptions:
     token: InputRecipe | None = None
     static: InputRecipe | None = None
     block: InputRecipe | None = None
+    wide_block: InputRecipe | None = None  # 8-bit weights with a scale for every block of columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +103,38 @@ def int4_options(observed: Observed, block_size: int) -> InputOptions:
     exact = observed.sample @ observed.rows.T
     for divisor in _divisors(observed):
         value, rows = _divided(observed, divisor)
-        square: Floats = np.ones_like(observed.mean_square) if divisor is None else np.square(divisor)
-        importance: Floats = observed.mean_square / square
+        importance = _importance(observed, divisor)
         packed, scale = quantize_int4_blocks(rows, block_size, importance=importance)
         product = round_per_block(value, block_size) @ int4_values(packed, scale, rows.shape[1]).T
         found.append(_recipe("block", divisor, exact, product, importance=importance))
     return InputOptions(block=_best(found, LEAST_GAIN))
 
 
+def weight_options(observed: Observed, block_size: int) -> InputOptions:
+    """4-bit and 8-bit weights in blocks of columns, for kernels that leave half-float activations as they are."""
+    narrow: list[InputRecipe] = []
+    wide: list[InputRecipe] = []
+    exact = observed.sample @ observed.rows.T
+    for divisor in _divisors(observed, only_shrink=True):
+        value, rows = _divided(observed, divisor)
+        importance = _importance(observed, divisor)
+        packed, scale = quantize_int4_blocks(rows, block_size, importance=importance)
+        product = value @ int4_values(packed, scale, rows.shape[1]).T
+        narrow.append(_recipe("block", divisor, exact, product, importance=importance))
+        codes, scale = quantize_int8_blocks(rows, block_size)
+        product = value @ block_values(codes, scale, None, bits=8, num_columns=rows.shape[1]).T
+        wide.append(_recipe("block", divisor, exact, product))
+    return InputOptions(block=_best(narrow, LEAST_GAIN), wide_block=_best(wide, LEAST_GAIN))
+
+
 def choose_recipe(
-    options: InputOptions | None, precision: Precision, caution: int
+    options: InputOptions | None, precision: Precision, caution: int, *, exact: Precision = "fp32"
 ) -> tuple[Precision, InputRecipe | None]:
     """The recipe of a shared input, and the precision of the matrices that read it.
 
     Calibrated scales where they lose little, else per-token rounding; matrices that lose too much are stored in the
-    next higher precision. After a failed proof calibrated scales are given up, after more of them the limits shrink.
+    next higher precision, the last of which is `exact`. After a failed proof calibrated scales are given up, after
+    more of them the limits shrink.
     """
     if options is None or precision in FLOAT_PRECISIONS:
         return precision, None
@@ -121,11 +142,13 @@ def choose_recipe(
         block = options.block
         if block is None or _within(block, INT4_ERRORS[caution]):
             return "int4", block
+    if options.wide_block is not None:
+        return ("int8", options.wide_block) if _within(options.wide_block, INT8_ERRORS[caution]) else (exact, None)
     if options.static is not None and caution == 0 and static_suffices(options.static):
         return "int8", options.static
     if options.token is None or _within(options.token, INT8_ERRORS[caution]):
         return "int8", options.token
-    return "fp32", None
+    return exact, None
 
 
 def _within(recipe: InputRecipe, limit: float) -> bool:
@@ -137,8 +160,8 @@ def static_suffices(recipe: InputRecipe) -> bool:
     return recipe.error <= STATIC_ERROR and recipe.worst <= STATIC_WORST
 
 
-def _divisors(observed: Observed) -> Iterator[Floats | None]:
-    """None, and for each exponent one divisor per channel with a geometric mean near 1."""
+def _divisors(observed: Observed, *, only_shrink: bool = False) -> Iterator[Floats | None]:
+    """None, and for each exponent one divisor per channel, with a geometric mean near 1 or none below 1."""
     yield None
     if not observed.place.can_divide:
         return
@@ -150,8 +173,10 @@ def _divisors(observed: Observed) -> Iterator[Floats | None]:
     for exponent in EXPONENTS:
         logarithm = exponent * np.log2(activation) - (1 - exponent) * np.log2(weight)
         powers = np.rint(logarithm - logarithm.mean())
-        limit = np.log2(LARGEST_DIVISOR)
-        divisor = np.exp2(np.clip(powers, -limit, limit)).astype(np.float32)
+        if only_shrink:  # a factor for all channels changes no rounding; where the range is too wide, the top counts
+            powers -= max(powers.min(), powers.max() - LARGEST_HALF_EXPONENT)
+            powers = np.maximum(powers, 0)
+        divisor = np.exp2(np.clip(powers, -LARGEST_EXPONENT, LARGEST_EXPONENT)).astype(np.float32)
         if divisor.tobytes() not in seen and not (divisor == 1).all():
             seen.add(divisor.tobytes())
             yield divisor
@@ -168,6 +193,12 @@ def _divided(observed: Observed, divisor: Floats | None) -> tuple[Floats, Floats
     if divisor is None:
         return observed.sample, observed.rows
     return observed.sample / divisor, observed.rows * divisor
+
+
+def _importance(observed: Observed, divisor: Floats | None) -> Floats:
+    square: Floats = np.ones_like(observed.mean_square) if divisor is None else np.square(divisor)
+    importance: Floats = observed.mean_square / square
+    return importance
 
 
 def _recipe(

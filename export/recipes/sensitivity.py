@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ortserve.export.folder.describe import describe_tokens
 from ortserve.export.progress import show_progress
 from ortserve.export.recipes.calibrate import Observed, places, watch_products
 from ortserve.export.recipes.precisions import Precision
-from ortserve.export.recipes.recipe import Calibration, InputOptions, int4_options, int8_options
+from ortserve.export.recipes.recipe import Calibration, InputOptions, int4_options, int8_options, weight_options
 from ortserve.export.sources.checkpoint import Checkpoint
 from ortserve.export.texts.proof_text import bundled_documents, document_tokens, read_documents
 
@@ -30,10 +31,13 @@ def measure_options(
     *,
     precision: Precision,
     block_size: int,
+    weights_only: bool = False,
     text: Path | None = None,
     progress: bool = False,
 ) -> Calibration:
     """Options of every input for int8 or int4, from a float pass over `text` or the bundled calibration text.
+
+    With `weights_only` for kernels that leave activations as they are, in half floats.
 
     Raises `ExportError` for text that cannot be read, and for a checkpoint that computes values that are not finite.
     """
@@ -41,8 +45,11 @@ def measure_options(
     options: dict[Linear, InputOptions] = {}
     num_places = sum(1 for _ in places(architecture))
     with show_progress(f"calibrate {checkpoint.name}", num_places, wanted=progress, unit="steps") as advance:
-        keep = _keep(options, architecture, precision, block_size, advance)
-        watch_products(checkpoint, architecture, sequences, keep)
+        if weights_only:
+            watch_products(checkpoint, architecture, sequences, partial(_keep_weights, options, block_size, advance))
+        else:
+            keep = _keep(options, architecture, precision, block_size, advance)
+            watch_products(checkpoint, architecture, sequences, keep)
     return Calibration(options, sum(map(len, sequences)), BUNDLED if text is None else text.name)
 
 
@@ -66,6 +73,13 @@ def _rare_tokens(num_tokens: int, length: int) -> list[int]:
     """Ids of the whole vocabulary: calibrated scales must have codes for tokens that no short text holds."""
     ids: list[int] = np.random.default_rng(5).integers(0, num_tokens, length).tolist()
     return ids
+
+
+def _keep_weights(
+    options: dict[Linear, InputOptions], block_size: int, advance: Callable[[int], None], observed: Observed
+) -> None:
+    options.update(dict.fromkeys(observed.place.linears, weight_options(observed, block_size)))
+    advance(1)
 
 
 def _keep(

@@ -42,8 +42,11 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "int4-128": {"precision": "int4", "block_size": 128},
     "int4-32-token": {"precision": "int4", "block_size": 32, "activations": "token"},
     "int4-128-token": {"precision": "int4", "block_size": 128, "activations": "token"},
+    "cuda-int4": {"precision": "int4", "device": "cuda"},
+    "cuda-int4-token": {"precision": "int4", "device": "cuda", "activations": "token"},
+    "cuda-fp16": {"precision": "fp16", "device": "cuda"},
 }
-AT_MOST = {"int8": 0.01, "int4-32": 0.04}  # more perplexity than the reference has
+AT_MOST = {"int8": 0.01, "int4-32": 0.04, "cuda-int4": 0.04}  # more perplexity than the reference has
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from ortserve.export.errors import UnprovenError
 from ortserve.export.families import read_architecture
 from ortserve.export.float_reference.forward import reference_logits
 from ortserve.export.publish import export_checkpoint
+from ortserve.export.recipes.precisions import Device
 from ortserve.export.sources.checkpoint import open_checkpoint
 from ortserve.export.texts.proof_text import bundled_documents, document_tokens
 from tests.export.outlier_twin import MASSIVE, write_outlier_twin
@@ -34,14 +35,18 @@ def test_the_twin_is_the_same_function(twin: Path) -> None:
         np.testing.assert_allclose(two, one, rtol=0, atol=1e-4)
 
 
-def test_plain_int8_fails_its_proof(tmp_path: Path, twin: Path) -> None:
+@pytest.mark.parametrize(("precision", "device"), [("int8", "cpu"), ("int4", "cuda")])
+def test_plain_rounding_fails_its_proof(tmp_path: Path, twin: Path, precision: str, device: Device) -> None:
     with pytest.raises(UnprovenError, match="differs from the reference"):
-        export_checkpoint(twin, tmp_path / "out", precision="int8", activations="token", progress=False)
+        export_checkpoint(
+            twin, tmp_path / "out", precision=precision, device=device, activations="token", progress=False
+        )
 
 
-@pytest.mark.parametrize(("precision", "block_size"), [("int8", None), ("int4", 32), ("int4", 128)])
-def test_what_is_exported_by_default_passes(tmp_path: Path, twin: Path, precision: str, block_size: int | None) -> None:
-    export_checkpoint(twin, tmp_path / "out", precision=precision, block_size=block_size, progress=False)
+@pytest.mark.parametrize(("precision", "device"), [("int8", "cpu"), ("int4", "cpu"), ("int4", "cuda")])
+def test_what_is_exported_by_default_passes(tmp_path: Path, twin: Path, precision: str, device: Device) -> None:
+    """In blocks of 128 on the CPU, of 32 on CUDA."""
+    export_checkpoint(twin, tmp_path / "out", precision=precision, device=device, progress=False)
     proof = proof_of(tmp_path / "out")
     assert proof.passed
     assert proof.perplexity is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,6 +81,23 @@ def test_int4_is_within_half_a_step_except_at_the_missing_code_eight(rows: NDArr
     assert np.all(np.abs(found - rows) <= step * 1.0001 + TINY)
     inner = np.abs(rows) <= 7 * step
     assert np.all(np.abs(found - rows)[inner] <= step[inner] * 0.5001 + TINY)
+
+
+@settings(max_examples=50, deadline=None)
+@given(matrices, st.sampled_from([np.float16, ml_dtypes.bfloat16]))
+def test_codes_are_those_of_the_scales_as_they_are_stored(rows: NDArray[np.float32], kind: type[np.generic]) -> None:
+    codes, scale = quantize_int8_blocks(rows, 16, scale_type=kind)
+    packed, narrow = quantize_int4_blocks(rows, 16, importance=np.ones(rows.shape[1], np.float32), scale_type=kind)
+    for scales in (scale, narrow):
+        np.testing.assert_array_equal(scales.astype(kind).astype(np.float32), scales)
+        assert (scales != 0).all()
+    steps = np.repeat(scale, 16, axis=1)[:, : rows.shape[1]]
+    found = ((codes.astype(np.float32) - INT8_ZERO) * scale[..., None]).reshape(len(rows), -1)[:, : rows.shape[1]]
+    smallest = 6e-8 if kind is np.float16 else TINY  # below half of it a half-float scale is none
+    inner = np.abs(rows) <= INT8_LIMIT * steps  # a scale that was rounded down cuts the rest off
+    assert (np.abs(found - rows)[inner] <= 0.501 * steps[inner] + INT8_LIMIT * smallest).all()
+    assert (np.abs(found - rows)[~inner] <= np.abs(rows)[~inner] * 2**-8 + INT8_LIMIT * smallest).all()
+    assert np.isfinite(_unpack(packed, narrow, rows.shape[1])).all()
 
 
 @settings(max_examples=50, deadline=None)
