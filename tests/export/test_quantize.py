@@ -101,6 +101,28 @@ def test_codes_are_those_of_the_scales_as_they_are_stored(rows: NDArray[np.float
 
 
 @settings(max_examples=50, deadline=None)
+@given(matrices, st.integers(0, 2**32 - 1))
+def test_fitted_scales_lose_no_more_of_a_product_than_the_first_ones(rows: NDArray[np.float32], seed: int) -> None:
+    importance = np.exp(np.random.default_rng(seed).standard_normal(rows.shape[1])).astype(np.float32)
+    plain, fitted = (
+        np.sum(np.square(_unpack(*quantize_int4_blocks(rows, 16, importance=given), rows.shape[1]) - rows) * importance)
+        for given in (None, importance)
+    )
+    assert fitted <= plain + 1e-5 * np.sum(np.square(rows) * importance)
+
+
+def test_fitted_scales_lose_less_of_usual_weights() -> None:
+    generator = np.random.default_rng(5)
+    rows = generator.standard_normal((64, 128)).astype(np.float32)
+    importance = np.exp(generator.standard_normal(128)).astype(np.float32)
+    plain, fitted = (
+        np.sum(np.square(_unpack(*quantize_int4_blocks(rows, 32, importance=given), 128) - rows) * importance)
+        for given in (None, importance)
+    )
+    assert fitted < 0.85 * plain
+
+
+@settings(max_examples=50, deadline=None)
 @given(matrices)
 def test_zeros_stay_zeros_in_both(rows: NDArray[np.float32]) -> None:
     rows[::2] = 0
