@@ -18,6 +18,7 @@ _REMEMBER = 0.1  # weight of the newest step of a shape
 _HALF_LIFE = 500  # observations after which a shape that is not seen any more counts half
 _LEAST_WEIGHT = 1e-3  # it never counts nothing: it may be the only one that knows what a chunk costs
 _SHORTEST_MS = 1e-3  # a clock may stand still
+_FIT_EVERY = 8  # observations
 _FEWEST_SHAPES = 3  # as many as there are terms
 
 
@@ -54,7 +55,8 @@ class Pace:
         self._max_chunk_tokens = max_chunk_tokens
         self._shapes: dict[tuple[int, int], _Shape] = {}
         self._num_observed = 0
-        self._terms: npt.NDArray[np.float64] | None = None  # of base, token, pair; None: to be fitted again
+        self._terms: tuple[float, float, float] | None = None  # of base, token, pair; None: to be fitted again
+        self._fits_at = 0  # observations
 
     def observe(self, tokens: int, attended: int, milliseconds: float) -> None:
         """A step fed `tokens` and attended to `attended` query-key pairs."""
@@ -63,19 +65,25 @@ class Pace:
         shape = self._shapes.get(key)
         if shape is None:
             shape = self._shapes[key] = _Shape(float(tokens), float(attended), milliseconds)
+            self._fits_at = 0  # a new shape says more than all that follow
         else:
             shape.add(tokens, attended, milliseconds)
         self._num_observed += 1
         shape.last_seen = self._num_observed
-        self._terms = None
+        if self._num_observed >= self._fits_at:
+            self._terms = None
 
     def predict(self, tokens: int, attended: int) -> float | None:
         """Milliseconds of a step; None while too little has been seen."""
         if len(self._shapes) < _FEWEST_SHAPES:
             return None
         if self._terms is None:
-            self._terms = self._fit()
-        return float(self._terms @ (1.0, tokens, attended))
+            base, token, pair = map(float, self._fit())
+            self._terms = base, token, pair
+            # Each observation moves an average by a tenth; a fit takes as long as a tenth of a small model's step.
+            self._fits_at = self._num_observed + _FIT_EVERY
+        base, token, pair = self._terms
+        return base + token * tokens + pair * attended
 
     def costs(self, num_rows: int, depth: int) -> Costs | None:
         """Of tokens where `num_rows` sequences with `depth` tokens each decode; None while too little has been seen."""
