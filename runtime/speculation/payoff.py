@@ -16,7 +16,9 @@ CLEAR_GAIN = 1.03  # above, the next rest gets shorter again
 TRIAL = 24  # steps after which a verdict is due
 _JUDGE_EVERY = 8  # steps: asked at each, chance would answer no too often
 _EARLY_GAINS = (0.65, 0.75)  # of a trial's first eight steps and the next: what is slower need not be tried to the end
-FIRST_REST, LONGEST_REST, LONGEST_REST_S = 32, 256, 10.0  # steps, and seconds: the work may be another by then
+FIRST_REST, LONGEST_REST, LONGEST_REST_S = 32, 512, 10.0  # steps, and seconds: the work may be another by then
+SCOUT_EVERY = 64  # steps of a rest: then one asks, and where clearly more guesses hold than before, the rest is over
+_BETTER = 1.5  # times the tokens per row
 _LONGER = 4  # times the rest before, after a trial in vain
 PROBE = 2  # steps without asking, now and then, to compare with
 _PROBE_EVERY, _PROBE_SHARE = 48, 0.01  # steps at least, and what probing may cost of what is gained
@@ -32,8 +34,10 @@ class _Speed:
 
     gained: float = 0.0
     taken: float = 0.0
+    count: float = 0.0
 
     def add(self, gained: float, taken: float) -> None:
+        self.count = _KEEP * self.count + 1
         self.gained = _KEEP * self.gained + gained
         self.taken = _KEEP * self.taken + taken
 
@@ -56,6 +60,8 @@ class _Case:
     is_deaf: bool = False  # rests as long as it may
     rests_until_s: float = math.inf
     next_rest: int = FIRST_REST
+    num_unscouted: int = 0
+    held: float = 1.0  # tokens per row and step with the drafter when it was sent to rest
 
     @property
     def gain(self) -> float:
@@ -66,6 +72,7 @@ class _Case:
 
     def rest(self, now_s: float) -> None:
         self.is_resting, self.rests_until_s = True, now_s + LONGEST_REST_S
+        self.num_unscouted, self.held = 0, self.asking.gained / self.asking.count
         self.num_plain, self.is_deaf = self.next_rest, self.next_rest == LONGEST_REST
         self.next_rest = min(_LONGER * self.next_rest, LONGEST_REST)
 
@@ -100,7 +107,7 @@ class Payoff:
         case = self._last = self._case(num_rows)
         if case.is_resting and (case.num_plain <= 0 or now_s >= case.rests_until_s):
             case.resume()
-        return case.num_plain <= 0
+        return case.num_plain <= 0 or (case.is_resting and case.num_unscouted >= SCOUT_EVERY)
 
     def ask(self, num_rows: int) -> None:
         """The step that comes is made with the drafter."""
@@ -123,6 +130,12 @@ class Payoff:
             case = self._case(num_rows)
             case.plain.add(1.0, taken)
             case.num_plain = max(0, case.num_plain - 1)
+            case.num_unscouted += 1
+            return
+        if asked.is_resting:
+            asked.num_unscouted = 0
+            if num_tokens / num_rows > _BETTER * asked.held:
+                asked.resume()
             return
         asked.asking.add(num_tokens / num_rows, taken)
         asked.num_asking += 1

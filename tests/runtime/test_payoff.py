@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 
 import pytest
 
-from ortserve.runtime.speculation.payoff import LONGEST_REST, LONGEST_REST_S, TRIAL, Payoff
+from ortserve.runtime.speculation.payoff import LONGEST_REST, LONGEST_REST_S, SCOUT_EVERY, TRIAL, Payoff
 
 PLAIN_S = 0.003
 Asked = Callable[[int], tuple[float, float]]  # of a step by number: tokens per row, and seconds
@@ -64,10 +65,11 @@ def test_a_slow_drafter_on_a_fast_model_costs_next_to_nothing(noise: float) -> N
 def test_it_is_tried_again_ever_later() -> None:
     drive = Drive()
     drive.run(12_000, slow)
-    gaps = [after - before for before, after in zip(drive.asked, drive.asked[1:], strict=False) if after - before > 8]
+    trials = [before for before, after in pairwise(drive.asked) if after == before + 1]
+    gaps = [after - before for before, after in pairwise(trials) if after - before > 16]
     assert gaps == sorted(gaps)
     assert len(set(gaps)) >= 3
-    assert max(gaps) == LONGEST_REST + 1
+    assert max(gaps) > LONGEST_REST
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
@@ -77,6 +79,19 @@ def test_it_comes_back_when_it_pays(noise: float) -> None:
     drive.run(LONGEST_REST + TRIAL, good)  # whatever is left of its rest
     assert drive.run(2000, good) > 1.4
     assert not drive.payoff.is_resting
+
+
+def test_a_rest_is_over_once_clearly_more_guesses_hold() -> None:
+    """A drafter learns from the first replies of a kind."""
+    drive = Drive()
+    drive.run(1500, slow)
+    while not drive.payoff.is_deaf:
+        drive.run(1, slow)
+    begun = drive.num_steps
+    while drive.payoff.is_resting:
+        drive.run(1, good)
+    assert drive.num_steps - begun <= SCOUT_EVERY + 2
+    assert drive.run(500, good) > 1.4
 
 
 def test_a_slow_models_drafter_is_tried_again_within_seconds() -> None:
