@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-LEAST_GAIN = 0.97  # tokens per second of plain; below, the drafter rests. One that brings nothing yet learns meanwhile
+LEAST_GAIN = 0.93  # tokens per second of plain; below, the drafter rests. One that brings nothing yet learns meanwhile
 CLEAR_GAIN = 1.03  # above, the next rest gets shorter again
 TRIAL = 24  # steps after which a verdict is due
 _JUDGE_EVERY = 8  # steps: asked at each, chance would answer no too often
-_EARLY_GAINS = (0.65, 0.75)  # of a trial's first eight steps and the next: what is slower need not be tried to the end
-FIRST_REST, LONGEST_REST, LONGEST_REST_S = 32, 512, 10.0  # steps, and seconds: the work may be another by then
+_EARLY_GAINS = (0.5, 0.65)  # of a trial's first eight steps and the next: what is slower need not be tried to the end
+FIRST_REST, LONGEST_REST, LONGEST_REST_S = 32, 1024, 10.0  # steps, and seconds: the work may be another by then
 SCOUT_EVERY = 64  # steps of a rest: then one asks, and where clearly more guesses hold than before, the rest is over
 _BETTER = 1.5  # times the tokens per row
 _LONGER = 4  # times the rest before, after a trial in vain

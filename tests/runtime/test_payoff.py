@@ -120,10 +120,9 @@ def test_what_costs_nothing_may_go_on() -> None:
 def test_it_hears_of_requests_until_several_trials_were_in_vain() -> None:
     drive = Drive()
     drive.run(50, slow)
-    assert drive.payoff.is_resting
-    assert not drive.payoff.is_deaf
+    assert (drive.payoff.is_resting, drive.payoff.is_deaf) == (True, False)
     drive.run(1000, slow)
-    assert drive.payoff.is_deaf
+    assert (drive.payoff.is_resting, drive.payoff.is_deaf) == (True, True)
     while drive.payoff.is_deaf:
         drive.run(1, good)
     assert drive.run(100, good) > 1.3
