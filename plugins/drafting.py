@@ -18,11 +18,7 @@ from ortserve.plugins.small_model import NextDraw
 
 @dataclass(frozen=True, slots=True)
 class DraftRequest:
-    """A request that generates. `prediction` are tokens the client expects, None without such a hint.
-
-    It may have output already, which the first view has: the engine tells a drafter that has not paid for some time of
-    nobody, and of those that run when it tries again.
-    """
+    """A request that starts to generate. `prediction` are tokens the client expects, None without such a hint."""
 
     id: str
     salt: bytes  # nothing may be learnt from one salt for another

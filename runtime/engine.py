@@ -29,9 +29,8 @@ from ortserve.runtime.scheduling.reuse import Reuse, new_reuse
 from ortserve.runtime.scheduling.scheduler import Advance, Drafts, Scheduler
 from ortserve.runtime.scheduling.usage import usage_of
 from ortserve.runtime.sequence import Sequence
-from ortserve.runtime.speculation.adaptation import leave_alone
-from ortserve.runtime.speculation.asking import ask, is_free, measure, tell
-from ortserve.runtime.speculation.drafting import Drafting
+from ortserve.runtime.speculation.adaptation import heard, learn, leave_alone, limits, rooms, worthwhile
+from ortserve.runtime.speculation.drafting import Drafting, Verification
 from ortserve.runtime.step import Step
 from ortserve.runtime.verify import Picking, TokenSampler, draw_rows
 
@@ -105,7 +104,6 @@ class Engine:
         self._foresight = Foresight(self.scheduler, runner) if isinstance(runner, PreparingRunner) else None
         self._flight: Flight | None = None  # launched by the step before
         self.is_stalled = False  # there is work, and all of it waits for the prompt cache
-        self._begun_s = 0.0  # of what the step that runs takes: its planning, or the end of the step it was launched in
         self._num_arrivals = 0
         self._costs: Costs | None = None
         self._stats = EngineStats()
@@ -155,7 +153,6 @@ class Engine:
         """
         flight, self._flight = self._flight, None
         if flight is None:
-            self._begun_s = self._clock()
             step = self.scheduler.plan(self._stats.num_steps, self._clock(), self._propose())
             self.is_stalled = step is None
             if step is None:
@@ -194,7 +191,7 @@ class Engine:
         self._stats.num_fed_tokens += step.num_tokens
         self._stats.num_output_tokens += sum(len(advance.added) for advance in advances)
         lost = [] if launched is None else self._follow(launched, now)
-        self._learn(step, advances, now - flight.begun_s, now)
+        self._learn(advances, (now - flight.begun_s) / max(step.num_tokens, 1))
         return [self._delta(advance, now) for advance in advances] + lost
 
     def close(self) -> None:
@@ -231,15 +228,34 @@ class Engine:
         return Progress(states, placement.num_queued > 0, placement.fair.copy(), self._costs)
 
     def _propose(self) -> Drafts:
-        return {} if self.drafting is None else ask(self.drafting, self.scheduler.decoding(), self._pace)
+        if self.drafting is None or not self.drafting.is_asked:
+            return {}
+        decoding = self.scheduler.decoding()
+        allowed = limits(decoding, self._pace, self.drafting.cost)
+        if not allowed:
+            leave_alone(decoding, self.drafting.cost)
+            return {}
+        predicted = self._pace.predict(len(decoding), sum(len(sequence.tokens) for sequence in decoding))
+        drafts = self.drafting.propose(decoding, allowed, (predicted or 0.0) / 1000, rooms(decoding, allowed))
+        for sequence in decoding:
+            name = sequence.request.id
+            heard(sequence, was_asked=name in allowed, has_draft=name in drafts)
+        return worthwhile(drafts, allowed, decoding, self._pace)
 
-    def _learn(self, step: Step, advances: list[Advance], flight_s: float, now_s: float) -> None:
-        if self.drafting is not None:
-            tell(self.drafting, advances, flight_s / max(step.num_tokens, 1))
-            num_tokens, seconds = sum(len(advance.added) for advance in advances), now_s - self._begun_s
-            plan, payoff = self._plan, self.drafting.payoff
-            measure(payoff, step, num_tokens, self._pace, is_exact=plan.deterministic, seconds=seconds, now_s=now_s)
-            self._begun_s = now_s
+    def _learn(self, advances: list[Advance], token_s: float) -> None:
+        """`token_s`: seconds of the step per token fed."""
+        if self.drafting is None:
+            return
+        results = []
+        for advance in advances:
+            if not advance.added:
+                continue
+            chances = self.drafting.chances(advance.sequence.request.id)
+            learn(advance.sequence, advance.num_drafts, advance.num_accepted, chances)
+            tokens = tuple(one.token_id for one in advance.added if one.token_id is not None)
+            seconds = token_s * advance.num_drafts
+            results.append(Verification(advance.sequence, advance.num_drafts, advance.num_accepted, tokens, seconds))
+        self.drafting.observe(results)
 
     def _constrained(self, step: Step) -> list[tuple[str, Constraint, tuple[int, ...]]]:
         """The rows of requests with a grammar that draw in this step."""
@@ -257,12 +273,13 @@ class Engine:
     def _foresee(self, step: Step, tokens: int | None) -> Foreseen | None:
         if self._foresight is None:
             return None
-        decoding = [] if self.drafting is None else self.scheduler.decoding()
-        if not is_free(self.drafting, decoding, self._pace):
+        asked = self.drafting if self.drafting is not None and self.drafting.is_asked else None
+        decoding = [] if asked is None else self.scheduler.decoding()
+        if asked is not None and limits(decoding, self._pace, asked.cost):
             return None  # guesses come with a plan
         foreseen = self._foresight.look(step, tokens)
-        if self.drafting is not None and self.drafting.is_asked and foreseen is not None:
-            leave_alone(decoding, self.drafting.cost)
+        if asked is not None and foreseen is not None:
+            leave_alone(decoding, asked.cost)
         return foreseen
 
     def _follow(self, launched: Launched, now_s: float) -> list[Delta]:

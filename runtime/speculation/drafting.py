@@ -1,8 +1,7 @@
 """Asks a drafter for guesses on a thread of its own, within a deadline. Knows no logits.
 
 A drafter may be late, hang, raise or return nonsense: it costs time, but never a token. One that raises is not asked
-any more; one that is always late is left alone, each time longer, since a machine may be busy for a while. One that
-never pays is told of no new requests until it is tried again; it reads them then.
+any more; one that is always late is left alone, each time longer, since a machine may be busy for a while.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import structlog
 from ortserve.plugins.drafting import Draft, Drafter, DraftRequest, Ended, SequenceView, Verified
 from ortserve.runtime.sequence import Sequence
 from ortserve.runtime.speculation.adaptation import DraftCost
-from ortserve.runtime.speculation.payoff import Payoff
 from ortserve.runtime.speculation.stats import DraftStats
 
 MAX_MISSES = 20  # deadlines missed in a row before a drafter is left alone for a while
@@ -55,15 +53,13 @@ class Drafting:
     ) -> None:
         self.stats = DraftStats()
         self.cost = DraftCost()
-        self.payoff = Payoff()
         self._drafter = drafter
         self._vocab_size = vocab_size
         self._clock = clock
         self._shortest_wait_s = shortest_wait_s
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._pending: Future[Values[Draft]] | None = None  # of a deadline that was missed
-        self._idle_s = -math.inf  # when the thread was last done with a task
-        self._ready_s = -math.inf  # as it was when the last question's turn came; written before its answer
+        self._asked_s = 0.0  # what the last answer took; written before it is handed over
         self._num_misses = 0
         self._pause_s = FIRST_PAUSE_S
         self._paused_until = -math.inf
@@ -83,24 +79,12 @@ class Drafting:
         return self.is_on and self._clock() >= self._paused_until
 
     def begin(self, sequence: Sequence) -> None:
-        """A request has come. The drafter reads its prompt while the engine computes it, unless it rests for long."""
-        if self.is_asked and not self.payoff.is_deaf and sequence.request.draft.max_draft != 0:
-            self._start(sequence)
-
-    def serves(self, sequences: Values[Sequence]) -> bool:
-        """Some of the decoding `sequences` may be guessed for, and by the clock that pays."""
-        return (
-            self.is_asked
-            and any(sequence.request.draft.max_draft != 0 for sequence in sequences)
-            and self.payoff.pays(len(sequences), self._clock())
-        )
-
-    def catch_up(self, sequences: Values[Sequence]) -> bool:
-        """Tell the drafter of those that came while it rested; whether there were any."""
-        missed = [one for one in sequences if one.request.draft.max_draft != 0 and one.request.id not in self._known]
-        for sequence in missed:
-            self._start(sequence)
-        return bool(missed)
+        """A request has come. The drafter reads its prompt while the engine computes it."""
+        request = sequence.request
+        if self.is_on and request.draft.max_draft != 0:
+            self._known.add(request.id)
+            started = DraftRequest(request.id, request.cache.salt, request.prompt, request.draft.prediction)
+            self._tell(lambda: self._drafter.start(started))
 
     def propose(
         self,
@@ -129,7 +113,6 @@ class Drafting:
         try:
             drafts = self._checked(self._pending.result(wait_s), by_id, limits, rooms)
         except TimeoutError:
-            self.cost.observe(longest, 1000 * wait_s)  # at least: what is late is no cheaper than what comes in time
             self._miss()
             return {}
         except Exception as error:  # a plugin may raise anything, or return what is no draft
@@ -139,10 +122,10 @@ class Drafting:
             self.stats.drafting_s += self._clock() - begun
         self._num_misses = 0
         self._pause_s = FIRST_PAUSE_S
-        # Waking the thread and being woken counts too, but not that it was busy with the prompts of new requests.
+        # Not what was waited: the thread may have been busy with the prompts of new requests.
         # Guesses beyond what was asked for by length come free: their drafter has them in memory.
         longest = max((min(len(draft.tokens), limits[name]) for name, draft in drafts.items()), default=0)
-        self.cost.observe(longest, 1000 * (self._clock() - max(begun, self._ready_s)))
+        self.cost.observe(longest, 1000 * self._asked_s)
         self._drafts = drafts
         return drafts
 
@@ -176,12 +159,6 @@ class Drafting:
         self._tell(self._drafter.close)
         self._tasks.put(None)
         self._thread.join(1.0)
-
-    def _start(self, sequence: Sequence) -> None:
-        request = sequence.request
-        self._known.add(request.id)
-        started = DraftRequest(request.id, request.cache.salt, request.prompt, request.draft.prediction)
-        self._tell(lambda: self._drafter.start(started))
 
     def _checked(
         self,
@@ -225,9 +202,11 @@ class Drafting:
         future: Future[Values[Draft]] = Future()
 
         def run() -> None:
-            self._ready_s = self._idle_s
+            begun = self._clock()
             try:
-                future.set_result(question())
+                drafts = question()
+                self._asked_s = self._clock() - begun
+                future.set_result(drafts)
             except BaseException as error:  # handed to whoever waits
                 future.set_exception(error)
 
@@ -246,7 +225,6 @@ class Drafting:
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
             task()
-            self._idle_s = self._clock()
 
 
 def _are_chances(draft: Draft) -> bool:

@@ -3,7 +3,6 @@
 Replies are drawn once without guesses, then replayed through the drafter and the engine's adaptation as a batch that
 begins and ends together. Beside the drafter as it is stand two that cannot be: one that ends each of its drafts before
 the first wrong guess, and one that knows the reply. The difference says where to look: in stopping, or in guessing.
-`--row-ms` is what drafting takes for each row of a step: where it does not pay the drafter rests, as in the engine.
 `varied` are the corpus's own extraction tasks: other keys, order and wording in every request, values seen once.
 
   python -m tests.bench.draft_replay FOLDER --streams 1,8 --base-ms 40 --token-ms 1.5     (FOLDER: the bundled model)
@@ -31,7 +30,6 @@ from ortserve.runtime.request import DraftHints, Request, SamplingParams
 from ortserve.runtime.scheduling.pace import Pace
 from ortserve.runtime.sequence import Sequence as Running
 from ortserve.runtime.speculation.adaptation import DraftCost, heard, learn, limits, rooms, worthwhile
-from ortserve.runtime.speculation.payoff import Payoff
 from ortserve.runtime.speculation.words import read_words
 from tests.bench.measurement import script_parser, spread, write_json
 from tests.bench.speculation import Finished
@@ -50,13 +48,11 @@ class Said:
 
 
 class LinearPace(Pace):
-    """A step costs so much, and so much per token; drafting so much per row, which no formula is told of."""
+    """A step costs so much, and so much per token."""
 
-    def __init__(self, base_ms: float, token_ms: float, row_ms: float) -> None:
+    def __init__(self, base_ms: float, token_ms: float) -> None:
         super().__init__(max_step_ms=None, max_chunk_tokens=128)
-        self._base_ms, self._token_ms, self.row_ms = base_ms, token_ms, row_ms
-        self.payoff = Payoff()
-        self.now_ms = 0.0
+        self._base_ms, self._token_ms = base_ms, token_ms
 
     def predict(self, tokens: int, attended: int) -> float:
         del attended
@@ -187,10 +183,7 @@ def _step(
     ideal: Ideal | None,
     tally: Tally,
 ) -> float:
-    does_ask = pace.payoff.pays(len(live), pace.now_ms / 1000)
-    if does_ask:
-        pace.payoff.ask(len(live))
-    allowed = limits(live, pace, DraftCost()) if does_ask else {}
+    allowed = limits(live, pace, DraftCost())
     room = rooms(live, allowed)
     rests = {one.request.id: truth[one.request.id].reply[one.num_output_tokens :] for one in live}
     views = [
@@ -199,7 +192,7 @@ def _step(
         if (id_ := one.request.id) in allowed
     ]
     drafts = {draft.id: draft for draft in drafter.propose(views, NEVER)}
-    if ideal is all_right and does_ask:
+    if ideal is all_right:
         drafts = {view.id: Draft(view.id, len(view.tokens), (), "truth") for view in views}
     if ideal is not None:
         drafts = {id_: ideal(draft, rests[id_], room[id_]) for id_, draft in drafts.items()}
@@ -207,7 +200,7 @@ def _step(
     for one in live:
         heard(one, was_asked=one.request.id in allowed, has_draft=one.request.id in drafts)
     fed = worthwhile(drafts, allowed, live, pace)
-    results, num_before = [], tally.num_tokens
+    results = []
     for one in live:
         id_, guesses = one.request.id, fed.get(one.request.id, ())
         num_held = num_equal(guesses, rests[id_])
@@ -223,12 +216,7 @@ def _step(
         tally.num_fed += len(guesses)
         tally.num_held += num_held
     drafter.observe(results)
-    spent = pace.predict(len(live) + sum(map(len, fed.values())), 0) + pace.row_ms * len(allowed)
-    pace.now_ms += spent
-    pace.payoff.observe(
-        len(live), tally.num_tokens - num_before, spent / 1000, pace.predict(len(live), 0) / 1000, pace.now_ms / 1000
-    )
-    return spent
+    return pace.predict(len(live) + sum(map(len, fed.values())), 0)
 
 
 def main() -> int:
@@ -239,7 +227,6 @@ def main() -> int:
     parser.add_argument("--temperature", type=float, default=0.0, help="of the replies (default %(default)g)")
     parser.add_argument("--base-ms", type=float, default=40.0, help="of a step (default %(default)g: 0.5B shape, AMX)")
     parser.add_argument("--token-ms", type=float, default=1.5, help="of each of its tokens (default %(default)g)")
-    parser.add_argument("--row-ms", type=float, default=0.0, help="of drafting, per row and step (default %(default)g)")
     parser.set_defaults(rounds=5)
     arguments = parser.parse_args()
     streams = [int(word) for word in arguments.streams.split(",")]
@@ -251,11 +238,7 @@ def main() -> int:
         for count in streams:
             for title, ideal in IDEALS.items():
                 drafter = CombinedDrafter(replace(new_context(options), load_words=lambda: words))
-                pace, tally, ratios = (
-                    LinearPace(arguments.base_ms, arguments.token_ms, arguments.row_ms),
-                    Tally(),
-                    list[float](),
-                )
+                pace, tally, ratios = LinearPace(arguments.base_ms, arguments.token_ms), Tally(), list[float]()
                 for number, batch in enumerate(rounds):
                     tally = Tally() if number == 1 else tally  # the first round is what the drafter learns from
                     ratios.append(replay(drafter, batch[:count], str(number), pace, ideal, tally))

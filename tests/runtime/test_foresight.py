@@ -240,7 +240,7 @@ def test_tokens_that_the_host_may_draw_are_waited_for(
 def test_a_drafter_is_no_obstacle_where_nothing_is_guessed(paged: PagedSyntheticModel) -> None:
     watched = Watched(paged)
     drafter = GuessingDrafter(right)
-    watched.engine.drafting = Drafting(drafter, vocab_size=paged.manifest.num_tokens, shortest_wait_s=5.0)
+    watched.engine.drafting = Drafting(drafter, vocab_size=paged.manifest.num_tokens)
     requests = [replace(request, draft=DraftHints(max_draft=0)) for request in asked("a", "b")]
     replies = run_to_end(watched.engine, requests)
     assert watched.kinds.count("e") > 30
