@@ -20,7 +20,8 @@ PATH = "/v1/responses"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_synthetic_text_model(tmp_path_factory.mktemp("synthetic"))
+    """Replies without an end have thousands of tokens: they still run when a signal comes, and after `--drain`."""
+    return write_synthetic_text_model(tmp_path_factory.mktemp("synthetic"), max_context=8192)
 
 
 @contextmanager
