@@ -44,7 +44,8 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 
 @pytest.fixture
 def fresh() -> Iterator[tuple[Running, httpx.Client]]:
-    with running(make_driver(saying("hello world!"))) as server, httpx.Client(base_url=server.url, timeout=10) as http:
+    driver = make_driver(saying("hello world!"), pace_s=0.002)  # tokens that come at once have no time between them
+    with running(driver) as server, httpx.Client(base_url=server.url, timeout=10) as http:
         yield server, http
 
 
