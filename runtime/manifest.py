@@ -165,6 +165,11 @@ class Manifest:
     kind: Literal["decoder"] = "decoder"  # encoders have a manifest of their own: runtime/encoders/manifest.py
 
     @property
+    def has_codes(self) -> bool:
+        """Some matrices are stored in codes with a scale for each block of columns."""
+        return self.taken is not None or any(matrix.rounding == "block" for matrix in self.matrices)
+
+    @property
     def short_context(self) -> int:
         """Tokens within which all requests rotate alike."""
         return self.rotary_regimes[0].max_tokens if self.rotary_regimes else self.max_context

@@ -43,12 +43,13 @@ from ortserve.runtime.scheduling.reuse import CacheBlocks, Reuse, new_reuse
 from ortserve.runtime.session import check_int8_kernels, require_version
 from ortserve.runtime.slots.kv import SlotKvStore
 from ortserve.runtime.slots.kv_kernels import check_exact_kv
+from ortserve.runtime.slots.product_kernels import check_exact_products
 from ortserve.runtime.slots.runner import load_session
 from ortserve.runtime.speculation.drafting import Drafting
 from ortserve.runtime.speculation.small_model import LoadedDraft, load_draft
 from ortserve.runtime.speculation.words import read_words
 
-EXACT_PRECISIONS = ("int8", "fp32")  # products of one row do not depend on the others
+EXACT_PRECISIONS = ("int8", "int4", "fp32")  # on a CPU; what others compute depends on the rows beside
 
 
 def open_driver(
@@ -87,15 +88,16 @@ def open_engine(
 ) -> tuple[Engine, EnginePlan]:
     """The engine without a thread, for tests and benchmarks. Raises as `open_driver` does."""
     device = choose_device(config.device, manifest)
-    if config.deterministic and manifest.precision not in EXACT_PRECISIONS:
-        raise DeviceError(
-            f"--deterministic needs an int8 or fp32 model, {manifest.name} is {manifest.precision}: its matrix products"
-            " depend in their last bits on the rows beside them"
-        )
     if config.deterministic and manifest.padded is not None:
         raise DeviceError(
             f"--deterministic is for models that ortserve exported: {manifest.name} was imported, and its rows are"
             " padded to the longest beside them, which moves the last bits of sums"
+        )
+    if config.deterministic and (device is not None or manifest.precision not in EXACT_PRECISIONS):
+        raise DeviceError(
+            f"--deterministic needs a model in int8, int4 or fp32, exported for the CPU: the products of"
+            f" {manifest.name} ({manifest.precision}{' on a GPU' if device else ''}) depend in their last bits on the"
+            " rows beside them"
         )
     require_version(manifest.min_onnxruntime)
     if device is not None:
@@ -104,6 +106,8 @@ def open_engine(
         check_int8_kernels()
     if config.deterministic and manifest.kv.is_quantized:
         check_exact_kv(manifest, num_threads=config.num_threads)
+    if config.deterministic and manifest.has_codes:
+        check_exact_products(manifest, num_threads=config.num_threads)
     turn = turn or Turn()  # the drafter's small model waits while the served one runs, and the other way round
     session = load_session(folder, manifest, num_threads=config.num_threads, turn=turn)
     draft = None

@@ -42,7 +42,7 @@ def open_paged_parts(folder: Path, manifest: Manifest, config: EngineConfig, dev
         manifest = replace(manifest, kv=replace(manifest.kv, dtype="float32"))
     session = DeviceSession(graph, device)
     single = many = None
-    if has_codes(manifest) and device.free_bytes() >= ROOM_FOR_MORE * manifest.weight_bytes:
+    if manifest.has_codes and device.free_bytes() >= ROOM_FOR_MORE * manifest.weight_bytes:
         for_one = graph if isinstance(graph, bytes) else spell_for_one_token(graph)
         single = DeviceSession(for_one, device, weights=folder)
         many = DeviceSession(graph, device, multiplies_codes=False)
@@ -55,8 +55,3 @@ def open_paged_parts(folder: Path, manifest: Manifest, config: EngineConfig, dev
         device, vocab_size=manifest.vocab_size, num_tokens=manifest.num_tokens, max_rows=plan.max_logit_rows
     )
     return PagedParts(plan, store, runner, sampler)
-
-
-def has_codes(manifest: Manifest) -> bool:
-    """Some matrices are stored in codes with scales of blocks."""
-    return manifest.taken is not None or any(matrix.rounding == "block" for matrix in manifest.matrices)

@@ -36,10 +36,11 @@ class Batch:
         return len(self.query_lengths)
 
 
-def build_batch(step: Step, *, num_rows: int, capacity: int, first_slot: int = 0) -> Batch:
+def build_batch(step: Step, *, num_rows: int, capacity: int, first_slot: int = 0, even: bool = False) -> Batch:
     """Pack the step's rows for a graph bound to `num_rows` slots of `capacity` tokens each, from `first_slot` on.
 
-    Slots without a row in this step are idle: query length 0, cache untouched. Plain lists first: most steps feed a
+    Slots without a row in this step are idle: query length 0, cache untouched. `even` adds a token to an odd number of
+    them: no row attends to it and nobody reads what comes of it. Plain lists first: most steps feed a
     token or two per row, and a NumPy call costs more than a loop over sixteen rows.
     """
     _check(step, slots=range(first_slot, first_slot + num_rows), capacity=capacity)
@@ -62,6 +63,10 @@ def build_batch(step: Step, *, num_rows: int, capacity: int, first_slot: int = 0
         seqlens_k[place] = row.end - 1
         query_lengths[place] = count
         pad_index[place, :count] = range(first, first + count) if count > 1 else first
+    if even and len(input_ids) % 2:
+        input_ids.append(0)
+        position_ids.append(0)
+        unpad_index.append(0)
     return Batch(
         input_ids=np.array(input_ids, np.int64),
         position_ids=np.array(position_ids, np.int64),

@@ -139,7 +139,7 @@ def alone(model: PocketModel, requests: tuple[Request, ...], *, deterministic: b
 
 
 @pytest.mark.parametrize("circumstance", CIRCUMSTANCES, ids=lambda circumstance: circumstance.name)
-@pytest.mark.parametrize("precision", ["int8", "fp32"])
+@pytest.mark.parametrize("precision", ["int8", "int4", "fp32"])
 def test_deterministic_replies_are_equal_bit_for_bit(
     open_pocket: OpenPocket, precision: str, circumstance: Circumstance
 ) -> None:
@@ -301,7 +301,14 @@ def test_choices_of_one_prompt_are_those_of_separate_requests(open_pocket: OpenP
         assert whole(replies[request.id]).logprobs == expected[request.id].logprobs
 
 
-def test_deterministic_mode_refuses_what_it_cannot_hold(open_pocket: OpenPocket) -> None:
+def test_deterministic_mode_refuses_what_it_cannot_hold(
+    open_pocket: OpenPocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pocket = open_pocket("int4")
-    with pytest.raises(DeviceError, match=r"--deterministic needs an int8 or fp32 model"):
+    half = replace(pocket.manifest, precision="fp16")
+    with pytest.raises(DeviceError, match=r"--deterministic needs a model in int8, int4 or fp32, exported for the CPU"):
+        open_composed(pocket.folder, half, EngineConfig(deterministic=True))
+    monkeypatch.setattr("ortserve.runtime.slots.product_kernels._is_exact", lambda num_threads: False)
+    with pytest.raises(DeviceError, match=r"--deterministic cannot be kept .* this CPU: products of its int4 matrices"):
         open_composed(pocket.folder, pocket.manifest, EngineConfig(deterministic=True))
+    open_composed(pocket.folder, pocket.manifest, EngineConfig())[0].close()

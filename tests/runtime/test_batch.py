@@ -63,6 +63,18 @@ def test_arrays_are_those_of_a_naive_packer(planned: tuple[Step, int, int]) -> N
 
 
 @given(steps())
+def test_an_odd_number_of_tokens_gets_one_more_that_no_row_attends_to(planned: tuple[Step, int, int]) -> None:
+    step, num_rows, first_slot = planned
+    plain = build_batch(step, num_rows=num_rows, capacity=CAPACITY, first_slot=first_slot)
+    even = build_batch(step, num_rows=num_rows, capacity=CAPACITY, first_slot=first_slot, even=True)
+    for name in ("input_ids", "position_ids", "unpad_index"):
+        packed = getattr(plain, name).tolist()
+        assert getattr(even, name).tolist() == packed + [0] * (len(packed) % 2)
+    for name in ("seqlens_k", "query_lengths", "total_length", "pad_index", "logit_index"):
+        assert getattr(even, name).tolist() == getattr(plain, name).tolist()
+
+
+@given(steps())
 def test_padding_and_unpadding_undo_each_other_and_types_are_the_graphs(planned: tuple[Step, int, int]) -> None:
     step, num_rows, first_slot = planned
     batch = build_batch(step, num_rows=num_rows, capacity=CAPACITY, first_slot=first_slot)

@@ -21,7 +21,7 @@ from ortserve.runtime.errors import ModelError
 from ortserve.runtime.manifest import Manifest, MatrixFacts, TakenFacts
 from ortserve.runtime.pages.emulation import emulate
 from ortserve.runtime.pages.kv import PagedKvStore
-from ortserve.runtime.pages.parts import has_codes, open_paged_parts
+from ortserve.runtime.pages.parts import open_paged_parts
 from ortserve.runtime.pages.runner import MANY_TOKENS, PagedRunner
 from ortserve.runtime.pages.single import spell_for_one_token
 from ortserve.runtime.step import Row, Step
@@ -92,9 +92,9 @@ def test_a_step_runs_on_the_graph_that_suits_its_number_of_tokens(
 
 def test_only_matrices_in_codes_are_held_three_times(model: PagedSyntheticModel) -> None:
     plain: Manifest = replace(model.manifest, matrices=(MatrixFacts("qkv", "fp16", "none", False, None),))
-    assert not has_codes(plain)
-    assert has_codes(replace(plain, matrices=(*plain.matrices, MatrixFacts("down", "int4", "block", False, None))))
-    assert has_codes(replace(plain, taken=TakenFacts("awq", 4, 128, 7)))
+    assert not plain.has_codes
+    assert replace(plain, matrices=(*plain.matrices, MatrixFacts("down", "int4", "block", False, None))).has_codes
+    assert replace(plain, taken=TakenFacts("awq", 4, 128, 7)).has_codes
 
 
 @pytest.mark.parametrize(("precision", "memory", "num_graphs"), [("int4", 20, 3), ("int4", 7, 1), ("fp16", 20, 1)])
