@@ -106,6 +106,12 @@ class MatrixFacts:
     rounding: str  # of the input: none, token, static (a calibrated scale), block
     folded: bool  # outlier channels of the input are folded into what computes it
     error: float | None  # root mean square of |rounded - exact| / |exact| on calibration text; None: not measured
+    block_size: int | None = None  # columns that share a scale; None: floats, or a scale for every row
+
+    @property
+    def has_blocks(self) -> bool:
+        """Codes with a scale for each block of columns; folders of 0.1 say so by the rounding alone."""
+        return self.block_size is not None or self.rounding == "block"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +173,7 @@ class Manifest:
     @property
     def has_codes(self) -> bool:
         """Some matrices are stored in codes with a scale for each block of columns."""
-        return self.taken is not None or any(matrix.rounding == "block" for matrix in self.matrices)
+        return self.taken is not None or any(matrix.has_blocks for matrix in self.matrices)
 
     @property
     def short_context(self) -> int:

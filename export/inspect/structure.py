@@ -79,7 +79,8 @@ def _rounding(matrix: MatrixFacts) -> str:
         "block": "inputs rounded per block",
     }
     folded = ", outliers folded" if matrix.folded else ""
-    return f"{words.get(matrix.rounding, matrix.rounding)}{folded}"
+    blocks = "" if matrix.block_size is None else f"in blocks of {matrix.block_size}, "
+    return f"{blocks}{words.get(matrix.rounding, matrix.rounding)}{folded}"
 
 
 def _part(name: str) -> str:

@@ -116,10 +116,12 @@ def _recipes(manifest: Manifest) -> str:
     """How many matrices are stored and rounded in which way."""
     counts: dict[str, int] = {}
     for matrix in manifest.matrices:
-        rounding = "" if matrix.rounding == "none" else f" (inputs rounded per {matrix.rounding})"
+        details = [] if matrix.block_size is None else [f"in blocks of {matrix.block_size}"]
         if matrix.rounding == "static":
-            rounding = " (inputs rounded by calibrated scales)"
-        kind = f"{matrix.precision}{rounding}"
+            details.append("inputs rounded by calibrated scales")
+        elif matrix.rounding != "none":
+            details.append(f"inputs rounded per {matrix.rounding}")
+        kind = f"{matrix.precision}{' (' + ', '.join(details) + ')' if details else ''}"
         counts[kind] = counts.get(kind, 0) + 1
     return ", ".join(f"{count} matrices {kind}" for kind, count in sorted(counts.items()))
 

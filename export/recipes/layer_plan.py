@@ -28,7 +28,8 @@ class MatrixPlan:
     recipe: InputRecipe | None = None  # of its input; None: not calibrated, rounded per token
     row_divisor: NDArray[np.float32] | None = None  # [rows]: what reads this product has taken them over
     taken: BlockFormat | None = None  # the checkpoint's own integers, as they are; None: its values, rounded here
-    has_blocks: bool = False  # int8: a scale for every block of columns, as int4 has; else one for every row
+    # int8 has a scale for every block of columns, as int4 has, else one for every row; and inputs are floats (CUDA)
+    has_blocks: bool = False
 
     @property
     def column_factor(self) -> NDArray[np.float32] | None:
@@ -42,13 +43,18 @@ class MatrixPlan:
     def facts(self) -> MatrixFacts:
         """For the manifest."""
         recipe = self.recipe
-        plain = "none" if self.precision in FLOAT_PRECISIONS else "token" if self.bits is None else "block"
+        rounding = "none"
+        if self.precision not in FLOAT_PRECISIONS and not self.has_blocks:
+            plain = "token" if self.bits is None else "block"
+            rounding = plain if recipe is None else recipe.rounding
+        columns = self.block_size if self.taken is None else self.taken.block_size
         return MatrixFacts(
             name=self.name,
             precision=self.precision,
-            rounding=plain if recipe is None else recipe.rounding,
+            rounding=rounding,
             folded=self.column_factor is not None,
             error=None if recipe is None else round(recipe.error, 5),
+            block_size=None if self.bits is None else columns,
         )
 
     @property
