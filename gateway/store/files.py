@@ -16,6 +16,7 @@ from pathlib import Path
 from ortserve.gateway.errors import ApiError, Problem
 from ortserve.gateway.store import items, records
 from ortserve.gateway.store.database import Database
+from ortserve.gateway.store.folder import Folder
 from ortserve.gateway.store.pages import Page, PageRequest
 from ortserve.gateway.store.records import NewRecord, Owned, Record
 
@@ -47,17 +48,17 @@ class Files:
     """The files of all tenants, each of which sees its own."""
 
     database: Database
-    folder: Path
+    folder: Folder
     bounds: FileBounds
     clock: Callable[[], float]
 
     def path(self, id: str) -> Path:
         """Where a file's bytes are."""
-        return self.folder / id
+        return self.folder.path / id
 
     def partial_path(self, id: str) -> Path:
         """Where they are until they are complete."""
-        return self.folder / f"{id}{PARTIAL}"
+        return self.folder.path / f"{id}{PARTIAL}"
 
     async def add(self, tenant: bytes, new: NewFile) -> None:
         """Keep a file whose bytes are complete. Raises `ApiError` (413) when there is no room for it."""
@@ -124,6 +125,6 @@ class Files:
             }
         )
         kept = known | {f"{id}{PARTIAL}" for id in spared}
-        for path in self.folder.iterdir():
+        for path in self.folder.entries():
             if path.name not in kept:
                 path.unlink()

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
-import tempfile
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +18,7 @@ from ortserve.gateway.store.completions import Completions
 from ortserve.gateway.store.conversations import Conversations
 from ortserve.gateway.store.database import Database
 from ortserve.gateway.store.files import FileBounds, Files
+from ortserve.gateway.store.folder import Folder, LastingFolder, PassingFolder
 from ortserve.gateway.store.responses import Responses
 from ortserve.gateway.store.schema import SCHEMA
 
@@ -52,15 +50,8 @@ class State:
         self.responses = Responses(self.database, self.bounds, clock)
         self.conversations = Conversations(self.database, self.bounds, clock)
         self.completions = Completions(self.database, self.bounds, clock)
-        self._remove_files: Callable[[], object] | None = None
-        if options.folder is None:
-            files = Path(tempfile.mkdtemp(prefix="ortserve-files-"))
-            # Also when nobody closes this: with the process at the latest.
-            self._remove_files = weakref.finalize(self, shutil.rmtree, files, ignore_errors=True)
-        else:
-            files = options.folder / "files"
-            files.mkdir(mode=0o700, exist_ok=True)
-        self.files = Files(self.database, files, options.files, clock)
+        folder: Folder = PassingFolder() if options.folder is None else LastingFolder(options.folder / "files")
+        self.files = Files(self.database, folder, options.files, clock)
         self.batches = Batches(self.database, options.ttl_s, clock)
         self._clock = clock
         self._sweeper: asyncio.Task[None] | None = None
@@ -87,8 +78,7 @@ class State:
                 await self._sweeper
             self._sweeper = None
         await asyncio.to_thread(self.database.close)
-        if self._remove_files is not None:
-            await asyncio.to_thread(self._remove_files)
+        await asyncio.to_thread(self.files.folder.close)
 
     async def _sweep_always(self) -> None:
         while True:

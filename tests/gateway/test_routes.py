@@ -19,6 +19,7 @@ from ortserve.gateway.options.edge import MAX_BODY_BYTES, EdgeOptions
 from ortserve.gateway.routes import bodies
 from ortserve.gateway.routes.bodies import parse_object
 from ortserve.gateway.schema.fields import Fields
+from ortserve.gateway.store.state import State
 from tests.gateway.fleets import fleet_of
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, make_service, saying
@@ -235,7 +236,9 @@ def test_an_application_that_never_begins_leaves_no_thread_and_no_file(
         return list(tmp_path.iterdir())
 
     async def build() -> None:
-        build_app(await fleet_of(make_service(driver)))
+        state = State()
+        state.files.partial_path("file_1").write_bytes(b"as an upload would")
+        build_app(await fleet_of(make_service(driver)), state=state)
         assert set(threading.enumerate()) - before
         assert files()
 
