@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
+from httpx._config import DEFAULT_TIMEOUT_CONFIG
 from hypothesis import HealthCheck, settings
+
+from tests.waiting import PATIENCE_S
 
 # Examples are bounded by number, not by time: the machine may be busy. The failing one is printed, to be pasted.
 settings.register_profile("ortserve", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
@@ -14,6 +17,14 @@ settings.load_profile("ortserve")
 # before NumPy is imported: its matrices are small here, and its threads would wait for each other on a busy machine
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: nothing may be downloaded
+
+for phase in (
+    "connect",
+    "read",
+    "write",
+    "pool",
+):  # clients give up after 5 seconds where nobody says how long they wait
+    setattr(DEFAULT_TIMEOUT_CONFIG, phase, PATIENCE_S)
 
 
 @pytest.fixture(autouse=True)

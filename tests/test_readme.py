@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 ROOT = Path(__file__).parent.parent
 ADDRESS = "http://127.0.0.1:8000"
 EXPECTED = {
@@ -52,7 +54,6 @@ class Place:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=90,
             check=False,
         )
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
@@ -80,10 +81,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     yield Place(folder, address.group(), environment)
     server.send_signal(signal.SIGTERM)
     server.stdout.close()
-    assert server.wait(30) == 0
+    assert server.wait(PATIENCE_S) == 0
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_every_block_runs_in_order(place: Place) -> None:
     found = blocks()
     assert {block.language for block in found} == {"bash", "python", "text"}

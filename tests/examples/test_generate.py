@@ -12,13 +12,14 @@ import pytest
 from ortserve.runtime.request import SamplingParams
 from ortserve.runtime.testing import write_synthetic_model
 from tests.runtime.synthetic import greedy_tokens
+from tests.waiting import PATIENCE_S
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "generate.py"
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 @pytest.fixture(scope="module")

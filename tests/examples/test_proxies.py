@@ -5,14 +5,15 @@ Also requests that could be read in two ways: no proxy and server may together t
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +21,12 @@ import httpx
 import pytest
 
 from ortserve.gateway.http.server import Limits
+from ortserve.runtime.request import Request
 from tests.e2e.server import free_port
 from tests.gateway.running import Running, running
-from tests.gateway.scripted import make_driver, saying
+from tests.gateway.scripted import Held, make_driver, saying
 from tests.gateway.transport.test_raw_requests import REFUSED, SMUGGLED
+from tests.waiting import PATIENCE_S, wait_for
 
 FOLDER = Path(__file__).parents[2] / "examples" / "proxies"
 CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}
@@ -84,11 +87,12 @@ PROXIES = [
 
 @dataclass(frozen=True)
 class Proxied:
-    """A client of a proxy, and the servers behind it."""
+    """A client of a proxy, and the servers behind it, which hold the reply to the first request after a token."""
 
     http: httpx.Client
     servers: tuple[Running, Running]
     port: int
+    held: Held
 
     @property
     def num_submitted(self) -> int:
@@ -102,10 +106,12 @@ def proxied(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Proxied]
         pytest.skip(f"{proxy.program} is not installed: apt-get install {proxy.package}")
     with ExitStack() as stack:
         limits = Limits(drain_s=10.0, stall_s=5.0)
-        first, second = (
-            stack.enter_context(running(make_driver(saying("hello " * 10), pace_s=0.05), limits=limits))
-            for _ in range(2)
-        )
+        held, numbers = Held("hello " * 10, 1), itertools.count()
+
+        def script(request: Request) -> Iterable[Sequence[int]]:
+            return held(request) if next(numbers) == 0 else saying("hello " * 10)(request)
+
+        first, second = (stack.enter_context(running(make_driver(script), limits=limits)) for _ in range(2))
         port = free_port()
         site = (FOLDER / proxy.file).read_text()
         written, here = (text.format(port=port) for text in proxy.listens)
@@ -117,12 +123,12 @@ def proxied(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Proxied]
         home = {**os.environ, "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
         with (tmp_path / "log").open("wb") as log:
             process = subprocess.Popen([proxy.path, *words], cwd=tmp_path, env=home, stdout=log, stderr=log)
-        stack.callback(process.wait, 10)
+        stack.callback(process.wait, PATIENCE_S)
         stack.callback(process.terminate)
-        http = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20))
-        eventually(lambda: answers(http), lambda: f"no answer ({process.poll()}): {(tmp_path / 'log').read_text()}")
+        http = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}"))
+        wait_for(lambda: answers(http), lambda: f"no answer ({process.poll()}): {(tmp_path / 'log').read_text()}")
         time.sleep(proxy.settles_s)
-        yield Proxied(http, (first, second), port)
+        yield Proxied(http, (first, second), port, held)
 
 
 def answers(http: httpx.Client) -> bool:
@@ -132,18 +138,12 @@ def answers(http: httpx.Client) -> bool:
         return False
 
 
-def eventually(holds: Callable[[], bool], what: str | Callable[[], str]) -> None:
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline, what if isinstance(what, str) else what()
-        time.sleep(0.05)
-
-
 def test_events_come_as_they_are_made(proxied: Proxied) -> None:
     with proxied.http.stream("POST", "/v1/chat/completions", json=STREAM) as reply:
         lines = reply.iter_lines()
         assert next(lines).startswith("data: ")
         assert not any(server.driver.finished for server in proxied.servers), "the proxy has kept the events back"
+        proxied.held.release()
         assert [line for line in lines if line][-1] == "data: [DONE]"
 
 
@@ -151,7 +151,7 @@ def test_who_leaves_is_noticed_behind_the_proxy(proxied: Proxied) -> None:
     with proxied.http.stream("POST", "/v1/chat/completions", json=STREAM) as reply:
         lines = reply.iter_lines()
         next(lines)
-    eventually(lambda: any(server.driver.cancelled for server in proxied.servers), "the generation was not cancelled")
+    wait_for(lambda: any(server.driver.cancelled for server in proxied.servers), "the generation was not cancelled")
 
 
 def test_a_server_that_drains_loses_no_token_and_no_new_request(proxied: Proxied) -> None:
@@ -163,6 +163,7 @@ def test_a_server_that_drains_loses_no_token_and_no_new_request(proxied: Proxied
         draining.begin_stop()
         for _ in range(4):
             assert http.post("/v1/chat/completions", json=CHAT).status_code == 200
+        proxied.held.release()
         rest = [line for line in lines if line]
     assert "".join(rest).count("hello") >= 9
     assert rest[-1] == "data: [DONE]"
@@ -189,17 +190,22 @@ def test_a_post_that_was_sent_is_not_sent_again(proxied: Proxied) -> None:
     assert sum(map(float, counts)) == 1
 
 
-def heard(port: int, data: bytes) -> bytes:
-    """All that is answered until the proxy closes or is silent."""
-    with socket.create_connection(("127.0.0.1", port), timeout=0.7) as client:
-        answer = b""
-        try:
+def heard(proxied: Proxied, data: bytes) -> bytes:
+    """All that is answered until the proxy closes or is silent: for a while in which it answers others."""
+    with socket.create_connection(("127.0.0.1", proxied.port), timeout=0.2) as client:
+        answer, num_silent = b"", 0
+        with suppress(ConnectionError):
             client.sendall(data)
-            while piece := client.recv(65536):
-                answer += piece
-                client.settimeout(0.2)
-        except OSError:
-            pass
+            while num_silent < (2 if answer else 4):
+                try:
+                    piece = client.recv(65536)
+                except TimeoutError:
+                    num_silent += 1
+                    assert proxied.http.get("/health/ready").status_code == 200
+                    continue
+                if not piece:
+                    break
+                answer, num_silent = answer + piece, 0
         return answer
 
 
@@ -216,11 +222,11 @@ def test_no_request_is_smuggled_past_the_proxy(proxied: Proxied) -> None:
             counts = re.findall(r'^ortserve_errors_total{.*"model_not_found".*} (\d+)', scraped, re.MULTILINE)
             return sum(map(int, counts))
 
-        heard(proxied.port, second)
+        heard(proxied, second)
         assert num_smuggled() == 1  # it would be seen
         for case, data in cases.items():
             before = num_smuggled()
-            answer = heard(proxied.port, data)
+            answer = heard(proxied, data)
             # What a server has taken for a request the proxy knows of as one: it has passed the reply on.
             assert num_smuggled() - before == answer.count(b"model_not_found"), f"{case}: {answer[:300]!r}"
             # And no connection that the proxy keeps is out of step.

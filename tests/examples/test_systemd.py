@@ -17,9 +17,9 @@ import pytest
 
 from tests.gateway.synthetic import expected, write_synthetic_text_model
 from tests.gateway.test_serve import MAIN
+from tests.waiting import PATIENCE_S
 
 UNITS = Path(__file__).parents[2] / "examples" / "systemd"
-PATIENCE_S = 40.0
 # As systemd starts a service: the socket is number 3, and variables name the process itself.
 START = f"""
 import os, sys
@@ -68,7 +68,7 @@ def test_a_server_started_by_the_units_keeps_the_protocol(tmp_path: Path) -> Non
         try:
             assert manager.recv(100).decode() == f"READY=1\nMAINPID={child.pid}"
             assert [manager.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
-            with httpx.Client(base_url=f"http://{host}:{server.getsockname()[1]}", timeout=PATIENCE_S) as http:
+            with httpx.Client(base_url=f"http://{host}:{server.getsockname()[1]}") as http:
                 fields = {"model": "synthetic", "prompt": "abc", "temperature": 0, "max_tokens": 5}
                 reply = http.post("/v1/completions", json=fields)
             assert reply.json()["choices"][0]["text"] == expected(b"abc", 5)

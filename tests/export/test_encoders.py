@@ -32,6 +32,7 @@ from tests.export.encoder_fixtures import (
     task_of,
 )
 from tests.export.proofs import encoder_proof_of
+from tests.waiting import PATIENCE_S
 
 SHAPES = {"bert": 16, "distilbert": 48, "modernbert": 32, "mpnet": 16, "xlm-roberta": 10}
 
@@ -83,8 +84,8 @@ def test_batched_is_alone(name: str, precision: str, tolerance: float, cosine: f
     encoder = Encoder(tmp_path / "out", manifest, num_threads=2)
     driver = EncoderDriver(encoder, EncoderLimits(batch_tokens=256))
     try:
-        together = driver.submit(inputs).result(30)
-        alone = np.concatenate([driver.submit([one]).result(30) for one in inputs])
+        together = driver.submit(inputs).result(PATIENCE_S)
+        alone = np.concatenate([driver.submit([one]).result(PATIENCE_S) for one in inputs])
     finally:
         driver.close()
     np.testing.assert_allclose(together, alone, atol=tolerance * np.abs(alone).max())

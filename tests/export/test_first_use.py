@@ -20,6 +20,7 @@ from ortserve.export.sources.checkpoint import Checkpoint
 from ortserve.runtime.manifest import Manifest, read_manifest
 from tests.export.checkpoints import Tiny, write_checkpoint, write_json
 from tests.export.proofs import proof_of
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_two_at_once_export_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def slowly(checkpoint: Checkpoint, destination: Path, **options: Any) -> Manifest:
         started.set()
         made.append(destination)
-        waiting.wait(timeout=20)  # until the other one stands at the lock
+        waiting.wait(timeout=PATIENCE_S)  # until the other one stands at the lock
         return export_checkpoint(checkpoint, destination, **options)
 
     waiting = threading.Event()
@@ -129,9 +130,9 @@ def test_two_at_once_export_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(fcntl, "flock", watch)
     with ThreadPoolExecutor(2) as pool:
         one = pool.submit(_ensure, source, tmp_path / "cache")
-        assert started.wait(timeout=20)
+        assert started.wait(timeout=PATIENCE_S)
         two = pool.submit(_ensure, source, tmp_path / "cache")
-        assert one.result(timeout=60) == two.result(timeout=60)
+        assert one.result(timeout=PATIENCE_S) == two.result(timeout=PATIENCE_S)
     assert len(made) == 1
     assert waiting.is_set()
 

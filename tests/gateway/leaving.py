@@ -17,6 +17,7 @@ from ortserve.runtime.encoders.manifest import read_encoder_manifest
 from ortserve.runtime.encoders.queue import EncoderInput
 from tests.gateway.encoders import encoder_service
 from tests.gateway.running import serving
+from tests.waiting import PATIENCE_S
 
 
 class Slow:
@@ -32,7 +33,7 @@ class Slow:
     def encode(self, inputs: Sequence[EncoderInput]) -> Rows:
         self.num_batches += 1
         self.entered.set()
-        assert self.gate.wait(20)
+        assert self.gate.wait(PATIENCE_S)
         return self._encoder.encode(inputs)
 
 
@@ -48,7 +49,7 @@ def leave_while_encoding(folder: Path) -> tuple[int, int]:
     ):
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(head + body)
-            assert encoder.entered.wait(20)
+            assert encoder.entered.wait(PATIENCE_S)
         deadline = time.monotonic() + 10
         while driver.stats().num_waiting and time.monotonic() < deadline:
             encoder.gate.wait(0.05)

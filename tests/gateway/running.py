@@ -18,6 +18,7 @@ from ortserve.gateway.transport.listener import Listener, listen
 from ortserve.gateway.transport.tls import Tls
 from tests.gateway.fleets import fleet_of
 from tests.gateway.scripted import CHATML, ScriptedDriver, make_service
+from tests.waiting import PATIENCE_S
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def serving(
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert started.wait(10)
+    assert started.wait(PATIENCE_S)
 
     def begin_stop() -> None:
         loop, stop = handles[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -86,7 +87,10 @@ class ScriptedPlan:
 
 @dataclass
 class ScriptedDriver:
-    """Plays `script(request)` on a thread of its own: one element per step and request, steps `pace_s` apart."""
+    """Plays `script(request)` on a thread of its own: one element per step and request, steps `pace_s` apart.
+
+    An empty element is a step in which nothing is said.
+    """
 
     manifest: Manifest
     script: Script
@@ -98,6 +102,7 @@ class ScriptedDriver:
     submitted: list[Request] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
+    drained: list[float] = field(default_factory=list)  # seconds, of each call of `close`
     plan: ScriptedPlan = ScriptedPlan()
 
     def __post_init__(self) -> None:
@@ -157,6 +162,7 @@ class ScriptedDriver:
 
     def close(self, *, drain_s: float = 0.0) -> None:
         self._closed = True
+        self.drained.append(drain_s)
         with self._changed:
             self._drain_until = monotonic() + drain_s
             self._changed.notify()
@@ -169,22 +175,26 @@ class ScriptedDriver:
                     self._changed.wait()
                 if self._drain_until is not None and (not self._running or monotonic() >= self._drain_until):
                     break
-                self._step()
-            sleep(self.pace_s)
+                has_spoken = self._step()
+            sleep(self.pace_s if has_spoken else max(self.pace_s, 0.002))
         for request_id in list(self._running):
             self.cancel(request_id)
         self.ended.set_result(None)
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """Whether anything was said."""
         by_outlet: dict[int, tuple[Outlet, list[Delta]]] = {}
         for request_id, (outlet, deltas) in list(self._running.items()):
             delta = next(deltas)
+            if not (delta.token_ids or delta.finish):
+                continue
             by_outlet.setdefault(id(outlet), (outlet, []))[1].append(delta)
             if delta.finish is not None:
                 del self._running[request_id]
                 self.finished.append(request_id)
         for outlet, own in by_outlet.values():
             outlet.deliver(own)
+        return bool(by_outlet)
 
     def _deltas(self, request: Request) -> Iterator[Delta]:
         limit = request.sampling.max_tokens or MAX_CONTEXT
@@ -238,3 +248,33 @@ def saying(text: str, *, tokens_per_step: int = 1) -> Script:
     ids = make_tokenizer().encode(text, add_special_tokens=False)
     steps = [ids[start : start + tokens_per_step] for start in range(0, len(ids), tokens_per_step)]
     return lambda _: steps
+
+
+def answering_first(num_requests: int, text: str) -> Script:
+    """A script that says `text` to the first requests, and to later ones never anything."""
+    steps, numbers = saying(text), itertools.count()
+    return lambda request: steps(request) if next(numbers) < num_requests else itertools.repeat(())
+
+
+class Held:
+    """A script that says `text` to everybody, but no further than it may yet: what a test does comes in between."""
+
+    def __init__(self, text: str, num_allowed: int = 0) -> None:
+        self.ids = make_tokenizer().encode(text, add_special_tokens=False)
+        self.num_allowed = num_allowed  # tokens of each reply
+
+    def __call__(self, _: Request) -> Iterator[Sequence[int]]:
+        for place, token in enumerate(self.ids):
+            while place >= self.num_allowed:
+                yield ()
+            yield (token,)
+        while self.num_allowed <= len(self.ids):  # its end is held too
+            yield ()
+
+    def allow(self, num_tokens: int = 1) -> None:
+        """So many more."""
+        self.num_allowed += num_tokens
+
+    def release(self) -> None:
+        """All of it, and its end."""
+        self.num_allowed = len(self.ids) + 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,27 +15,29 @@ from ortserve.gateway.store.state import State, StateOptions
 from ortserve.runtime.request import FinishReason
 from tests.gateway.conftest import REPLY
 from tests.gateway.running import Running, running
-from tests.gateway.scripted import make_driver, saying
+from tests.gateway.scripted import Held, make_driver, saying
 from tests.gateway.test_kept_responses import num_prompt_tokens, said
 from tests.gateway.test_metrics import scrape, value
 from tests.gateway.test_responses import PATH, call, events_of, refused
+from tests.waiting import wait_for
 
 
 @pytest.fixture
 def slow() -> Iterator[Running]:
-    """A server that takes 10 seconds for a reply."""
-    with running(make_driver(saying("ab" * 100), pace_s=0.05)) as server:
+    """A server that says twenty tokens and then nothing more."""
+    with running(make_driver(Held("ab" * 100, 20))) as server:
         yield server
 
 
-def wait_for(http: httpx.Client, id: str, *statuses: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        reply: dict[str, Any] = http.get(f"{PATH}/{id}").json()
-        if reply["status"] in statuses:
-            return reply
-        time.sleep(0.02)
-    raise AssertionError(f"still {reply['status']}")
+def wait_for_status(http: httpx.Client, id: str, *statuses: str) -> dict[str, Any]:
+    reply: dict[str, Any] = {}
+
+    def is_there() -> bool:
+        reply.update(http.get(f"{PATH}/{id}").json())
+        return reply["status"] in statuses
+
+    wait_for(is_there, lambda: f"still {reply['status']}")
+    return reply
 
 
 def test_the_background_by_the_sdk(client: OpenAI, http: httpx.Client, server: Running) -> None:
@@ -44,9 +45,8 @@ def test_the_background_by_the_sdk(client: OpenAI, http: httpx.Client, server: R
     assert reply.status == "queued"
     assert reply.background
     assert reply.output == []
-    while reply.status in ("queued", "in_progress"):
-        time.sleep(0.02)
-        reply = client.responses.retrieve(reply.id)
+    wait_for(lambda: client.responses.retrieve(reply.id).status not in ("queued", "in_progress"))
+    reply = client.responses.retrieve(reply.id)
     assert reply.status == "completed"
     assert reply.output_text == REPLY
     assert client.responses.cancel(reply.id).status == "completed"  # it had ended
@@ -108,7 +108,7 @@ def test_a_stored_stream_is_the_live_one(http: httpx.Client) -> None:
 def test_deleting_a_running_one_ends_it(slow: Running) -> None:
     with httpx.Client(base_url=slow.url) as http:
         id = http.post(PATH, json=call(background=True)).json()["id"]
-        assert wait_for(http, id, "in_progress")["output"] == []
+        assert wait_for_status(http, id, "in_progress")["output"] == []
         assert http.delete(f"{PATH}/{id}").json() == {"id": id, "object": "response", "deleted": True}
         assert refused(http.get(f"{PATH}/{id}"), 404)
         assert len(slow.driver.cancelled) == 1
@@ -118,20 +118,20 @@ def test_a_failure_in_the_background_is_kept() -> None:
     driver = make_driver(saying("hello"), ending=FinishReason.ERROR)
     with running(driver) as server, httpx.Client(base_url=server.url) as http:
         id = http.post(PATH, json=call(background=True)).json()["id"]
-        reply = wait_for(http, id, "failed")
+        reply = wait_for_status(http, id, "failed")
         assert reply["error"]["code"] == "server_error"
         assert http.get(f"{PATH}/{id}").json() == reply
 
 
 def test_a_restart_fails_what_was_running_and_keeps_the_rest(tmp_path: Path) -> None:
-    driver = make_driver(saying("ab" * 200), pace_s=0.05)
+    driver = make_driver(Held("ab" * 200, 20))
     with (
         running(driver, state=State(StateOptions(tmp_path))) as server,
         httpx.Client(base_url=server.url) as http,
     ):
         done = http.post(PATH, json=call(max_output_tokens=2)).json()
         running_id = http.post(PATH, json=call(background=True)).json()["id"]
-        wait_for(http, running_id, "in_progress")
+        wait_for_status(http, running_id, "in_progress")
     # Stopped in order: the engine's end is the response's.
     with (
         running(make_driver(saying(REPLY)), state=State(StateOptions(tmp_path))) as server,
@@ -147,7 +147,7 @@ def test_a_restart_fails_what_was_running_and_keeps_the_rest(tmp_path: Path) -> 
 def test_the_background_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     original = runs.Runs.__init__
     monkeypatch.setattr(runs.Runs, "__init__", lambda self, count: original(self, count, max_runs=2))
-    with running(make_driver(saying("ab" * 100), pace_s=0.05)) as server, httpx.Client(base_url=server.url) as http:
+    with running(make_driver(Held("ab" * 100, 20))) as server, httpx.Client(base_url=server.url) as http:
         for _ in range(2):
             assert http.post(PATH, json=call(background=True)).json()["status"] == "queued"
         response = http.post(PATH, json=call(background=True))
@@ -160,9 +160,7 @@ def test_a_stream_that_is_left_is_not_kept(slow: Running) -> None:
     with httpx.Client(base_url=slow.url) as http:
         with http.stream("POST", PATH, json=call(stream=True)) as response:
             line = next(line for line in response.iter_lines() if line.startswith("data: "))
-        deadline = time.monotonic() + 5
-        while not slow.driver.cancelled and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_for(lambda: slow.driver.cancelled)
         assert len(slow.driver.cancelled) == 1
         id = line.split('"id":"')[1].split('"')[0]
         assert id.startswith("resp_")
@@ -174,10 +172,9 @@ def test_tokens_of_the_background_are_counted_once(fields: dict[str, Any]) -> No
     with running(make_driver(saying("hello"))) as server, httpx.Client(base_url=server.url) as http:
         response = http.post(PATH, json=call(background=True, **fields))
         id = response.json()["id"] if not fields else events_of(response)[0]["response"]["id"]
-        usage = wait_for(http, id, "completed")["usage"]
-        deadline = time.monotonic() + 5
-        while value(samples := scrape(http), "output_tokens_total") == 0:
-            assert time.monotonic() < deadline
+        usage = wait_for_status(http, id, "completed")["usage"]
+        wait_for(lambda: value(scrape(http), "output_tokens_total") > 0)
+        samples = scrape(http)
         assert value(samples, "output_tokens_total") == usage["output_tokens"]
         assert value(samples, "prompt_tokens_total") == usage["input_tokens"]
         assert value(samples, "request_seconds_count", route=PATH) == 1
@@ -186,7 +183,9 @@ def test_tokens_of_the_background_are_counted_once(fields: dict[str, Any]) -> No
 
 def test_tokens_of_a_cancelled_response_are_counted(slow: Running) -> None:
     with httpx.Client(base_url=slow.url) as http:
-        id = http.post(PATH, json=call(background=True)).json()["id"]
-        time.sleep(0.5)
+        with http.stream("POST", PATH, json=call(background=True, stream=True)) as response:
+            lines = response.iter_lines()
+            id = next(line for line in lines if '"id":"' in line).split('"id":"')[1].split('"')[0]
+            assert next(line for line in lines if line == "event: response.output_text.delta")
         http.post(f"{PATH}/{id}/cancel")
-        assert 0 < value(scrape(http), "output_tokens_total") < 200
+        assert 0 < value(scrape(http), "output_tokens_total") <= 20

@@ -17,6 +17,7 @@ from tests.gateway.pocket import serving_pocket
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, saying
 from tests.gateway.test_chat import frames
+from tests.waiting import PATIENCE_S
 
 CHAT, TEXT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"
 TOKENIZE, DETOKENIZE = "/v1/tokenize", "/v1/detokenize"
@@ -112,12 +113,12 @@ def test_names_that_nobody_knows_are_refused_in_few_words() -> None:
 
 
 def test_running_streams_are_undisturbed(busy: Running) -> None:
-    with httpx.Client(base_url=busy.url, timeout=60) as client:
+    with httpx.Client(base_url=busy.url) as client:
         expected = texts(client.post(CHAT, content=chat(stream=True)).text)
         found: list[list[str]] = []
 
         def stream() -> None:
-            with httpx.Client(base_url=busy.url, timeout=60) as own:
+            with httpx.Client(base_url=busy.url) as own:
                 found.append(texts(own.post(CHAT, content=chat(stream=True)).text))
 
         readers = [threading.Thread(target=stream) for _ in range(4)]
@@ -128,7 +129,7 @@ def test_running_streams_are_undisturbed(busy: Running) -> None:
             for name, (path, body) in BODIES.items()
         }
         for reader in readers:
-            reader.join(60)
+            reader.join(PATIENCE_S)
     assert all(400 <= status < 500 for status in statuses.values()), statuses
     assert found == [expected] * 4
 
@@ -136,7 +137,7 @@ def test_running_streams_are_undisturbed(busy: Running) -> None:
 @pytest.fixture(scope="module")
 def real(pocket: Path) -> Iterator[httpx.Client]:
     """A server that compiles grammars."""
-    with serving_pocket(pocket) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with serving_pocket(pocket) as url, httpx.Client(base_url=url) as client:
         yield client
 
 
@@ -166,7 +167,7 @@ def test_structures_disturb_no_other_reply(real: httpx.Client) -> None:
     found: list[Any] = []
 
     def ask() -> None:
-        with httpx.Client(base_url=real.base_url, timeout=60) as own:
+        with httpx.Client(base_url=real.base_url) as own:
             found.append(own.post(CHAT, json=constrained(max_tokens=200, ignore_eos=True)).json()["choices"])
 
     readers = [threading.Thread(target=ask) for _ in range(3)]
@@ -175,7 +176,7 @@ def test_structures_disturb_no_other_reply(real: httpx.Client) -> None:
     for fields in (*hostile.REFUSED.values(), *hostile.TAKEN.values()):
         real.post(CHAT, json=constrained(**fields))
     for reader in readers:
-        reader.join(60)
+        reader.join(PATIENCE_S)
     assert found == [expected] * 3
 
 

@@ -17,6 +17,7 @@ from ortserve.gateway.served.service import ModelService, open_service
 from ortserve.gateway.warming import WarmingError, read_warm_file, warm_all
 from tests.gateway.pocket import ADMIN, CONVERSATION, cached, chat, open_pocket, serving_pocket
 from tests.gateway.running import serving
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def url(pocket: Path) -> Iterator[str]:
 @pytest.fixture
 def http(url: str) -> Iterator[httpx.Client]:
     """A client of an empty cache."""
-    with httpx.Client(base_url=url, timeout=30) as client:
+    with httpx.Client(base_url=url) as client:
         assert client.post("/admin/cache/clear", headers=ADMIN).status_code == 200
         yield client
 
@@ -112,7 +113,7 @@ def test_a_file_of_prefixes(pocket: Path, tmp_path: Path) -> None:
             ),
         )
         service.pool.close()
-        return [None if entry.pinned_s is None else entry.tier for entry in driver.cache_entries().result(10)]
+        return [None if entry.pinned_s is None else entry.tier for entry in driver.cache_entries().result(PATIENCE_S)]
 
     async def main() -> list[str | None]:
         return await warmed(open_service(pocket, driver))

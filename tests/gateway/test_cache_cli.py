@@ -25,6 +25,7 @@ from tests.gateway.running import running, serving
 from tests.gateway.scripted import make_driver, saying
 from tests.gateway.synthetic import write_synthetic_text_model
 from tests.gateway.test_serve import arguments_of, process, read_greeting, settings_of
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,7 @@ def test_a_server_with_every_option(tmp_path: Path) -> None:
         counts = [reply["usage"]["prompt_tokens_details"]["cached_tokens"] for reply in replies]
         assert counts == [len("RULES RULES RULES"), 0]
         child.send_signal(signal.SIGTERM)
-        _, stderr = child.communicate(timeout=20)
+        _, stderr = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == 0, stderr
     lines = [json.loads(line) for line in stderr.splitlines()]
     (warmed,) = (line for line in lines if line["event"] == "warmed")

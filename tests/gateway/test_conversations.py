@@ -13,7 +13,7 @@ from openai import OpenAI
 from ortserve.runtime.request import FinishReason
 from tests.gateway.conftest import REPLY
 from tests.gateway.running import Running
-from tests.gateway.test_background import wait_for
+from tests.gateway.test_background import wait_for_status
 from tests.gateway.test_kept_responses import num_prompt_tokens, said
 from tests.gateway.test_responses import call, events_of, refused
 
@@ -94,7 +94,7 @@ def test_responses_grow_it_by_their_turns(http: httpx.Client, stream: bool, stor
 def test_a_background_response_grows_it_when_it_ends(http: httpx.Client) -> None:
     id = http.post(PATH, json={}).json()["id"]
     response = http.post(RESPONSES, json=call(conversation=id, background=True)).json()
-    reply = wait_for(http, response["id"], "completed")
+    reply = wait_for_status(http, response["id"], "completed")
     assert ids_of(http, id)[-1] == reply["output"][0]["id"]
     assert len(ids_of(http, id)) == 2
 

@@ -22,7 +22,8 @@ from tests.gateway.encoders import open_encoders, write_encoder
 from tests.gateway.running import Running, running, serving
 from tests.gateway.scripted import make_driver, saying
 from tests.gateway.test_chat import body
-from tests.gateway.test_disconnect import ENDLESS, PATH, wait_for
+from tests.gateway.test_disconnect import ENDLESS, PATH
+from tests.waiting import PATIENCE_S, wait_for
 
 MESSAGE = {"model": "scripted", "max_tokens": 400, "messages": [{"role": "user", "content": "hi"}]}
 
@@ -48,8 +49,8 @@ def test_what_is_no_time_is_refused_where_it_was_asked_for(value: str) -> None:
 
 
 def test_a_whole_reply_past_its_deadline_is_a_504_and_frees_its_row() -> None:
-    driver = make_driver(ENDLESS, pace_s=0.02)
-    with running(driver) as server, httpx.Client(base_url=server.url, timeout=20) as http:
+    driver = make_driver(ENDLESS)
+    with running(driver) as server, httpx.Client(base_url=server.url) as http:
         for number, header in enumerate(("x-ortserve-timeout", "x-stainless-read-timeout"), 1):
             reply = http.post(PATH, json=body(n=2), headers={header: "0.3"})
             assert (reply.status_code, reply.json()["error"]["code"]) == (504, "deadline_exceeded")
@@ -65,24 +66,27 @@ def test_a_whole_reply_past_its_deadline_is_a_504_and_frees_its_row() -> None:
 
 
 def test_a_stream_past_its_deadline_ends_with_an_error_event() -> None:
-    driver = make_driver(ENDLESS, pace_s=0.02)
-    with running(driver) as server, httpx.Client(base_url=server.url, timeout=20) as http:
-        events = http.post(PATH, json=body(stream=True), headers={"x-ortserve-timeout": "0.4"}).text.split("\n\n")
-        assert json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
-        assert sum('"content":"x"' in event for event in events) > 2
+    driver = make_driver(ENDLESS)
+    with running(driver) as server, httpx.Client(base_url=server.url) as http:
+        for seconds in ("0.4", "1.6", "6.4", "25.6"):  # in which a busy machine says all five
+            events = http.post(PATH, json=body(stream=True), headers={"x-ortserve-timeout": seconds}).text.split("\n\n")
+            assert json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+            if sum('"content":"x"' in event for event in events) == 5:
+                break
+        assert sum('"content":"x"' in event for event in events) == 5
         text = http.post("/v1/messages", json={**MESSAGE, "stream": True}, headers={"x-request-timeout": "0.3"}).text
         assert text.split("\n\n")[-2].startswith("event: error\n")
         assert '"type":"timeout_error"' in text.split("\n\n")[-2]
         response = {"model": "scripted", "input": "hi", "stream": True}
         text = http.post("/v1/responses", json=response, headers={"x-request-timeout": "0.3"}).text
         assert "response.failed" in text
-        wait_for(lambda: len(driver.cancelled) == 3)
+        wait_for(lambda: len(driver.cancelled) == len(driver.submitted))
 
 
 def test_a_librarys_own_timeout_does_not_bound_streams_and_background_runs() -> None:
-    driver = make_driver(saying("x" * 20), pace_s=0.02)
+    driver = make_driver(saying("x" * 20), pace_s=0.02)  # longer than the library waits
     headers = {"x-stainless-read-timeout": "0.1"}
-    with running(driver) as server, httpx.Client(base_url=server.url, timeout=20) as http:
+    with running(driver) as server, httpx.Client(base_url=server.url) as http:
         text = http.post(PATH, json=body(stream=True), headers=headers).text
         assert text.endswith("data: [DONE]\n\n")
         call = {"model": "scripted", "input": "hi", "background": True}
@@ -100,8 +104,9 @@ def test_the_libraries_say_how_long_they_wait() -> None:
         other.messages.create(model="scripted", max_tokens=9, messages=[{"role": "user", "content": "hi"}])
         list(client.chat.completions.create(model="scripted", messages=[{"role": "user", "content": "a"}], stream=True))
     waits = [request.max_wait_s for request in driver.submitted]
-    assert waits[0] == pytest.approx(77, abs=5)
-    assert waits[1] == pytest.approx(88, abs=5)
+    assert waits[0] is not None
+    assert waits[1] is not None
+    assert 77 - PATIENCE_S < waits[0] <= 77 < waits[1] <= 88
     assert waits[2] is None
 
 
@@ -139,14 +144,14 @@ def test_embeddings_have_deadlines_too(tmp_path: Path) -> None:
     is_open = threading.Event()
 
     def held(inputs: Any) -> Any:
-        is_open.wait(20)
+        is_open.wait(PATIENCE_S)
         return encode(inputs)
 
     driver._encoder.encode = held  # type: ignore[method-assign]
     limits = Limits(drain_s=1.0, stall_s=5.0)
     call = {"model": driver.manifest.name, "input": ["one two", "three"]}
     with serving(encoders.services, encoders.close, limits) as (port, _):
-        http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
+        http = httpx.Client(base_url=f"http://127.0.0.1:{port}")
         with http:
             reply = http.post("/v1/embeddings", json=call, headers={"x-ortserve-timeout": "0.2"})
             assert (reply.status_code, reply.json()["error"]["code"]) == (504, "deadline_exceeded")
@@ -162,4 +167,4 @@ def test_embeddings_have_deadlines_too(tmp_path: Path) -> None:
             assert (late.status_code, late.json()["error"]["code"]) == (503, "server_overloaded")
             assert late.headers["retry-after"] == "60"
             is_open.set()
-            waiting.join(20)
+            waiting.join(PATIENCE_S)

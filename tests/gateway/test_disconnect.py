@@ -12,25 +12,19 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from ortserve.gateway.app import build_app
 from ortserve.gateway.http.server import Limits
-from ortserve.gateway.http.watch import Patience
-from ortserve.runtime.request import Request
+from ortserve.gateway.http.watch import Patience, Watch
 from tests.gateway.fleets import fleet_of
 from tests.gateway.running import Running, running
-from tests.gateway.scripted import MAX_CONTEXT, ScriptedDriver, make_driver, make_service, saying
+from tests.gateway.scripted import Held, ScriptedDriver, make_driver, make_service, saying
 from tests.gateway.test_chat import body
+from tests.waiting import PATIENCE_S, wait_for
 
 PATH = "/v1/chat/completions"
-ENDLESS = saying("x" * MAX_CONTEXT)
-
-
-def wait_for(condition: Callable[[], bool], *, within_s: float = 5.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.005)
+ENDLESS = Held("xxxxxx", 5)  # which nobody releases
 
 
 def raw_request(**fields: Any) -> bytes:
@@ -41,18 +35,19 @@ def raw_request(**fields: Any) -> bytes:
 @pytest.mark.parametrize("num_choices", [1, 3])
 @pytest.mark.parametrize("stream", [False, True])
 def test_leaving_cancels_every_choice(stream: bool, num_choices: int) -> None:
-    driver = make_driver(ENDLESS, pace_s=0.02)
+    driver = make_driver(ENDLESS)
     with running(driver) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
             connection.sendall(raw_request(stream=stream, n=num_choices))
             wait_for(lambda: len(driver.submitted) == num_choices)
             if stream:
                 assert b"200" in connection.recv(4096)
-        wait_for(lambda: len(driver.cancelled) == num_choices, within_s=2.0)
+        wait_for(lambda: len(driver.cancelled) == num_choices)
 
 
 def test_the_others_go_on_when_one_leaves() -> None:
-    driver = make_driver(saying("x" * 30), pace_s=0.01)
+    script = Held("x" * 30, 1)
+    driver = make_driver(script)
     with running(driver) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
             connection.sendall(raw_request(stream=True))
@@ -61,13 +56,15 @@ def test_the_others_go_on_when_one_leaves() -> None:
                 lines = response.iter_lines()
                 next(lines)
                 connection.close()
+                wait_for(lambda: len(driver.cancelled) == 1)
+                script.release()
                 rest = list(lines)
         assert rest[-2:] == ["data: [DONE]", ""]
-        wait_for(lambda: len(driver.cancelled) == 1)
+        assert (len(driver.finished), len(driver.cancelled)) == (1, 1)
 
 
 def test_closing_an_sdk_style_stream_early_cancels() -> None:
-    driver = make_driver(ENDLESS, pace_s=0.01)
+    driver = make_driver(ENDLESS)
     with running(driver) as server:
         with httpx.stream("POST", server.url + PATH, json=body(stream=True)) as response:
             next(response.iter_lines())
@@ -76,13 +73,14 @@ def test_closing_an_sdk_style_stream_early_cancels() -> None:
 
 
 def test_http2_streams_and_their_cancellation() -> None:
-    driver = make_driver(saying("x" * 40), pace_s=0.01)
+    driver = make_driver(saying("x" * 40))
     with running(driver) as server:
         with httpx.Client(http1=False, http2=True, base_url=server.url) as http:
             assert http.post(PATH, json=body(stream=True)).text.endswith("data: [DONE]\n\n")
             reply = http.post(PATH, json=body())
             assert reply.http_version == "HTTP/2"
             assert reply.json()["choices"][0]["message"]["content"] == "x" * 40
+            driver.script = ENDLESS
             with http.stream("POST", PATH, json=body(stream=True)) as response:
                 next(response.iter_lines())
                 http.close()  # httpx resets no single stream; leaving means closing the connection
@@ -102,78 +100,107 @@ def test_a_reader_that_stops_is_cancelled_and_blocks_nobody() -> None:
             connection.connect(("127.0.0.1", server.port))
             connection.sendall(raw_request(stream=True, logprobs=True, top_logprobs=20, n=8, max_tokens=10**8))
             wait_for(lambda: len(driver.submitted) == 8)
-            response = httpx.post(server.url + PATH, json=body(max_tokens=3), timeout=30)
+            response = httpx.post(server.url + PATH, json=body(max_tokens=3))
             assert response.json()["usage"]["completion_tokens"] == 3
-            wait_for(lambda: len(driver.cancelled) == 8, within_s=30)
+            wait_for(lambda: len(driver.cancelled) == 8)
         assert len(driver.finished) == 1
         assert httpx.get(server.url + "/health").json()["running"] == 0
 
 
 def test_silence_is_filled_with_comment_lines() -> None:
-    driver = make_driver(saying("ab"), pace_s=0.25)
+    script, text = Held("ab", 1), ""
     with (
-        running(driver, patience=Patience(ping_s=0.1)) as server,
+        running(make_driver(script), patience=Patience(ping_s=0.05)) as server,
         httpx.stream("POST", server.url + PATH, json=body(stream=True)) as response,
     ):
-        text = "".join(response.iter_text())
-    assert text.count(": ping\n") >= 2
+        for piece in response.iter_text():
+            text += piece
+            if text.count(": ping\n") >= 2:
+                script.release()
+    assert text.endswith("data: [DONE]\n\n")
     for event in text.split("\n\n")[:-1]:
         lines = event.split("\n")
         assert lines[-1].startswith("data: "), "a comment must not make an event of its own"
         assert all(line == ": ping" for line in lines[:-1])
 
 
-def test_a_busy_stream_has_no_comment_lines() -> None:
-    driver = make_driver(saying("x" * 40), pace_s=0.01)
-    with running(driver, patience=Patience(ping_s=0.2)) as server:
-        text = httpx.post(server.url + PATH, json=body(stream=True)).text
-    assert ": ping" not in text
+def test_a_busy_stream_has_no_comment_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of the test's own: a busy machine makes silence where none was meant."""
+    sent: list[bytes] = []
+    now = 0.0
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        return {}
+
+    async def send(message: Message) -> None:
+        sent.append(message["body"])
+
+    async def passing(seconds: float) -> None:
+        nonlocal now
+        for _ in range(round(seconds * 100)):
+            now += 0.01
+            for _ in range(3):  # a timer, what it starts, and that
+                await asyncio.sleep(0)
+
+    async def main() -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+        async with Watch(receive, send, ping=lambda: b": ping\n", patience=Patience(ping_s=0.2)) as watch:
+            for _ in range(20):
+                await watch.send_body(b"x")
+                await passing(0.12)
+            assert sent == [b"x"] * 20
+            await passing(0.2)
+            assert sent == [b"x"] * 20 + [b": ping\n"]
+            await passing(0.25)
+            assert sent == [b"x"] * 20 + [b": ping\n"] * 2
+
+    asyncio.run(main())
 
 
 def test_headers_and_role_come_before_the_first_token() -> None:
-    def think(_: Request) -> list[list[int]]:
-        time.sleep(0.5)
-        return [[64]]
-
-    driver = make_driver(think)
-    with running(driver) as server:
-        began = time.monotonic()
-        with httpx.stream("POST", server.url + PATH, json=body(stream=True)) as response:
-            lines = response.iter_lines()
-            first = next(lines)
-            assert time.monotonic() - began < 0.4
-            assert '"role":"assistant"' in first
-            assert list(lines)[-2] == "data: [DONE]"
+    script = Held("x")
+    with (
+        running(make_driver(script)) as server,
+        httpx.stream("POST", server.url + PATH, json=body(stream=True)) as response,
+    ):
+        lines = response.iter_lines()
+        assert '"role":"assistant"' in next(lines)
+        script.release()
+        assert list(lines)[-2] == "data: [DONE]"
 
 
 # Stopping
 
 
-def drained(server: Running, driver: ScriptedDriver, within_s: float) -> str:
-    """What a stream that runs at the stop gets."""
+def drained(server: Running, driver: ScriptedDriver, refused: Callable[[], None]) -> str:
+    """What a stream that runs at the stop gets. `refused` is called when nobody else is answered any more."""
     with httpx.stream("POST", server.url + PATH, json=body(stream=True)) as response:
         lines = response.iter_lines()
         next(lines)
-        began = time.monotonic()
         server.begin_stop()
         wait_for(lambda: not driver.healthy)
         with pytest.raises(httpx.HTTPError):
-            httpx.get(server.url + "/health", timeout=2)
-        text = "\n".join(lines)
-    assert time.monotonic() - began < within_s
-    return text
+            httpx.get(server.url + "/health")
+        refused()
+        return "\n".join(lines)
 
 
 def test_short_requests_finish_while_draining() -> None:
-    driver = make_driver(saying("x" * 20), pace_s=0.02)
-    with running(driver, limits=Limits(drain_s=5.0)) as server:
-        assert "[DONE]" in drained(server, driver, 4.0)
+    script = Held("x" * 20, 1)
+    driver = make_driver(script)
+    began = time.monotonic()
+    with running(driver, limits=Limits(drain_s=PATIENCE_S)) as server:
+        assert "[DONE]" in drained(server, driver, script.release)
+    assert time.monotonic() - began < PATIENCE_S, "it waited although all had finished"
+    assert driver.drained[0] == PATIENCE_S
 
 
 def test_long_requests_end_with_an_error_at_the_bound() -> None:
-    driver = make_driver(ENDLESS, pace_s=0.02)
+    driver = make_driver(ENDLESS)
     with running(driver, limits=Limits(drain_s=0.3)) as server:
-        text = drained(server, driver, 3.0)
+        text = drained(server, driver, lambda: None)
+    assert driver.drained[0] == 0.3
     assert "[DONE]" not in text
     assert "shutting down" in text
     assert '"type":"server_error"' in text
@@ -219,20 +246,16 @@ def drive(driver: ScriptedDriver, client_body: dict[str, Any], act: Callable[[Cl
         num_tasks = len(asyncio.all_tasks())
         client = Client(client_body)
         task = asyncio.create_task(app(client.scope(), client.receive, client.send))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while not client.started.is_set() and not driver.submitted:  # noqa: ASYNC110  # the driver has a thread
                 await asyncio.sleep(0.001)
         act(client)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await task
-        assert len(asyncio.all_tasks()) <= num_tasks or await settled(num_tasks)
+        async with asyncio.timeout(PATIENCE_S):  # cancelled helpers need one more turn of the loop
+            while len(asyncio.all_tasks()) > num_tasks:  # noqa: ASYNC110
+                await asyncio.sleep(0)
         return client
-
-    async def settled(num_tasks: int) -> bool:
-        """Cancelled helpers need one more turn of the loop."""
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        return len(asyncio.all_tasks()) == num_tasks
 
     try:
         return asyncio.run(main())
@@ -241,20 +264,20 @@ def drive(driver: ScriptedDriver, client_body: dict[str, Any], act: Callable[[Cl
 
 
 def test_a_whole_reply_is_not_sent_to_nobody() -> None:
-    driver = make_driver(ENDLESS, pace_s=0.01)
+    driver = make_driver(ENDLESS)
     drive(driver, body(), Client.leave)
     assert len(driver.cancelled) == 1
 
 
 def test_a_stream_ends_without_a_last_frame_when_the_client_has_left() -> None:
-    driver = make_driver(ENDLESS, pace_s=0.01)
+    driver = make_driver(ENDLESS)
     client = drive(driver, body(stream=True), Client.leave)
     assert len(driver.cancelled) == 1
     assert all(message.get("more_body", True) for message in client.sent)
 
 
 def test_a_blocked_write_ends_the_stream() -> None:
-    driver = make_driver(ENDLESS, pace_s=0.01)
+    driver = make_driver(ENDLESS)
 
     def stop_reading(client: Client) -> None:
         client.blocks = asyncio.Event()

@@ -80,7 +80,7 @@ def plain(pocket: Path) -> Iterator[str]:
 
 
 def ask(url: str, **fields: Any) -> dict[str, Any]:
-    with httpx.Client(base_url=url, timeout=30) as client:
+    with httpx.Client(base_url=url) as client:
         body = {"model": "pocket", "messages": REPEAT, "temperature": 0, "max_tokens": 60, **fields}
         response = client.post("/v1/chat/completions", json=body)
         assert response.status_code == 200, response.text
@@ -139,7 +139,7 @@ def test_logprobs_of_a_drafted_reply_are_those_of_the_plain_one(drafted: str, pl
 
 
 def test_metrics_say_what_became_of_the_guesses(drafted: str) -> None:
-    with httpx.Client(base_url=drafted, timeout=30) as client:
+    with httpx.Client(base_url=drafted) as client:
         ask(drafted, prediction={"type": "content", "content": TEXT})
         samples = scrape(client)
     assert value(samples, "drafter_on") == 1
@@ -167,7 +167,7 @@ def of_source(samples: Samples, name: str) -> dict[tuple[str, str], float]:
 
 
 def test_without_a_drafter_there_are_no_metrics_of_one(plain: str) -> None:
-    with httpx.Client(base_url=plain, timeout=30) as client:
+    with httpx.Client(base_url=plain) as client:
         assert not [name for name, _ in scrape(client) if name.startswith("ortserve_draft")]
 
 

@@ -21,7 +21,7 @@ from tests.gateway.encoders import CLS, SEP, Encoders, ids_of, open_encoders, ve
 from tests.gateway.fleets import fleet_of
 from tests.gateway.running import serving
 from tests.gateway.scripted import make_driver, saying
-from tests.gateway.test_batches import begin, line, results, wait_for
+from tests.gateway.test_batches import begin, line, results, wait_for_status
 from tests.runtime.synthetic_encoder import MAX_LENGTH, expected
 
 PATH = "/v1/embeddings"
@@ -47,7 +47,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Encoders:
 def http(encoders: Encoders) -> Iterator[httpx.Client]:
     with (
         serving(encoders.services, encoders.close, Limits(drain_s=1.0)) as (port, _),
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
     ):
         yield client
 
@@ -216,7 +216,7 @@ def test_token_ids_are_refused_unless_they_are_wanted(http: httpx.Client, encode
     wanted = open_encoders(encoders.folders[:1], accepts_token_ids=True)
     with (
         serving(wanted.services, wanted.close, Limits(drain_s=1.0)) as (port, _),
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
     ):
         np.testing.assert_allclose(
             post(client, input=[5, 6, 7])["data"][0]["embedding"], expected(Ids((5, 6, 7))), atol=1e-6
@@ -233,7 +233,7 @@ def test_a_server_of_encoders_alone(tmp_path: Path) -> None:
     alone = open_encoders([write_encoder(tmp_path)])
     with (
         serving(alone.services, alone.close, Limits(drain_s=1.0)) as (port, _),
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
     ):
         post(client)
         for path in GENERATION_PATHS:
@@ -275,7 +275,7 @@ def test_a_batch_of_embeddings(http: httpx.Client) -> None:
     url, texts = "/v1/embeddings", {f"t{place}": f"a text of {place} words" for place in range(5)}
     lines = [line(id, url, **body(input=text)) for id, text in texts.items()]
     lines.append(line("wrong", url, **body(input=[])))
-    reply = wait_for(http, begin(http, lines, url)["id"], "completed")
+    reply = wait_for_status(http, begin(http, lines, url)["id"], "completed")
     assert reply["request_counts"] == {"total": 6, "completed": 5, "failed": 1}
     assert set(results(http, reply["error_file_id"])) == {"wrong"}
     num_tokens = 0

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,18 @@ from ortserve.runtime.devices.cuda_devices import CudaFacts
 from ortserve.runtime.errors import DeviceError
 from tests.gateway.synthetic import expected, write_synthetic_text_model
 from tests.gateway.test_serve import process, read_greeting
+from tests.waiting import PATIENCE_S, wait_for
 
 NUM_CORES = len(os.sched_getaffinity(0))
 
 
 def ask(url: str, text: str, length: int = 12) -> Any:
     body = {"model": "synthetic", "messages": [{"role": "user", "content": text}], "temperature": 0}
-    return httpx.post(f"{url}/v1/chat/completions", json={**body, "max_tokens": length, "n": 2}, timeout=20).json()
+    return httpx.post(f"{url}/v1/chat/completions", json={**body, "max_tokens": length, "n": 2}).json()
 
 
 def workers_of(url: str) -> list[dict[str, Any]]:
-    workers: list[dict[str, Any]] = httpx.get(f"{url}/health", timeout=20).json()["workers"]
+    workers: list[dict[str, Any]] = httpx.get(f"{url}/health").json()["workers"]
     return workers
 
 
@@ -53,18 +53,15 @@ def test_a_server_of_two_engines(tmp_path: Path) -> None:
         pids = [int(word) for thread in threads for word in (thread / "children").read_text().split()]
         assert len(pids) == 2
         os.kill(pids[0], signal.SIGKILL)
-        deadline = time.monotonic() + 30
-        while sum(one["restarts"] for one in workers_of(url)) == 0:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        assert httpx.get(f"{url}/health/ready", timeout=20).status_code == 200
+        wait_for(lambda: sum(one["restarts"] for one in workers_of(url)))
+        assert httpx.get(f"{url}/health/ready").status_code == 200
         assert ask(url, "abc")["choices"][0]["message"]["content"] == expected(b"abc", 12)
-        metrics = httpx.get(f"{url}/metrics", timeout=20).text
+        metrics = httpx.get(f"{url}/metrics").text
         assert len(re.findall(r'^ortserve_worker_up\{.*worker="cpu-[01]"\} [01]\.0$', metrics, re.M)) == 2
         assert 'ortserve_worker_requests{model="synthetic",worker="cpu-1"} 0.0' in metrics
         assert sum(map(float, re.findall(r"^ortserve_worker_restarts_total\{.*\} (.*)$", metrics, re.M))) == 1
         child.send_signal(signal.SIGTERM)
-        _, stderr = child.communicate(timeout=30)
+        _, stderr = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == 0, stderr
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     lines = [json.loads(line) for line in stderr.splitlines()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ortserve.gateway.store.state import State, StateOptions
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, saying
 from tests.gateway.test_responses import refused
+from tests.waiting import wait_for
 
 PATH = "/v1/files"
 
@@ -106,16 +106,9 @@ def test_broken_bodies_leave_nothing(tmp_path: Path) -> None:
         with socket.create_connection(("127.0.0.1", server.port)) as broken:
             head = b"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n"
             broken.sendall(head + b"content-type: multipart/form-data; boundary=b\r\n\r\n" + part)
-            wait_until(lambda: bool(list((tmp_path / "files").iterdir())))
-        wait_until(lambda: not list((tmp_path / "files").iterdir()))
+            wait_for(lambda: bool(list((tmp_path / "files").iterdir())))
+        wait_for(lambda: not list((tmp_path / "files").iterdir()))
         assert http.get(PATH).json()["data"] == []
-
-
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_sizes_are_bounded(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ortserve.gateway.replies.pieces import TextAssembler
 from ortserve.runtime.drivers.async_engine import DeltaStream
 from ortserve.runtime.request import Delta, FinishReason
 from tests.gateway.scripted import make_tokenizer, usage_of
+from tests.waiting import PATIENCE_S
 
 TOKENIZER = make_tokenizer()
 
@@ -86,7 +87,7 @@ def test_a_stop_string_leaves_the_counts_behind_it_to_be_found() -> None:
         stream.put(Delta("r", (), finish=FinishReason.CANCELLED, usage=usage_of(1, 30, num_cached_tokens=1)))
         (batch,) = await batches_of(generation)
         assert ("".join(piece.text for piece in batch), batch[-1].finish) == ("one ", "stop")
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(PATIENCE_S):
             await generation.settle()
         assert generation.usage().num_cached_tokens == 1
 

@@ -28,7 +28,7 @@ PROMPT = "The capital of France is Paris, caf\u00e9 \U0001f600. " * 6
 @pytest.fixture(scope="module")
 def exact(pocket: Path) -> Iterator[httpx.Client]:
     """A deterministic server with a prompt cache."""
-    with serving_pocket(pocket, deterministic=True) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with serving_pocket(pocket, deterministic=True) as url, httpx.Client(base_url=url) as client:
         yield client
 
 

@@ -16,8 +16,9 @@ from ortserve.gateway.store.state import State, StateOptions
 from ortserve.runtime.request import FinishReason
 from tests.gateway.conftest import REPLY
 from tests.gateway.running import Running, running
-from tests.gateway.scripted import make_driver, saying
+from tests.gateway.scripted import Held, make_driver, saying
 from tests.gateway.test_responses import refused
+from tests.waiting import wait_for
 
 PATH = "/v1/chat/completions"
 USER = {"role": "user", "content": "hi"}
@@ -31,7 +32,7 @@ def chat(**fields: Any) -> dict[str, Any]:
 def own(server: Running) -> Iterator[httpx.Client]:
     """A caller nobody else is: it sees only what it keeps itself."""
     key = f"Bearer {time.monotonic_ns()}"
-    with httpx.Client(base_url=server.url, timeout=10, headers={"authorization": key}) as http:
+    with httpx.Client(base_url=server.url, headers={"authorization": key}) as http:
         yield http
 
 
@@ -163,20 +164,17 @@ def test_bad_queries_and_bodies(own: httpx.Client) -> None:
 
 def test_what_fails_or_is_left_is_not_kept() -> None:
     driver = make_driver(saying("x"), ending=FinishReason.ERROR)
-    with running(driver) as server, httpx.Client(base_url=server.url, timeout=10) as http:
+    with running(driver) as server, httpx.Client(base_url=server.url) as http:
         assert "error" in http.post(PATH, json=chat(stream=True)).text
         assert http.post(PATH, json=chat()).status_code == 500
         assert listed(http) == []
     with (
-        running(make_driver(saying("x" * 200), pace_s=0.02)) as server,
-        httpx.Client(base_url=server.url, timeout=10) as http,
+        running(make_driver(Held("x" * 200, 5))) as server,
+        httpx.Client(base_url=server.url) as http,
     ):
         with http.stream("POST", PATH, json=chat(stream=True)) as response:
             next(response.iter_lines())
-        deadline = time.monotonic() + 5
-        while not server.driver.cancelled:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(lambda: server.driver.cancelled)
         assert listed(http) == []
 
 

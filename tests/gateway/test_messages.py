@@ -15,7 +15,7 @@ from ortserve.runtime.errors import EngineClosedError, EngineError, OverloadedEr
 from ortserve.runtime.request import FinishReason
 from tests.gateway.conftest import REPLY
 from tests.gateway.running import running
-from tests.gateway.scripted import make_driver, saying
+from tests.gateway.scripted import Held, make_driver, saying
 from tests.gateway.test_metrics import scrape, value
 
 PATH = "/v1/messages"
@@ -286,10 +286,15 @@ def test_a_prefilled_reply_goes_on(http: httpx.Client) -> None:
 
 
 def test_silence_is_filled_with_ping_events() -> None:
+    script, names = Held("ab", 1), list[str]()
     with (
-        running(make_driver(saying("ab"), pace_s=0.25), patience=Patience(ping_s=0.1)) as server,
-        httpx.Client(base_url=server.url) as http,
+        running(make_driver(script), patience=Patience(ping_s=0.05)) as server,
+        httpx.stream("POST", server.url + PATH, json=call(stream=True)) as response,
     ):
-        names = [name for name, _ in events_of(http.post(PATH, json=call(stream=True)))]
-    assert names.count("ping") >= 3
+        for line in response.iter_lines():
+            if line.startswith("event: "):
+                names.append(line.removeprefix("event: "))
+            if names.count("ping") == 4:  # the first follows the head
+                script.release()
+    assert names[-1] == "message_stop"
     assert [name for name in names if name != "ping"][1:3] == ["content_block_start", "content_block_delta"]

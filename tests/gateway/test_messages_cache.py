@@ -22,7 +22,7 @@ def url(pocket: Path) -> Iterator[str]:
 @pytest.fixture
 def model(url: str) -> Iterator[httpx.Client]:
     """A client of the bundled model with an empty cache."""
-    with httpx.Client(base_url=url, timeout=30) as client:
+    with httpx.Client(base_url=url) as client:
         assert client.post("/admin/cache/clear", headers=ADMIN).status_code == 200
         yield client
 

@@ -140,7 +140,7 @@ def test_calls_and_results_of_earlier_turns() -> None:
 
 def test_thinking_is_shown_when_it_is_enabled() -> None:
     driver = make_driver(saying("so it is\n</think>\n\nhello world"))
-    with running(driver, template=THINKING) as server, httpx.Client(base_url=server.url, timeout=10) as http:
+    with running(driver, template=THINKING) as server, httpx.Client(base_url=server.url) as http:
         thinking = {"type": "enabled", "budget_tokens": 1024}
         reply = http.post(PATH, json=call(thinking=thinking)).json()
         assert reply["content"] == [

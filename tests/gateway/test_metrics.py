@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from ortserve.gateway.tally import TOKEN_SECONDS, Tally
 from ortserve.gateway.telemetry.metrics import route_of
 from tests.gateway.running import Running, running
-from tests.gateway.scripted import make_driver, saying
+from tests.gateway.scripted import Held, make_driver, saying
 from tests.gateway.test_errors import CHAT, TEXT, chat, text
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -44,18 +44,21 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 
 @pytest.fixture
 def fresh() -> Iterator[tuple[Running, httpx.Client]]:
-    driver = make_driver(saying("hello world!"), pace_s=0.002)  # tokens that come at once have no time between them
-    with running(driver) as server, httpx.Client(base_url=server.url, timeout=10) as http:
+    with running(make_driver(saying("hello world!"))) as server, httpx.Client(base_url=server.url) as http:
         yield server, http
 
 
 def test_what_requests_leave_behind(fresh: tuple[Running, httpx.Client]) -> None:
-    _, http = fresh
+    server, http = fresh
     usages = [
         http.post(CHAT, json=chat(n=2)).json()["usage"],
         http.post(TEXT, json=text(stop="wor")).json()["usage"],
     ]
-    assert http.post(CHAT, json=chat(stream=True)).status_code == 200
+    before = value(scrape(http), "inter_token_seconds_count")
+    server.driver.script = script = Held("hello world!")
+    with http.stream("POST", CHAT, json=chat(stream=True)) as response:
+        for line in response.iter_lines():  # tokens that come at once have no time between them
+            script.allow(line.startswith("data: "))
     assert http.post(CHAT, json=chat(n=0)).status_code == 400
     samples = scrape(http)
     assert value(samples, "requests_total", route=CHAT, status="200", outcome="done") == 2
@@ -68,7 +71,7 @@ def test_what_requests_leave_behind(fresh: tuple[Running, httpx.Client]) -> None
     assert value(samples, "request_seconds_count", route=CHAT) == 2
     assert value(samples, "time_to_first_token_seconds_count") == 3
     assert value(samples, "queue_seconds_count") == 4  # sequences; the one that a stop string has cut too
-    assert value(samples, "inter_token_seconds_count") > 3
+    assert value(samples, "inter_token_seconds_count") - before == len(script.ids) - 1
     assert value(samples, "inter_token_seconds_bucket", le="+Inf") == value(samples, "inter_token_seconds_count")
     assert value(samples, "healthy") == 1
     assert value(samples, "kv_blocks", state="used") == 8

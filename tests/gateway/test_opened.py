@@ -17,6 +17,7 @@ from ortserve.gateway import cli
 from tests.gateway.encoders import vector_of, write_encoder
 from tests.gateway.synthetic import expected, write_synthetic_text_model
 from tests.gateway.test_serve import process, read_greeting
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +38,15 @@ def test_one_server_for_chat_and_embeddings(chat_model: Path, encoder: Path) -> 
         assert greeting.startswith("syn (")
         assert " and averages (fp32, embeddings, inputs of 64)" in greeting
         url = match[1]
-        names = [one["id"] for one in httpx.get(f"{url}/models", timeout=20).json()["data"]]
+        names = [one["id"] for one in httpx.get(f"{url}/models").json()["data"]]
         assert names == ["syn", "averages"]
         chat = {"model": "syn", "messages": [{"role": "user", "content": "abc"}], "temperature": 0, "max_tokens": 12}
-        reply = httpx.post(f"{url}/chat/completions", json=chat, timeout=20).json()
+        reply = httpx.post(f"{url}/chat/completions", json=chat).json()
         assert reply["choices"][0]["message"]["content"] == expected(b"abc", 12)
-        vectors = httpx.post(f"{url}/embeddings", json={"model": "averages", "input": "one two"}, timeout=20).json()
+        vectors = httpx.post(f"{url}/embeddings", json={"model": "averages", "input": "one two"}).json()
         np.testing.assert_allclose(vectors["data"][0]["embedding"], vector_of("one two"), atol=1e-6)
         child.send_signal(signal.SIGTERM)
-        _, stderr = child.communicate(timeout=20)
+        _, stderr = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == 0, stderr
     lines = [json.loads(line) for line in stderr.splitlines()]
     access = next(line for line in lines if line.get("path") == "/v1/embeddings")

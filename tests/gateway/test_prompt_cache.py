@@ -27,7 +27,7 @@ def url(pocket: Path) -> Iterator[str]:
 @pytest.fixture
 def http(url: str) -> Iterator[httpx.Client]:
     """A client of an empty cache."""
-    with httpx.Client(base_url=url, timeout=30) as client:
+    with httpx.Client(base_url=url) as client:
         assert client.post("/admin/cache/clear", headers=ADMIN).status_code == 200
         yield client
 
@@ -93,7 +93,7 @@ CALLERS = st.tuples(st.sampled_from([None, "a", "b"]), st.sampled_from([None, "s
 @given(callers=st.lists(CALLERS, min_size=2, max_size=5, unique=True))
 @settings(max_examples=8)
 def test_no_two_keys_or_salts_ever_share(url: str, callers: list[tuple[str | None, str | None]]) -> None:
-    with httpx.Client(base_url=url, timeout=30) as http:
+    with httpx.Client(base_url=url) as http:
         assert http.post("/admin/cache/clear", headers=ADMIN).status_code == 200
         for key, salt in callers:
             assert cached(chat(http, key=key, cache_salt=salt, max_tokens=1)) == 0
@@ -110,7 +110,7 @@ def test_callers_at_the_same_time_do_not_share_either(url: str, http: httpx.Clie
         return cached(response.json())
 
     async def ask_all() -> list[int]:
-        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=url) as client:
             return await asyncio.gather(*(ask(client, key) for key in ("a", "b", "c", "d", "a")))
 
     counts = asyncio.run(ask_all())
@@ -184,7 +184,7 @@ def test_prefixes_survive_a_restart_and_damage(pocket: Path, tmp_path: Path) -> 
     def ask() -> tuple[dict[str, Any], float]:
         with (
             serving_pocket(pocket, prompt_cache_options=(words,)) as url,
-            httpx.Client(base_url=url, timeout=30) as http,
+            httpx.Client(base_url=url) as http,
         ):
             reply = chat(http)
             return reply, value(scrape(http), "prompt_cache_ignored_files_total", tier="disk")

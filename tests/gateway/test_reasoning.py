@@ -136,7 +136,7 @@ def frames(text: str) -> list[Any]:
 @pytest.mark.parametrize("logprobs", [False, True])
 def test_replies_show_reasoning_under_both_names(tokens_per_step: int, logprobs: bool) -> None:
     driver = make_driver(saying(REPLY, tokens_per_step=tokens_per_step))
-    with running(driver, template=TEMPLATE) as server, httpx.Client(base_url=server.url, timeout=10) as http:
+    with running(driver, template=TEMPLATE) as server, httpx.Client(base_url=server.url) as http:
         reply = http.post(PATH, json=body(logprobs=logprobs)).json()
         message = reply["choices"][0]["message"]
         assert message["reasoning_content"] == message["reasoning"] == "so it is"
@@ -162,7 +162,7 @@ def test_calls_come_with_the_reasoning_before_them() -> None:
     call = '{"name": "f", "arguments": {"n": 1}}'
     tools = [{"type": "function", "function": {"name": "f"}}]
     driver = make_driver(saying(f"so it is\n</think>\n\n{call}"))
-    with running(driver, template=TEMPLATE) as server, httpx.Client(base_url=server.url, timeout=10) as http:
+    with running(driver, template=TEMPLATE) as server, httpx.Client(base_url=server.url) as http:
         (choice,) = http.post(PATH, json=body(tools=tools)).json()["choices"]
         deltas = [
             chunk["choices"][0]["delta"] for chunk in frames(http.post(PATH, json=body(tools=tools, stream=True)).text)
@@ -176,7 +176,7 @@ def test_calls_come_with_the_reasoning_before_them() -> None:
 
 def test_reasoning_that_never_ends() -> None:
     driver = make_driver(saying("so it is and so it is"))
-    with running(driver, template=TEMPLATE) as server, httpx.Client(base_url=server.url, timeout=10) as http:
+    with running(driver, template=TEMPLATE) as server, httpx.Client(base_url=server.url) as http:
         reply = http.post(PATH, json=body(max_tokens=6)).json()
         (choice,) = reply["choices"]
         assert choice["finish_reason"] == "length"
@@ -188,7 +188,7 @@ def test_reasoning_that_never_ends() -> None:
 
 def test_reasoning_can_be_left_out_or_switched_off() -> None:
     driver = make_driver(saying(REPLY))
-    with running(driver, template=TEMPLATE) as server, httpx.Client(base_url=server.url, timeout=10) as http:
+    with running(driver, template=TEMPLATE) as server, httpx.Client(base_url=server.url) as http:
         reply = http.post(PATH, json=body(include_reasoning=False)).json()
         assert set(reply["choices"][0]["message"]) == {"role", "content", "refusal", "annotations"}
         assert reply["choices"][0]["message"]["content"] == "hello world"

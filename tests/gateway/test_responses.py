@@ -15,7 +15,7 @@ from ortserve.gateway.http.watch import Patience
 from ortserve.runtime.request import FinishReason
 from tests.gateway.conftest import REPLY
 from tests.gateway.running import Running, running
-from tests.gateway.scripted import make_driver, make_tokenizer, saying
+from tests.gateway.scripted import Held, make_driver, make_tokenizer, saying
 
 PATH = "/v1/responses"
 COUNT = "/v1/responses/input_tokens"
@@ -174,13 +174,17 @@ def test_a_failure_in_the_middle_is_the_last_event() -> None:
 
 
 def test_silence_is_filled_with_events_that_count() -> None:
-    driver = make_driver(saying("ab"), pace_s=0.25)
+    script = Held("ab", 1)
     with (
-        running(driver, patience=Patience(ping_s=0.1)) as server,
+        running(make_driver(script), patience=Patience(ping_s=0.05)) as server,
         OpenAI(base_url=f"{server.url}/v1", api_key="any", _strict_response_validation=True) as client,
         client.responses.stream(model="scripted", input="hi") as stream,
     ):
-        events = list(stream)
+        events = []
+        for event in stream:
+            events.append(event)
+            if [one.type for one in events].count("response.in_progress") == 3:
+                script.release()
         assert stream.get_final_response().output_text == "ab"
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert [event.type for event in events].count("response.in_progress") >= 3

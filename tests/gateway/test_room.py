@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def full(server: Running) -> Iterator[httpx.Client]:
     """A client of the server, whose queue is full."""
     server.driver.full = OverloadedError("9 requests are waiting", retry_after_s=1.25, limit=("requests", 9))
-    with httpx.Client(base_url=server.url, timeout=10, headers=_bearer("all")) as client:
+    with httpx.Client(base_url=server.url, headers=_bearer("all")) as client:
         yield client
     server.driver.full = None
 

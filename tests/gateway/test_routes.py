@@ -23,6 +23,7 @@ from ortserve.gateway.store.state import State
 from tests.gateway.fleets import fleet_of
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, make_service, saying
+from tests.waiting import PATIENCE_S
 
 BODY = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -191,7 +192,7 @@ def test_a_websocket_is_refused(server: Running) -> None:
         b"GET /v1/responses HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
         b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
         connection.sendall(request)
         assert connection.recv(4096).startswith(b"HTTP/1.1 403")
 
@@ -216,7 +217,7 @@ def test_large_bodies_are_parsed_off_the_loop(http: httpx.Client, monkeypatch: p
 def test_two_requests_in_one_connection(server: Running) -> None:
     """Pipelined requests are answered in order."""
     request = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
         connection.sendall(request * 2)
         received = b""
         while received.count(b'"status":"ok"') < 2:
@@ -245,7 +246,7 @@ def test_an_application_that_never_begins_leaves_no_thread_and_no_file(
     asyncio.run(build())
     gc.collect()
     for thread in set(threading.enumerate()) - before:
-        thread.join(5)
+        thread.join(PATIENCE_S)
     assert set(threading.enumerate()) <= before
     assert files() == []
     driver.close()

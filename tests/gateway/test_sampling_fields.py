@@ -60,7 +60,7 @@ def read_message(reply: dict[str, Any]) -> Answer:
 
 @pytest.fixture(scope="module")
 def http(pocket: Path) -> Iterator[httpx.Client]:
-    with serving_pocket(pocket, deterministic=True) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with serving_pocket(pocket, deterministic=True) as url, httpx.Client(base_url=url) as client:
         yield client
 
 

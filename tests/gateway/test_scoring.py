@@ -29,7 +29,7 @@ def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     )
     with (
         serving(encoders.services, encoders.close, Limits(drain_s=1.0)) as (port, _),
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
     ):
         yield client
 

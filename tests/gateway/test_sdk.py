@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from ortserve.gateway.http.watch import Patience
 from tests.gateway.conftest import REPLY
 from tests.gateway.running import Running, running
-from tests.gateway.scripted import make_driver, saying
+from tests.gateway.scripted import Held, make_driver
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
 
@@ -140,10 +140,21 @@ def test_the_async_client(server: Running) -> None:
 
 
 def test_comment_lines_do_not_disturb_the_sdk() -> None:
-    driver = make_driver(saying("ab"), pace_s=0.15)
+    script, lines = Held("ab", 1), list[str]()
     with (
-        running(driver, patience=Patience(ping_s=0.05)) as server,
+        running(make_driver(script), patience=Patience(ping_s=0.05)) as server,
         OpenAI(base_url=f"{server.url}/v1", api_key="any") as client,
         client.chat.completions.create(model="scripted", messages=MESSAGES, stream=True) as stream,
     ):
+        read = stream.response.iter_bytes
+
+        def watched() -> Iterator[bytes]:
+            for data in read():
+                lines.extend(data.decode().split("\n"))
+                if lines.count(": ping") >= 2:
+                    script.release()
+                yield data
+
+        stream.response.iter_bytes = watched  # type: ignore[assignment, method-assign]
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "ab"
+    assert lines.count(": ping") >= 2

@@ -31,6 +31,7 @@ from tests.gateway.running import running
 from tests.gateway.scripted import make_driver, saying
 from tests.gateway.synthetic import expected, write_synthetic_text_model
 from tests.verified import write_test_report
+from tests.waiting import PATIENCE_S
 
 # The console script is another part of the project: this is all it does for these verbs.
 MAIN = """
@@ -69,7 +70,7 @@ def process(verb: str, *arguments: str, **environment: str) -> Iterator[subproce
 def read_greeting(child: subprocess.Popen[str]) -> str:
     """The first line on stdout."""
     assert child.stdout is not None
-    ready, _, _ = select.select([child.stdout], [], [], 30)
+    ready, _, _ = select.select([child.stdout], [], [], PATIENCE_S)
     assert ready, "nothing was printed"
     return child.stdout.readline()
 
@@ -83,14 +84,14 @@ def test_a_server_greets_answers_logs_and_ends(model: Path) -> None:
         assert match is not None
         assert time.monotonic() - began < 15
         body = {"model": "syn", "messages": [{"role": "user", "content": "abc"}], "temperature": 0, "max_tokens": 12}
-        reply = httpx.post(f"{match[1]}/chat/completions", json=body, timeout=20).json()
+        reply = httpx.post(f"{match[1]}/chat/completions", json=body).json()
         text = expected(b"abc", 12)
         assert reply["choices"][0]["message"]["content"] == text
-        streamed = httpx.post(f"{match[1]}/chat/completions", json={**body, "stream": True}, timeout=20).text
+        streamed = httpx.post(f"{match[1]}/chat/completions", json={**body, "stream": True}).text
         chunks = [json.loads(line[6:]) for line in streamed.split("\n\n") if line.startswith("data: {")]
         assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == text
         child.send_signal(signal.SIGTERM)
-        _, stderr = child.communicate(timeout=20)
+        _, stderr = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == 0, stderr
     lines = [json.loads(line) for line in stderr.splitlines()]
     access = [line for line in lines if line["event"] == "request"]
@@ -112,7 +113,9 @@ def test_the_served_snippet_runs(model: Path) -> None:
         while not (line := child.stdout.readline()).startswith("curl"):
             lines.append(line)
         snippet = "".join(lines).replace("Hello!", "abc")
-        done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", snippet], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
         assert done.returncode == 0, greeting + done.stderr
         assert done.stdout
 
@@ -127,11 +130,11 @@ def test_a_second_signal_does_not_wait(model: Path) -> None:
             "ignore_eos": True,
             "stream": True,
         }
-        with httpx.stream("POST", f"{match[0]}/chat/completions", json=body, timeout=20):
+        with httpx.stream("POST", f"{match[0]}/chat/completions", json=body):
             child.send_signal(signal.SIGINT)
             time.sleep(0.2)
             child.send_signal(signal.SIGTERM)
-            assert child.wait(10) in (0, -signal.SIGTERM)
+            assert child.wait(PATIENCE_S) in (0, -signal.SIGTERM)
 
 
 def arguments_of(verb: str, *words: str) -> argparse.Namespace:
@@ -201,7 +204,7 @@ def test_sizes() -> None:
 def test_chat_with_a_model_in_the_process(model: Path) -> None:
     words = ("--temperature", "0", "--max-tokens", "5", "--threads", "1", "--log-level", "error")
     with process("chat", str(model), *words) as child:
-        stdout, stderr = child.communicate("abc\n\n/reset\nabc\n/quit\nnot read\n", timeout=30)
+        stdout, stderr = child.communicate("abc\n\n/reset\nabc\n/quit\nnot read\n", timeout=PATIENCE_S)
     assert child.returncode == 0, stderr
     reply = expected(b"abc", 5)
     assert stdout == f"{reply}\n" * 2, stderr
@@ -232,10 +235,10 @@ def test_ctrl_c_stops_the_reply_and_not_the_chat(model: Path) -> None:
         assert child.stdout is not None
         child.stdin.write("abc\n")
         child.stdin.flush()
-        ready, _, _ = select.select([child.stdout], [], [], 30)
+        ready, _, _ = select.select([child.stdout], [], [], PATIENCE_S)
         assert ready
         child.send_signal(signal.SIGINT)
-        stdout, stderr = child.communicate("/quit\n", timeout=20)
+        stdout, stderr = child.communicate("/quit\n", timeout=PATIENCE_S)
     assert "Traceback" not in stderr
     assert child.returncode == 0, stdout + stderr
 

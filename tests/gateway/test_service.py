@@ -22,8 +22,9 @@ from ortserve.runtime.errors import OverloadedError
 from ortserve.runtime.manifest import GenerationDefaults
 from ortserve.runtime.request import Request
 from tests.gateway.running import running
-from tests.gateway.scripted import MAX_CONTEXT, ScriptedDriver, make_driver, make_manifest, make_service, saying
+from tests.gateway.scripted import MAX_CONTEXT, Held, ScriptedDriver, make_driver, make_manifest, make_service, saying
 from tests.gateway.test_chat import body
+from tests.waiting import wait_for
 
 
 def test_defaults_of_the_model_or_of_openai() -> None:
@@ -72,13 +73,13 @@ def test_a_refused_choice_cancels_those_before_it() -> None:
                 self.refusal = OverloadedError("full", retry_after_s=1)
             super().submit(request, outlet)  # type: ignore[arg-type]
 
-    plain = make_driver(saying("x" * 100))
+    plain = make_driver(Held("x"))
     plain.close()
-    driver = Filling(plain.manifest, plain.script, pace_s=0.05)
+    driver = Filling(plain.manifest, plain.script)
     with running(driver) as server:
         response = httpx.post(f"{server.url}/v1/chat/completions", json=body(n=3))
-    assert response.status_code == 429
-    assert len(driver.cancelled) == 2
+        assert response.status_code == 429
+        assert len(driver.cancelled) == 2
 
 
 def test_health_says_when_the_engine_has_stopped() -> None:
@@ -95,13 +96,14 @@ def test_health_says_when_the_engine_has_stopped() -> None:
 
 
 def test_access_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    driver = make_driver(saying("x" * 50), pace_s=0.01)
+    driver = make_driver(Held("x" * 50, 1))
     configure_logs("info")
     try:
         with running(driver) as server:
             httpx.get(f"{server.url}/nope")
             with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body(stream=True)) as response:
                 next(response.iter_lines())
+            wait_for(lambda: driver.cancelled)
     finally:
         configure_logs("error")
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]

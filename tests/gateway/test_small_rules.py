@@ -20,9 +20,10 @@ from ortserve.runtime.request import SamplingParams
 from tests.gateway.bodies import READERS
 from tests.gateway.conftest import REPLY
 from tests.gateway.running import Running, running, serving
-from tests.gateway.scripted import IM_END, IM_START, make_driver, make_service, make_tokenizer, saying
+from tests.gateway.scripted import IM_END, IM_START, Held, make_driver, make_service, make_tokenizer, saying
 from tests.gateway.test_chat import body, stream
 from tests.gateway.test_verdicts import OWN, names, smallest, top_level
+from tests.waiting import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
 BASES: dict[str, dict[str, Any]] = {
@@ -195,21 +196,24 @@ def test_the_tier_is_always_the_one_there_is(http: httpx.Client) -> None:
 
 def test_every_frame_is_one_data_line_and_one_write() -> None:
     """No `id:`, `retry:` or `event:` lines on chat, and no frame that is cut over two pieces of the chunked body."""
-    payload = json.dumps(body(stream=True)).encode()
+    payload, script = json.dumps(body(stream=True)).encode(), Held("hello world! " * 3)
     head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(payload)}\r\nconnection: close\r\n\r\n"
     with (
-        running(make_driver(saying(REPLY), pace_s=0.005)) as server,
-        socket.create_connection(("127.0.0.1", server.port), 10) as client,
+        running(make_driver(script)) as server,
+        socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) as client,
     ):
         client.sendall(head.encode() + payload)
-        data = b"".join(iter(lambda: client.recv(65536), b""))
+        data = b""
+        while piece := client.recv(65536):  # each token is sent before there is another
+            data += piece
+            script.allow()
     _, _, chunked = data.partition(b"\r\n\r\n")
     pieces = []
     while chunked:
         size, _, rest = chunked.partition(b"\r\n")
         pieces.append(rest[: int(size, 16)])
         chunked = rest[int(size, 16) + 2 :]
-    assert len(pieces) > 5
+    assert len(pieces) > len(script.ids) > 5
     for piece in pieces[:-1]:
         frames = piece.decode().split("\n\n")
         assert frames[-1] == "", "a frame is cut"

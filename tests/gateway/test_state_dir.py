@@ -14,6 +14,7 @@ import pytest
 
 from tests.gateway.synthetic import write_synthetic_text_model
 from tests.gateway.test_serve import process, read_greeting
+from tests.waiting import PATIENCE_S
 
 PATH = "/v1/responses"
 
@@ -29,7 +30,7 @@ def served(model: Path, *arguments: str) -> Iterator[tuple[Popen[str], httpx.Cli
     with process("serve", str(model), "--threads", "1", "--port", "0", "--drain", "0.2", *arguments) as child:
         match = re.search(r"http://127\.0\.0\.1:\d+", read_greeting(child))
         assert match is not None
-        with httpx.Client(base_url=match.group(), timeout=20) as http:
+        with httpx.Client(base_url=match.group()) as http:
             yield child, http
 
 
@@ -41,7 +42,7 @@ def test_what_outlives_the_process(model: Path, tmp_path: Path, number: signal.S
         done = http.post(PATH, json={"input": "abc", "max_output_tokens": 4}).json()
         ids = [http.post(PATH, json=endless).json()["id"] for _ in range(12)]
         child.send_signal(number)
-        child.wait(20)
+        child.wait(PATIENCE_S)
     with served(model, "--state-dir", folder) as (_, http):
         assert http.get(f"{PATH}/{done['id']}").json() == done
         replies = [http.get(f"{PATH}/{id}").json() for id in ids]
@@ -67,7 +68,7 @@ def test_a_folder_in_use_is_refused_at_once(model: Path, tmp_path: Path) -> None
         served(model, "--state-dir", str(tmp_path)),
         process("serve", str(model), "--port", "0", ORTSERVE_STATE_DIR=str(tmp_path)) as second,
     ):
-        _, shown = second.communicate(timeout=20)
+        _, shown = second.communicate(timeout=PATIENCE_S)
         assert second.returncode != 0
         assert "in use by another server" in shown
 

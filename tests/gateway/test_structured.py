@@ -29,7 +29,7 @@ PERSON: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def http(pocket: Path) -> Iterator[httpx.Client]:
-    with serving_pocket(pocket) as url, httpx.Client(base_url=url, timeout=30) as client:
+    with serving_pocket(pocket) as url, httpx.Client(base_url=url) as client:
         yield client
 
 

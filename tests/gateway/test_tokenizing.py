@@ -33,7 +33,7 @@ REFERENCE = Tokenizer.from_buffer(tokenizer_json())
 
 @pytest.fixture(scope="module")
 def real(pocket: Path) -> Iterator[httpx.Client]:
-    with serving_pocket(pocket) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with serving_pocket(pocket) as url, httpx.Client(base_url=url) as client:
         yield client
 
 

@@ -47,7 +47,7 @@ def body(**fields: Any) -> dict[str, Any]:
 @contextmanager
 def talking(text: str, *, template: str = HERMES, tokens_per_step: int = 1) -> Iterator[tuple[httpx.Client, Running]]:
     driver = make_driver(saying(text, tokens_per_step=tokens_per_step), max_context=2048)
-    with running(driver, template=template) as server, httpx.Client(base_url=server.url, timeout=10) as http:
+    with running(driver, template=template) as server, httpx.Client(base_url=server.url) as http:
         yield http, server
 
 
@@ -220,7 +220,7 @@ def test_a_choice_ends_after_its_only_call_while_others_go_on() -> None:
         yield from ([token] for token in call)
 
     driver = make_driver(script, pace_s=0.001, max_context=2048)
-    with running(driver, template=HERMES) as server, httpx.Client(base_url=server.url, timeout=10) as http:
+    with running(driver, template=HERMES) as server, httpx.Client(base_url=server.url) as http:
         assert len(whole(http, n=2, parallel_tool_calls=False)["choices"]) == 2
     assert has_ended == [True]
 

@@ -15,7 +15,7 @@ from ortserve.runtime.errors import ConfigurationError
 from tests.gateway.running import running
 from tests.gateway.scripted import make_driver, saying
 from tests.gateway.test_chat import body
-from tests.gateway.test_disconnect import wait_for
+from tests.waiting import wait_for
 
 PATH = "/v1/chat/completions"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -93,7 +93,7 @@ def test_a_request_has_spans_of_its_phases_in_the_callers_trace(exported: tuple[
 def test_failures_batches_and_unsampled_requests(exported: tuple[Tracing, Any]) -> None:
     tracing, exporter = exported
     driver = make_driver(saying("x" * 400), pace_s=0.02)
-    with running(driver, tracing=tracing) as server, httpx.Client(base_url=server.url, timeout=20) as http:
+    with running(driver, tracing=tracing) as server, httpx.Client(base_url=server.url) as http:
         http.post(PATH, json=body(), headers={"x-ortserve-timeout": "0.2"})
         http.post(PATH, json={"model": "nothing", "messages": []})
         http.post(PATH, json=body(max_tokens=1), headers={"traceparent": TRACEPARENT[:-1] + "0"})
@@ -106,7 +106,7 @@ def test_failures_batches_and_unsampled_requests(exported: tuple[Tracing, Any]) 
             "/v1/batches",
             json={"input_file_id": file, "endpoint": "/v1/completions", "completion_window": "24h"},
         )
-        wait_for(lambda: any(span.name.startswith("text") for span in exporter.get_finished_spans()), within_s=20)
+        wait_for(lambda: any(span.name.startswith("text") for span in exporter.get_finished_spans()))
     late, wrong, batch = (span for span in exporter.get_finished_spans() if span.parent is None)
     assert (late.attributes["error.type"], late.attributes["ortserve.outcome"]) == ("deadline_exceeded", "late")
     assert late.status.is_ok is False

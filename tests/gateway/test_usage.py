@@ -85,7 +85,7 @@ def streamed_usage(text: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def http(pocket: Path) -> Iterator[httpx.Client]:
-    with serving_pocket(pocket) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with serving_pocket(pocket) as url, httpx.Client(base_url=url) as client:
         yield client
 
 
@@ -93,7 +93,7 @@ def http(pocket: Path) -> Iterator[httpx.Client]:
 def drafted(pocket: Path, request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
     with (
         serving_pocket(pocket, drafter=request.param) as url,
-        httpx.Client(base_url=url, timeout=60) as client,
+        httpx.Client(base_url=url) as client,
     ):
         yield client
 
@@ -165,7 +165,7 @@ def test_thoughts_are_counted_and_part_of_the_output(name: str, *, stream: bool)
     expected = len(make_tokenizer().encode("so it is\n</think>", add_special_tokens=False))
     with (
         running(make_driver(saying(REPLY)), template=TEMPLATE) as server,
-        httpx.Client(base_url=server.url, timeout=10) as client,
+        httpx.Client(base_url=server.url) as client,
     ):
         fields = {"max_tokens": 200} if name == "chat" else {"max_output_tokens": 200}
         counts = ask(client, name, model="scripted", stream=stream, **fields)

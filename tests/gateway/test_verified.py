@@ -17,6 +17,7 @@ from ortserve.runtime.report import REPORT_NAME
 from tests.gateway.encoders import write_encoder
 from tests.gateway.synthetic import write_synthetic_text_model
 from tests.gateway.test_serve import arguments_of, no_model, process, read_greeting
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -54,10 +55,10 @@ def test_what_runs_all_the_same_is_named(unproved: Path, tmp_path: Path) -> None
         match = re.search(r"served on (http://\S+)", greeting)
         assert match is not None
         assert re.match(r"synthetic \(fp32, context \d+, UNVERIFIED\) and averages \(fp32, embeddings", greeting)
-        models = {one["id"]: one for one in httpx.get(f"{match[1]}/models", timeout=20).json()["data"]}
+        models = {one["id"]: one for one in httpx.get(f"{match[1]}/models").json()["data"]}
         assert {name: one["verified"] for name, one in models.items()} == {"synthetic": False, "averages": True}
         child.send_signal(signal.SIGTERM)
-        _, stderr = child.communicate(timeout=20)
+        _, stderr = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == 0, stderr
     (line,) = [line for line in map(json.loads, stderr.splitlines()) if line["event"] == "unverified"]
     assert line["model"] == "synthetic"

@@ -20,6 +20,7 @@ from ortserve.gateway.bench.load import LevelRun, LoadGenerator
 from ortserve.gateway.bench.prompts import TokenIds, Words
 from ortserve.gateway.bench.workload import Api, BenchError, ClosedLoop, Level, OpenLoop, Workload, parse_target
 from tests.gateway_bench.peer import Peer, running
+from tests.waiting import PATIENCE_S
 
 
 def workload(**changes: Any) -> Workload:
@@ -154,7 +155,7 @@ def served(peer: Peer) -> Iterator[str]:
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
     try:
-        assert started.wait(10)
+        assert started.wait(PATIENCE_S)
         yield ready[0]
     finally:
         stop.set()

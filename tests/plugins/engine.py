@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from ortserve.plugins.prefix_cache import PrefixCache
 from ortserve.plugins.testing import ModelArena
 from ortserve.plugins.testing.arena import stamps
 from ortserve.plugins.testing.play import Clock
+from tests.waiting import PATIENCE_S
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Engine:
 
     def ready(self, query: CacheQuery) -> Hit:
         """A READY hit, after waiting for the disk."""
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + PATIENCE_S
         while (hit := self.cache.lookup(query)).state is not HitState.READY:
             while not [change for change in self.cache.poll() if change.hit_id == hit.id]:
                 assert time.monotonic() < deadline, f"{hit} is never resolved"
@@ -137,10 +138,3 @@ def files(folder: Path) -> list[Path]:
 
 def tier(engine: Engine) -> TierStats:
     return engine.cache.stats().tiers["disk"]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5.0
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)

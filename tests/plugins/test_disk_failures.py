@@ -13,7 +13,8 @@ import pytest
 
 from ortserve.plugins.prefix_cache import blockfile, disk
 from ortserve.plugins.prefix_cache.blockfile import write_block
-from tests.plugins.engine import Engine, disk_engine, files, numbers, tier, wait_for
+from tests.plugins.engine import Engine, disk_engine, files, numbers, tier
+from tests.waiting import wait_for
 
 
 def damaged(path: Path, how: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ortserve.plugins.api import HitChange, HitState
-from tests.plugins.engine import Engine, disk_engine, files, numbers, tier, wait_for
+from tests.plugins.engine import Engine, disk_engine, files, numbers, tier
+from tests.waiting import wait_for
 
 
 def test_a_restart_finds_whole_blocks_again(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(SOURCE, folder / "source")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
     command += ["--disable-pip-version-check", "--target", str(folder / "site"), str(folder / "source")]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
+    subprocess.run(command, check=True, capture_output=True, text=True)
     return folder / "site"
 
 
@@ -34,7 +34,6 @@ def run(site: Path, *arguments: str) -> str:
         cwd=site.parent,
         capture_output=True,
         text=True,
-        timeout=100,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout

@@ -10,8 +10,8 @@ from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.drivers.driver import Driver
 from ortserve.runtime.request import Delta, Request, SamplingParams
 from tests.runtime.synthetic import SyntheticModel
+from tests.waiting import PATIENCE_S
 
-PATIENCE_S = 30.0  # of a test that waits for something that must happen
 ENDLESS = SamplingParams(temperature=0, ignore_eos=True)  # up to the context
 
 

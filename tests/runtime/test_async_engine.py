@@ -12,8 +12,9 @@ import pytest
 from ortserve.runtime.drivers.async_engine import AsyncEngine, DeltaStream
 from ortserve.runtime.errors import EngineClosedError, RequestError
 from ortserve.runtime.request import Delta, FinishReason, Request
-from tests.runtime.driving import ENDLESS, PATIENCE_S, Collector, Gate, driving, greedy, prompt_of
+from tests.runtime.driving import ENDLESS, Collector, Gate, driving, greedy, prompt_of
 from tests.runtime.synthetic import SyntheticModel, greedy_tokens
+from tests.waiting import PATIENCE_S
 
 
 async def read(stream: DeltaStream) -> list[Delta]:

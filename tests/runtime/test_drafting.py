@@ -21,6 +21,7 @@ from ortserve.runtime.speculation.adaptation import MAX_DRAFT
 from ortserve.runtime.speculation.drafting import MAX_MISSES, Drafting
 from ortserve.runtime.testing import predict_logits
 from tests.runtime.synthetic import PADDING_ID, Clock, SyntheticModel, greedy_tokens, run_to_end, whole
+from tests.waiting import PATIENCE_S
 
 GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, num_logprobs=2)
 Guess = Callable[[Sequence[int], int], tuple[int, ...]]
@@ -243,7 +244,7 @@ class Hostile(GuessingDrafter):
         if self.what == "raises":
             raise RuntimeError("no guesses today")
         if self.what == "hangs":
-            self.release.wait(30)
+            self.release.wait(PATIENCE_S)
         if self.what == "no drafts":
             return cast(Sequence[Draft], [None, 7])
         if self.what == "garbage":

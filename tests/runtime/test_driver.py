@@ -13,8 +13,9 @@ from ortserve.runtime.drivers.driver import Driver
 from ortserve.runtime.errors import ContextLengthError, OverloadedError, RequestError
 from ortserve.runtime.request import FinishReason, Request, SamplingParams
 from ortserve.runtime.scheduling.pace import Costs
-from tests.runtime.driving import ENDLESS, PATIENCE_S, Collector, Gate, driving, greedy, prompt_of, tokens_of
+from tests.runtime.driving import ENDLESS, Collector, Gate, driving, greedy, prompt_of, tokens_of
 from tests.runtime.synthetic import SyntheticModel, greedy_tokens, whole
+from tests.waiting import PATIENCE_S
 
 
 def test_many_threads_submit_and_cancel_at_random_and_every_reply_is_its_own(synthetic: SyntheticModel) -> None:

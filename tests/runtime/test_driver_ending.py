@@ -14,8 +14,9 @@ from ortserve.runtime.drivers.driver import Driver
 from ortserve.runtime.errors import EngineClosedError
 from ortserve.runtime.grammar.constraint import Constraint
 from ortserve.runtime.request import Delta, FinishReason, Request
-from tests.runtime.driving import ENDLESS, PATIENCE_S, Collector, Gate, driving, greedy, prompt_of, tokens_of
+from tests.runtime.driving import ENDLESS, Collector, Gate, driving, greedy, prompt_of, tokens_of
 from tests.runtime.synthetic import SyntheticModel, greedy_tokens
+from tests.waiting import PATIENCE_S
 
 
 @pytest.mark.parametrize("num_waiting", [0, 3])

@@ -26,6 +26,7 @@ from ortserve.runtime.manifest import MANIFEST_NAME, manifest_json, read_manifes
 from ortserve.runtime.opening import open_encoder
 from tests.runtime.synthetic import SyntheticModel
 from tests.runtime.synthetic_encoder import expected, make_manifest, random_inputs, write_synthetic_encoder
+from tests.waiting import PATIENCE_S
 
 POISON = 299
 
@@ -42,7 +43,7 @@ class Gated:
 
     def encode(self, inputs: Sequence[EncoderInput]) -> Rows:
         self.entered.set()
-        assert self.gate.wait(20)
+        assert self.gate.wait(PATIENCE_S)
         self.batches.append(len(inputs))
         if any(POISON in one.ids for one in inputs):
             raise ValueError("poison")
@@ -80,24 +81,24 @@ def test_rows_come_in_the_order_of_the_inputs(folder: Path) -> None:
     driver = open_encoder(folder, EncoderLimits(batch_tokens=128), num_threads=1)
     try:
         inputs = random_inputs(1, [1, 60, 3, 3, 17, 64, 2, 30, 31, 5])
-        rows = driver.submit(inputs).result(10)
+        rows = driver.submit(inputs).result(PATIENCE_S)
         assert rows.shape == (10, 8)
         for one, row in zip(inputs, rows, strict=True):
             np.testing.assert_allclose(row, expected(one), atol=1e-6)
-            np.testing.assert_allclose(driver.submit([one]).result(10)[0], row, atol=1e-6)
+            np.testing.assert_allclose(driver.submit([one]).result(PATIENCE_S)[0], row, atol=1e-6)
     finally:
         driver.close()
 
 
 def test_waiting_requests_are_encoded_together(gated: Gated, driver: EncoderDriver) -> None:
     first = driver.submit(healthy_inputs(1, [5]))
-    assert gated.entered.wait(10)
+    assert gated.entered.wait(PATIENCE_S)
     futures = [driver.submit(healthy_inputs(seed, [9, 10])) for seed in range(2, 8)]
     gated.gate.set()
-    first.result(10)
+    first.result(PATIENCE_S)
     for seed, future in enumerate(futures, 2):
         wanted = np.array([expected(one) for one in healthy_inputs(seed, [9, 10])])
-        np.testing.assert_allclose(future.result(10), wanted, atol=1e-6)
+        np.testing.assert_allclose(future.result(PATIENCE_S), wanted, atol=1e-6)
     assert gated.batches == [1, 12]
     stats = driver.stats()
     assert (stats.num_batches, stats.num_inputs, stats.num_waiting) == (2, 13, 0)
@@ -107,17 +108,17 @@ def test_waiting_requests_are_encoded_together(gated: Gated, driver: EncoderDriv
 
 def test_a_bad_input_fails_its_own_request_only(gated: Gated, driver: EncoderDriver) -> None:
     opener = driver.submit(healthy_inputs(1, [5]))
-    assert gated.entered.wait(10)
+    assert gated.entered.wait(PATIENCE_S)
     good = driver.submit(healthy_inputs(2, [9, 9]))
     bad = driver.submit([EncoderInput((1,) * 9), EncoderInput((POISON,) * 9)])
     gated.gate.set()
-    opener.result(10)
+    opener.result(PATIENCE_S)
     wanted = np.array([expected(one) for one in healthy_inputs(2, [9, 9])])
-    np.testing.assert_allclose(good.result(10), wanted, atol=1e-6)
+    np.testing.assert_allclose(good.result(PATIENCE_S), wanted, atol=1e-6)
     with pytest.raises(EngineError, match="input 1 could not be encoded"):
-        bad.result(10)
+        bad.result(PATIENCE_S)
     again = healthy_inputs(3, [4])
-    np.testing.assert_allclose(driver.submit(again).result(10)[0], expected(again[0]), atol=1e-6)
+    np.testing.assert_allclose(driver.submit(again).result(PATIENCE_S)[0], expected(again[0]), atol=1e-6)
     assert driver.stats().num_waiting == 0
 
 
@@ -129,22 +130,22 @@ def test_numbers_that_are_not_finite_are_an_error(folder: Path) -> None:
     driver = EncoderDriver(Broken(folder))
     try:
         with pytest.raises(EngineError, match="not finite"):
-            driver.submit(random_inputs(1, [3])).result(10)
+            driver.submit(random_inputs(1, [3])).result(PATIENCE_S)
     finally:
         driver.close()
 
 
 def test_a_cancelled_request_is_not_encoded(gated: Gated, driver: EncoderDriver) -> None:
     opener = driver.submit(healthy_inputs(1, [5]))
-    assert gated.entered.wait(10)
+    assert gated.entered.wait(PATIENCE_S)
     unwanted = driver.submit(healthy_inputs(2, [9] * 20))
     wanted = driver.submit(healthy_inputs(3, [40]))
     assert unwanted.cancel()
     gated.gate.set()
-    opener.result(10)
-    wanted.result(10)
+    opener.result(PATIENCE_S)
+    wanted.result(PATIENCE_S)
     with pytest.raises(CancelledError):
-        unwanted.result(10)
+        unwanted.result(PATIENCE_S)
     assert gated.batches == [1, 1]
     assert driver.stats().num_waiting == 0
 
@@ -155,8 +156,8 @@ def test_a_full_queue_refuses_and_recovers(gated: Gated, driver: EncoderDriver) 
         driver.submit(healthy_inputs(2, [5] * 6))
     assert refusal.value.retry_after_s > 0
     gated.gate.set()
-    held.result(10)
-    driver.submit(healthy_inputs(2, [5] * 6)).result(10)
+    held.result(PATIENCE_S)
+    driver.submit(healthy_inputs(2, [5] * 6)).result(PATIENCE_S)
 
 
 @pytest.mark.parametrize(
@@ -177,15 +178,15 @@ def test_what_can_never_be_encoded_is_refused(driver: EncoderDriver, inputs: lis
 
 def test_closing_drains_and_then_fails_what_is_left(gated: Gated, driver: EncoderDriver) -> None:
     running = driver.submit(healthy_inputs(1, [5]))
-    assert gated.entered.wait(10)
+    assert gated.entered.wait(PATIENCE_S)
     waiting = driver.submit(healthy_inputs(2, [60]))
     closer = threading.Thread(target=driver.close)
     closer.start()
     gated.gate.set()
-    closer.join(10)
-    running.result(10)
+    closer.join(PATIENCE_S)
+    running.result(PATIENCE_S)
     with pytest.raises(EngineClosedError):
-        waiting.result(10)
+        waiting.result(PATIENCE_S)
     with pytest.raises(EngineClosedError):
         driver.submit(healthy_inputs(3, [5]))
     assert not driver.healthy

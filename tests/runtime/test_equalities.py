@@ -303,12 +303,10 @@ def run(machine: type[Equalities], num_examples: int) -> None:
     )
 
 
-@pytest.mark.timeout(240)
 def test_whatever_happens_beside_a_request_its_reply_stays_the_same(synthetic: SyntheticModel) -> None:
     run(type("Machine", (Equalities,), {"model": with_regimes(synthetic), "alone": {}, "num_reads": []}), 25)
 
 
-@pytest.mark.timeout(240)
 def test_restarts_in_between_change_no_reply_either(synthetic: SyntheticModel) -> None:
     num_reads: list[int] = []
     members = {"model": with_regimes(synthetic), "alone": {}, "num_reads": num_reads, "has_disk": True}

@@ -25,8 +25,9 @@ from ortserve.runtime.errors import (
 from ortserve.runtime.manifest import manifest_json
 from ortserve.runtime.request import FinishReason, SamplingParams
 from ortserve.runtime.testing import write_synthetic_model
-from tests.runtime.driving import ENDLESS, PATIENCE_S, prompt_of
+from tests.runtime.driving import ENDLESS, prompt_of
 from tests.runtime.synthetic import SyntheticModel, greedy_tokens
+from tests.waiting import PATIENCE_S
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20)
 SMALL = runtime.EngineConfig(max_rows=2, num_threads=1)

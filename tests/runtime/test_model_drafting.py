@@ -24,6 +24,7 @@ from ortserve.runtime.speculation.adaptation import DraftCost
 from ortserve.runtime.speculation.small_model import DraftModel, LoadedDraft
 from tests.runtime.synthetic import SyntheticModel, block_tokens, run_to_end, whole
 from tests.runtime.test_equalities import REGIME, with_regimes
+from tests.waiting import PATIENCE_S
 
 GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, num_logprobs=1)
 SAMPLED = replace(GREEDY, temperature=1.0, seed=3)
@@ -165,6 +166,6 @@ def test_its_memory_goes_back_when_the_requests_have_ended(synthetic: SyntheticM
     assert isinstance(drafter, ModelDrafter)
     model = drafter._model
     assert isinstance(model, DraftModel)
-    engine.drafting._ask(lambda: ()).result(5)  # what has ended is told on the drafter's thread
+    engine.drafting._ask(lambda: ()).result(PATIENCE_S)  # what has ended is told on the drafter's thread
     assert model._lengths == [0] * plan.num_rows
     engine.close()

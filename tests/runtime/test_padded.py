@@ -36,7 +36,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PaddedSyntheti
     }
 
 
-@pytest.mark.timeout(300)
 @every_attention
 def test_whatever_happens_beside_a_request_its_reply_stays_the_same(
     models: dict[str, PaddedSyntheticModel], attention: str

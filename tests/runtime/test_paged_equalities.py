@@ -35,12 +35,10 @@ class PagedEqualities(Equalities):
         return len(list(self.engine.reuse.held()))
 
 
-@pytest.mark.timeout(300)
 def test_whatever_happens_beside_a_request_its_reply_stays_the_same(paged: PagedSyntheticModel) -> None:
     run(type("Machine", (PagedEqualities,), {"model": with_regimes(paged), "alone": {}, "num_reads": []}), 8)
 
 
-@pytest.mark.timeout(300)
 def test_restarts_in_between_change_no_reply_either(paged: PagedSyntheticModel) -> None:
     num_reads: list[int] = []
     members = {"model": with_regimes(paged), "alone": {}, "num_reads": num_reads, "has_disk": True}

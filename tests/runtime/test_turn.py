@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import threading
-from time import monotonic, sleep
+from time import sleep
 
 import pytest
 
 from ortserve.runtime.host.turn import Turn
-from tests.runtime.driving import PATIENCE_S
+from tests.waiting import PATIENCE_S, wait_for
 
 
 def wait_for_queue(turn: Turn, length: int) -> None:
-    deadline = monotonic() + PATIENCE_S
-    while len(turn._waiting) < length:
-        assert monotonic() < deadline
-        sleep(0.001)
+    wait_for(lambda: len(turn._waiting) >= length)
 
 
 def test_those_that_wait_go_in_their_order_and_before_whoever_has_just_been() -> None:

@@ -13,8 +13,9 @@ from ortserve.runtime.drivers.driver import Driver
 from ortserve.runtime.drivers.watchdog import FACTOR, Watchdog
 from ortserve.runtime.errors import EngineClosedError, EngineHungError
 from ortserve.runtime.request import FinishReason
-from tests.runtime.driving import PATIENCE_S, Collector, Gate, greedy
+from tests.runtime.driving import Collector, Gate, greedy
 from tests.runtime.synthetic import SyntheticModel
+from tests.waiting import PATIENCE_S
 
 LIMIT_S = 0.08
 

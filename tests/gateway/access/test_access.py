@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ortserve.gateway.logs import configure_logs
 from tests.gateway.access.test_key_file import file_of, line
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, saying
+from tests.waiting import wait_for
 
 CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}
 MESSAGE = {**CHAT, "max_tokens": 5}
@@ -175,13 +175,6 @@ def replace_file(path: Path, text: str) -> None:
     os.replace(beside, path)  # noqa: PTH105
 
 
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_a_file_that_changes_is_read_again_and_a_broken_one_changes_nothing(
     closed: tuple[Running, httpx.Client], keys: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,23 +183,28 @@ def test_a_file_that_changes_is_read_again_and_a_broken_one_changes_nothing(
     def status(key: str) -> int:
         return http.get("/v1/models", headers=bearer(key)).status_code
 
+    lines: list[str] = []
+
+    def refusals() -> list[dict[str, Any]]:
+        lines.extend(capsys.readouterr().err.splitlines())
+        return [json.loads(one) for one in lines if "api_keys_refused" in one]
+
     configure_logs("info")
     try:
         replace_file(keys, line("fresh") + "\n")
-        eventually(lambda: status("fresh") == 200)
+        wait_for(lambda: status("fresh") == 200)
         assert status("user") == 401
-        for text in (line("later") + '\n{"name": "broken"}\n', None):
+        for number, text in enumerate((line("later") + '\n{"name": "broken"}\n', None), 1):
             keys.unlink() if text is None else replace_file(keys, text)
-            time.sleep(2.2)
+            wait_for(lambda number=number: len(refusals()) == number)  # type: ignore[misc]
             assert status("fresh") == 200
             assert status("later") == 401
-        logged = capsys.readouterr().err.splitlines()
-        refused = [json.loads(one) for one in logged if "api_keys_refused" in one]
+        refused = refusals()
         assert [one["kept"] for one in refused] == ["the keys read before"] * 2
         assert "line 2, key 'broken'" in refused[0]["error"]
         assert "cannot be read" in refused[1]["error"]
         replace_file(keys, line("back") + "\n")
-        eventually(lambda: status("back") == 200)
+        wait_for(lambda: status("back") == 200)
     finally:
         configure_logs("error")
 
@@ -219,12 +217,16 @@ def test_no_key_is_ever_logged(closed: tuple[Running, httpx.Client], capsys: pyt
             http.post("/v1/chat/completions", json=CHAT, headers=bearer(key))
             http.post("/v1/messages", json=MESSAGE, headers={"x-api-key": key})
             http.get("/admin/cache/stats", headers=bearer(key))
-        logged = ""
-        while logged.count('"event": "request"') < 6:  # the last line follows its reply
-            time.sleep(0.05)
-            logged += capsys.readouterr().err
+        lines: list[str] = []
+
+        def logged() -> str:
+            lines.append(capsys.readouterr().err)
+            return "".join(lines)
+
+        wait_for(lambda: logged().count('"event": "request"') == 6)  # the last line follows its reply
     finally:
         configure_logs("error")
-    assert logged.count('"event": "request"') == 6
-    assert "stranger" not in logged
-    assert "Bearer" not in logged
+    text = logged()
+    assert text.count('"event": "request"') == 6
+    assert "stranger" not in text
+    assert "Bearer" not in text

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,7 +20,8 @@ from ortserve.gateway.errors import ApiError
 from tests.gateway.access.test_access import CHAT, MESSAGE, bearer
 from tests.gateway.access.test_key_file import file_of, line
 from tests.gateway.running import running
-from tests.gateway.scripted import make_driver, saying
+from tests.gateway.scripted import Held, make_driver, saying
+from tests.waiting import PATIENCE_S, wait_for
 
 
 @given(st.integers(1, 1000), st.lists(st.floats(0, 120), max_size=50))
@@ -119,9 +119,10 @@ def test_limits_over_http(tmp_path: Path) -> None:
 def test_as_many_at_once_as_allowed_streams_and_background_runs_included(tmp_path: Path) -> None:
     access = Access(file=file_of(tmp_path, line("two", concurrency=1), line("other")))
     body = {"model": "scripted", "input": "x", "background": True}
+    script = Held("hello", 1)
     with (
-        running(make_driver(saying("hello " * 8), pace_s=0.1), access=access) as server,
-        httpx.Client(base_url=server.url, timeout=20) as http,
+        running(make_driver(script), access=access) as server,
+        httpx.Client(base_url=server.url) as http,
     ):
 
         def status(key: str) -> int:
@@ -131,16 +132,15 @@ def test_as_many_at_once_as_allowed_streams_and_background_runs_included(tmp_pat
             lines = one.iter_lines()  # kept: dropping it would end the stream
             next(lines)
             assert status("two") == 429
-            others = threading.Thread(target=status, args=("other",))
-            others.start()
-        others.join()
-        deadline = time.monotonic() + 10
-        while status("two") != 200:  # the stream that was left has ended
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+            others = ThreadPoolExecutor(1).submit(status, "other")
+            wait_for(lambda: len(server.driver.submitted) == 2)
+            assert status("two") == 429
+        wait_for(lambda: server.driver.cancelled)
+        script.release()
+        assert others.result(PATIENCE_S) == 200
+        wait_for(lambda: status("two") == 200)  # the stream that was left has ended
+        script.num_allowed = 1
         assert http.post("/v1/responses", json=body, headers=bearer("two")).status_code == 200
         assert status("two") == 429  # its answer has been sent, and it runs on
-        deadline = time.monotonic() + 10
-        while status("two") != 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        script.release()
+        wait_for(lambda: status("two") == 200)

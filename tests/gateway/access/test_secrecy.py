@@ -38,7 +38,7 @@ def ask_everything(folder: Path, *, log_prompts: bool) -> None:
     driver = make_driver(saying(REPLY))
     with (
         running(driver, access=access, log_prompts=log_prompts) as server,
-        httpx.Client(base_url=server.url, timeout=20) as http,
+        httpx.Client(base_url=server.url) as http,
     ):
         for key in KEYS:
             for headers in ({"authorization": f"Bearer {key}"}, {"x-api-key": key}, {"authorization": key}):

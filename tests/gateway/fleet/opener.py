@@ -23,8 +23,8 @@ from ortserve.runtime.drivers.async_engine import AsyncEngine
 from ortserve.runtime.errors import EngineClosedError, EngineHungError, ModelError
 from ortserve.runtime.workers.restarts import Restarts
 from tests.gateway.scripted import CHATML, IM_END, ScriptedDriver, make_manifest, make_tokenizer, saying
+from tests.waiting import PATIENCE_S
 
-PATIENCE_S = 20.0
 ROOM_FOR_TWO = 70 * 2**20  # a scripted model takes 32.7 MiB, nearly all of it what any session takes
 ENGINE = EngineConfig(prompt_cache="none")
 

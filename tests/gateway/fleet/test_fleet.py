@@ -16,7 +16,8 @@ from ortserve.gateway.fleet.memory import NoRoomError
 from ortserve.gateway.served.service import ModelService
 from ortserve.runtime.errors import ConfigurationError, MemoryBudgetError, ModelError
 from ortserve.runtime.workers.restarts import Restarts
-from tests.gateway.fleet.opener import PATIENCE_S, ROOM_FOR_TWO, ScriptedOpener, make_fleet, spec_of
+from tests.gateway.fleet.opener import ROOM_FOR_TWO, ScriptedOpener, make_fleet, spec_of
+from tests.waiting import PATIENCE_S
 
 Story = Callable[[Fleet], Coroutine[Any, Any, None]]
 

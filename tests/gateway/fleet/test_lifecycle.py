@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,11 @@ from ortserve.gateway.served.service import ModelService
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.host.threads import share_cores
 from ortserve.runtime.workers.restarts import Restarts
-from tests.gateway.fleet.opener import PATIENCE_S, ROOM_FOR_TWO, ScriptedOpener, make_fleet, spec_of
+from tests.gateway.fleet.opener import ROOM_FOR_TWO, ScriptedOpener, make_fleet, spec_of
 from tests.gateway.running import serving
 from tests.gateway.synthetic import expected, write_synthetic_text_model
 from tests.gateway.test_metrics import scrape, value
+from tests.waiting import PATIENCE_S, wait_for
 
 BOSS = {"authorization": "Bearer boss"}
 USER = {"authorization": "Bearer user"}
@@ -37,16 +37,9 @@ def served(fleet: Fleet, **options: Any) -> Iterator[httpx.Client]:
     options = {"admin_key": "boss", "new_model": spec_of, **options}
     with (
         serving(lambda: fleet, lambda **_: fleet.drain(0.0), Limits(drain_s=1.0), **options) as (port, _),
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as http,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as http,
     ):
         yield http
-
-
-def wait_for(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def is_ready(http: httpx.Client) -> bool:

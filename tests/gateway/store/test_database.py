@@ -18,6 +18,7 @@ from ortserve.gateway.store import database
 from ortserve.gateway.store.database import FILE_NAME, Database, StateError
 from ortserve.gateway.store.schema import SCHEMA
 from tests.gateway.store.keeping import ALICE, counted, opened, response, run, used
+from tests.waiting import PATIENCE_S
 
 # Keeps responses until it is killed, saying after each that it is kept.
 WRITER = """
@@ -54,7 +55,7 @@ def test_a_killed_process_loses_nothing_it_has_confirmed(tmp_path: Path) -> None
         writer.send_signal(signal.SIGKILL)
         last = max([last, *(int(line) for line in writer.stdout.read().split("\n")[:-1])])
         writer.stdout.close()
-        writer.wait(10)
+        writer.wait(PATIENCE_S)
         with opened(tmp_path) as state:
             for number in range(last + 1):
                 listed = run(state.responses.listed(ALICE, f"r{number}"))
@@ -75,7 +76,7 @@ def test_a_folder_has_one_owner(tmp_path: Path) -> None:
             pass
     finally:
         writer.kill()
-        writer.wait(10)
+        writer.wait(PATIENCE_S)
         writer.stdout.close()
     with opened(tmp_path):  # the lock dies with its owner
         with pytest.raises(StateError, match="in use"), opened(tmp_path):
@@ -178,7 +179,7 @@ def test_too_much_waiting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
 
     async def main() -> None:
-        blocked = [asyncio.create_task(store.run(lambda _: gate.wait(10))) for _ in range(3)]
+        blocked = [asyncio.create_task(store.run(lambda _: gate.wait(PATIENCE_S))) for _ in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(ApiError, match="waiting"):
             await store.run(lambda _: None)
@@ -206,6 +207,6 @@ def test_one_that_nobody_closes_leaves_nothing(tmp_path: Path) -> None:
     forget()
     gc.collect()
     for thread in set(threading.enumerate()) - before:
-        thread.join(5)
+        thread.join(PATIENCE_S)
     assert set(threading.enumerate()) <= before
     Database(tmp_path, SCHEMA).close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from ortserve.gateway.transport import idle, serving
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, saying
+from tests.waiting import PATIENCE_S, wait_for
 
 REQUEST = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 STREAM = (
@@ -42,7 +42,7 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 def asked(port: int, request: bytes, end: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), 10) as connection:
+    with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as connection:
         connection.sendall(request)
         reply = b""
         while not reply.endswith(end):
@@ -71,8 +71,8 @@ def test_who_was_accepted_before_the_server_stops_is_answered(monkeypatch: pytes
     for module in (idle, serving):
         monkeypatch.setattr(module, "FRESH_S", 10.0)
     with running(make_driver(saying("hello"))) as server:
-        early = socket.create_connection(("127.0.0.1", server.port), 10)
-        kept = socket.create_connection(("127.0.0.1", server.port), 10)
+        early = socket.create_connection(("127.0.0.1", server.port), PATIENCE_S)
+        kept = socket.create_connection(("127.0.0.1", server.port), PATIENCE_S)
         kept.sendall(REQUEST)
         assert kept.recv(65536)  # and so the one before it has been accepted
         server.begin_stop()
@@ -89,17 +89,14 @@ def test_who_was_accepted_before_the_server_stops_is_answered(monkeypatch: pytes
 
 
 def test_a_connection_that_its_client_has_closed_is_gone(server: Running) -> None:
-    connections = [socket.create_connection(("127.0.0.1", server.port), 10) for _ in range(NUM_CONNECTIONS)]
+    connections = [socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) for _ in range(NUM_CONNECTIONS)]
     for connection in connections:
         connection.sendall(REQUEST)
         assert connection.recv(65536)
     wanted = _num_files() - 2 * NUM_CONNECTIONS  # both ends are files of this process
     for connection in connections:
         connection.close()
-    deadline = time.monotonic() + 10
-    while _num_files() > wanted and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert _num_files() <= wanted
+    wait_for(lambda: _num_files() <= wanted)
 
 
 def _num_files() -> int:

@@ -9,8 +9,6 @@ import signal
 import ssl
 import subprocess
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import pytest
 
 from tests.gateway.synthetic import write_synthetic_text_model
 from tests.gateway.test_serve import process, read_greeting
+from tests.waiting import PATIENCE_S, wait_for
 
 CERTIFICATES = Path(__file__).parent / "certificates"
 BODY = {"model": "synthetic", "messages": [{"role": "user", "content": "abc"}], "temperature": 0}
@@ -48,18 +47,11 @@ class Log:
         return [line for line in list(self.lines) if line["event"] == event]
 
     def wait(self, event: str) -> dict[str, object]:
-        eventually(lambda: bool(self.find(event)), f"no {event} in {self.lines}")
+        wait_for(lambda: bool(self.find(event)), lambda: f"no {event} in {self.lines}")
         return self.find(event)[0]
 
     def join(self) -> None:
-        self._thread.join(10)
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 40
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
+        self._thread.join(PATIENCE_S)
 
 
 def test_the_successor_takes_over_without_a_refusal_or_a_lost_token(model: Path, tmp_path: Path) -> None:
@@ -74,13 +66,13 @@ def test_the_successor_takes_over_without_a_refusal_or_a_lost_token(model: Path,
         limits = httpx.Limits(max_keepalive_connections=0)
         transport = httpx.HTTPTransport(uds=str(path), verify=trusted, limits=limits)
         try:
-            with httpx.Client(transport=transport, base_url="https://localhost", timeout=30) as http:
+            with httpx.Client(transport=transport, base_url="https://localhost") as http:
                 take_over(child, log, http)
                 assert path.exists()
         finally:
             for line in log.find("handover_begun"):
                 os.kill(int(str(line["successor"])), signal.SIGTERM)
-        eventually(lambda: not path.exists(), "the successor has not ended, or left its socket")
+        wait_for(lambda: not path.exists(), "the successor has not ended, or left its socket")
         log.join()  # both have closed it
     assert {line["status"] for line in log.find("request")} == {200}
 
@@ -104,7 +96,7 @@ def take_over(child: subprocess.Popen[str], log: Log, http: httpx.Client) -> Non
         try:
             child.send_signal(signal.SIGUSR2)
             log.wait("handover_done")
-            assert child.wait(30) == 0
+            assert child.wait(PATIENCE_S) == 0
             assert http.get("/health/ready").status_code == 200  # by the successor
         finally:
             is_over.set()
@@ -123,7 +115,7 @@ def test_a_successor_that_cannot_start_changes_nothing(model: Path, tmp_path: Pa
         log.wait("handover_failed")
         assert httpx.get(f"{match[0]}/health/ready").status_code == 200
         child.send_signal(signal.SIGTERM)
-        assert child.wait(20) == 0
+        assert child.wait(PATIENCE_S) == 0
 
 
 def test_a_folder_of_kept_responses_is_not_handed_over(model: Path, tmp_path: Path) -> None:
@@ -136,4 +128,4 @@ def test_a_folder_of_kept_responses_is_not_handed_over(model: Path, tmp_path: Pa
         child.send_signal(signal.SIGHUP)  # which only reads files
         log.wait("reloading")
         child.send_signal(signal.SIGTERM)
-        assert child.wait(20) == 0
+        assert child.wait(PATIENCE_S) == 0

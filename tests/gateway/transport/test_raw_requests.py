@@ -18,6 +18,7 @@ from ortserve.gateway.logs import configure_logs
 from ortserve.gateway.options.edge import EdgeOptions
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import make_driver, saying
+from tests.waiting import PATIENCE_S
 
 CHAT = b'{"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}'
 SMUGGLED = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(CHAT), CHAT)
@@ -82,7 +83,7 @@ def lines_of(logged: io.StringIO) -> list[dict[str, object]]:
 
 def exchange(port: int, data: bytes) -> bytes:
     """All that is answered until the server closes; "" for a reset."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
         with contextlib.suppress(OSError):  # it may have answered and closed before the end
             client.sendall(data)
         answer = b""
@@ -119,7 +120,7 @@ def test_what_was_sent_is_not_logged(server: Running, logged: io.StringIO) -> No
 
 @pytest.mark.parametrize("sent", [b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: ", b"GET"])
 def test_a_head_that_trickles_is_cut_off(server: Running, sent: bytes, logged: io.StringIO) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as client:
         client.sendall(sent)
         client.settimeout(0.1)
         answer = b""
@@ -142,7 +143,7 @@ def test_a_head_that_trickles_is_cut_off(server: Running, sent: bytes, logged: i
 )
 def test_a_body_that_trickles_is_cut_off(server: Running, path: str, begun: bytes) -> None:
     head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n" % path.encode()
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as client:
         client.sendall(head + b"Content-Length: 100000\r\n\r\n" + begun)
         client.settimeout(0.1)
         answer = b""
@@ -152,7 +153,7 @@ def test_a_body_that_trickles_is_cut_off(server: Running, path: str, begun: byte
                 break
             except TimeoutError:
                 client.sendall(b"-")
-        client.settimeout(10)
+        client.settimeout(PATIENCE_S)
         with contextlib.suppress(ConnectionResetError):
             while piece := client.recv(65536):
                 answer += piece
@@ -163,7 +164,7 @@ def test_a_body_that_trickles_is_cut_off(server: Running, path: str, begun: byte
 
 def test_a_slow_body_that_still_comes_is_read(server: Running) -> None:
     padded = CHAT[:-1] + b" " * 6000 + b"}"  # worth 12 seconds
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as client:
         client.sendall(HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(padded))
         for start in range(0, len(padded), 1000):
             client.sendall(padded[start : start + 1000])
@@ -178,7 +179,7 @@ def test_no_upgrade_leads_past_a_proxy_but_http2_may_begin(server: Running) -> N
     settings = b"HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n\r\n"
     upgrade = b"Connection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\n" + settings
     assert exchange(server.port, b"GET /health/live HTTP/1.1\r\nHost: x\r\n" + upgrade).startswith(b"HTTP/1.1 200 ")
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as client:
         client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
         assert client.recv(9)[3] == 4  # a SETTINGS frame
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ortserve.gateway.transport.supervisor import Supervisor
+from tests.waiting import PATIENCE_S
 
 OWN = str(os.getpid())
 
@@ -19,7 +20,7 @@ OWN = str(os.getpid())
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(10)
+        manager.settimeout(PATIENCE_S)
         yield manager
 
 
@@ -48,7 +49,9 @@ def watch(supervisor: Supervisor, alive: list[bool]) -> None:
             return bool(answer)
 
         task = asyncio.create_task(supervisor.keep_alive(is_alive))
-        await asyncio.wait({task, asyncio.create_task(is_over.wait())}, return_when=asyncio.FIRST_COMPLETED, timeout=10)
+        await asyncio.wait(
+            {task, asyncio.create_task(is_over.wait())}, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE_S
+        )
         task.cancel()
 
     asyncio.run(main())

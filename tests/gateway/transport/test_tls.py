@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import h2.connection
@@ -18,7 +19,8 @@ import pytest
 from ortserve.gateway.logs import configure_logs
 from ortserve.gateway.transport.tls import Tls, TlsError, TlsFiles
 from tests.gateway.running import Running, running
-from tests.gateway.scripted import make_driver, saying
+from tests.gateway.scripted import Held, Script, make_driver, saying
+from tests.waiting import PATIENCE_S, wait_for
 
 CERTIFICATES = Path(__file__).parent / "certificates"
 CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}
@@ -41,9 +43,9 @@ def trusting(name: str, *, client: str | None = None) -> ssl.SSLContext:
 
 
 @contextmanager
-def served(files: TlsFiles, *, pace_s: float = 0.0) -> Iterator[tuple[Running, Tls]]:
+def served(files: TlsFiles, script: Script | None = None) -> Iterator[tuple[Running, Tls]]:
     tls = Tls(files)
-    with running(make_driver(saying("hello " * 10), pace_s=pace_s), tls=tls) as server:
+    with running(make_driver(script or saying("hello")), tls=tls) as server:
         yield server, tls
 
 
@@ -52,7 +54,8 @@ def ready(server: Running, context: ssl.SSLContext) -> int:
 
 
 def test_a_new_certificate_is_for_new_connections_and_streams_go_on(tmp_path: Path) -> None:
-    with served(put(tmp_path, "first"), pace_s=0.05) as (server, tls):
+    script = Held("hello " * 10, 1)
+    with served(put(tmp_path, "first"), script) as (server, tls):
         first, second = trusting("first"), trusting("second")
         assert ready(server, first) == 200
         with (
@@ -66,7 +69,10 @@ def test_a_new_certificate_is_for_new_connections_and_streams_go_on(tmp_path: Pa
             assert ready(server, second) == 200
             with pytest.raises(httpx.ConnectError):
                 ready(server, first)
-            assert [line for line in lines if line][-1] == "data: [DONE]"
+            script.release()
+            rest = [line for line in lines if line]
+            assert "".join(rest).count("hello") == 10
+            assert rest[-1] == "data: [DONE]"
 
 
 def test_files_that_cannot_be_used_leave_the_old_ones_and_are_told_once(
@@ -78,20 +84,32 @@ def test_files_that_cannot_be_used_leave_the_old_ones_and_are_told_once(
     files = put(tmp_path, "first")
     tls = Tls(files)
 
+    lines: list[str] = []
+    beside = tmp_path / "new.pem"
+
+    def refusals() -> list[str]:
+        lines.extend(capfd.readouterr().err.splitlines())
+        events = map(json.loads, lines)
+        return [event["error"] for event in events if event["event"] == "certificates_refused"]
+
+    def is_refused(number: int) -> bool:
+        return len(refusals()) == number
+
     async def watch() -> None:
         watching = asyncio.create_task(tls.watch(every_s=0.01))
-        for content in ("no PEM", None, (CERTIFICATES / "second-server.pem").read_text()):
+        for number, content in enumerate(("no PEM", None, (CERTIFICATES / "second-server.pem").read_text()), 1):
             if content is None:
                 files.certificate.unlink()
             else:
-                files.certificate.write_text(content)
-            await asyncio.sleep(0.2)
+                beside.write_text(content)
+                beside.replace(files.certificate)
+            await asyncio.to_thread(wait_for, partial(is_refused, number))
+            await asyncio.sleep(0.1)  # some looks at files that have not changed since
         watching.cancel()
 
     asyncio.run(watch())
     configure_logs("error")
-    events = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
-    refused = [line["error"] for line in events if line["event"] == "certificates_refused"]
+    refused = refusals()
     assert len(refused) == 3
     assert "cannot be read" in refused[1]
     assert refused[2].endswith("cannot be used: key values mismatch")
@@ -150,7 +168,7 @@ def test_http2_is_chosen_by_who_speaks_it_and_streams(tmp_path: Path) -> None:
         context.set_alpn_protocols(["h2"])
         body = json.dumps({**CHAT, "stream": True}).encode()
         with (
-            socket.create_connection(("127.0.0.1", server.port), timeout=10) as plain,
+            socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as plain,
             context.wrap_socket(plain, server_hostname="localhost") as wrapped,
         ):
             assert wrapped.selected_alpn_protocol() == "h2"

@@ -25,7 +25,7 @@ from tests.gateway.access.test_access import CHAT, MESSAGE, bearer
 from tests.gateway.access.test_key_file import file_of, line
 from tests.gateway.running import running
 from tests.gateway.scripted import make_driver, saying
-from tests.gateway.test_disconnect import wait_for
+from tests.waiting import wait_for
 
 DIGEST = digest_of(b"one")
 NOON = datetime(2026, 12, 30, 12, tzinfo=UTC).timestamp()
@@ -147,12 +147,12 @@ def test_batches_are_charged_to_their_tenants_key_and_end_when_it_is_used_up(tmp
     ]
     with (
         running(make_driver(saying("hello")), access=access, ledger=ledger) as server,
-        httpx.Client(base_url=server.url, headers=bearer("one"), timeout=20) as http,
+        httpx.Client(base_url=server.url, headers=bearer("one")) as http,
     ):
         file = http.post("/v1/files", data={"purpose": "batch"}, files={"file": b"\n".join(rows)}).json()["id"]
         batch = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
         id = http.post("/v1/batches", json=batch).json()["id"]
-        wait_for(lambda: http.get(f"/v1/batches/{id}").json()["status"] == "completed", within_s=20)
+        wait_for(lambda: http.get(f"/v1/batches/{id}").json()["status"] == "completed")
         reply = http.get(f"/v1/batches/{id}").json()
         errors = http.get(f"/v1/files/{reply['error_file_id']}/content").text.splitlines()
         assert 0 < reply["request_counts"]["completed"] < 20

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from ortserve.runtime.workers.channel import _LENGTH, _READ_BYTES, Channel
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_a_sender_does_not_wait_for_a_slow_reader(ends: tuple[Channel, Channel])
     received: list[bytes | None] = []
     reader = threading.Thread(target=lambda: received.extend(second.receive() for _ in messages))
     reader.start()
-    reader.join(30)
+    reader.join(PATIENCE_S)
     assert received == messages
     first.send(b"after")  # at once again
     assert second.receive() == b"after"
@@ -60,7 +61,7 @@ def test_whoever_waits_is_told_of_the_end(ends: tuple[Channel, Channel]) -> None
     reader = threading.Thread(target=lambda: received.extend((second.receive(), second.receive())))
     reader.start()
     first.hang_up()
-    reader.join(30)
+    reader.join(PATIENCE_S)
     assert received == [b"last", None]
     assert first.receive() is None
     for end in ends:

@@ -14,8 +14,9 @@ from ortserve.runtime.workers.channel import Channel
 from ortserve.runtime.workers.crossing import arrived
 from ortserve.runtime.workers.messages import Ended, Ready, Stepped, Submit, decode_report, encode
 from ortserve.runtime.workers.process import _Desk
-from tests.runtime.driving import PATIENCE_S, Gate, greedy
+from tests.runtime.driving import Gate, greedy
 from tests.runtime.synthetic import SyntheticModel
+from tests.waiting import PATIENCE_S
 
 
 def test_a_process_whose_engine_hangs_tells_its_requests_and_ends(synthetic: SyntheticModel) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,9 +40,10 @@ from ortserve.runtime.workers.balancer import Balancer
 from ortserve.runtime.workers.launch import WorkerProcess, WorkerSpec
 from ortserve.runtime.workers.restarts import Restarts
 from tests.gateway.synthetic import write_synthetic_text_model
-from tests.runtime.driving import ENDLESS, PATIENCE_S, Collector, greedy, prompt_of
+from tests.runtime.driving import ENDLESS, Collector, greedy, prompt_of
 from tests.runtime.synthetic import greedy_tokens
 from tests.runtime.workers.openers import EMULATED
+from tests.waiting import PATIENCE_S, wait_for
 
 CONFIG = EngineConfig(
     max_rows=3, num_threads=1, kv_memory=2**22, swap_memory=2**20, prompt_cache_memory=2**20, max_waiting=4,
@@ -75,7 +75,7 @@ def pair(folder: Path, manifest: Manifest) -> Iterator[Balancer]:
     balancer.submit(last, collector)
     closer = threading.Thread(target=balancer.close, kwargs={"drain_s": PATIENCE_S})
     closer.start()
-    wait_until(lambda: not balancer.healthy)
+    wait_for(lambda: not balancer.healthy)
     with pytest.raises(EngineClosedError, match="shutting down"):
         balancer.submit(greedy("late", 1), collector)
     assert tokens_of(collector.wait_for("last")) == greedy_tokens(last.prompt, last.sampling)
@@ -96,13 +96,6 @@ def alone(folder: Path) -> Iterator[EngineDriver]:
 
 def endless(name: str, number: int) -> Request:
     return Request(name, prompt_of(number), ENDLESS, draft=PLAIN)
-
-
-def wait_until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
 
 
 def tokens_of(deltas: list[Delta]) -> list[int]:
@@ -166,7 +159,7 @@ def test_a_prefix_is_asked_for_where_it_is_kept_and_the_operator_reaches_all(pai
     for number, salt in enumerate((b"a", b"b")):  # the second goes where less has been done lately
         run(pair, Request(f"first{number}", LONG, replace(ENDLESS, max_tokens=2), cache=CacheHints(salt)))
     for seat in pair._seats:
-        wait_until(partial(_entries, seat.driver))  # published by the step after the last
+        wait_for(partial(_entries, seat.driver))  # published by the step after the last
     for number, salt in enumerate((b"b", b"a", b"a", b"b")):
         last = run(pair, Request(f"again{number}", LONG, replace(ENDLESS, max_tokens=2), cache=CacheHints(salt)))[-1]
         assert last.usage is not None
@@ -194,7 +187,7 @@ def test_requests_are_cancelled_across_the_boundary(pair: Balancer) -> None:
         told = tokens_of(deltas)
         assert told == greedy_tokens(prompt_of(number), replace(ENDLESS, max_tokens=len(told)))
     pair.cancel("unknown")
-    wait_until(lambda: (pair.stats().num_running, pair.stats().num_waiting) == (0, 0))
+    wait_for(lambda: (pair.stats().num_running, pair.stats().num_waiting) == (0, 0))
 
 
 def test_what_can_never_run_is_refused_at_once(pair: Balancer) -> None:
@@ -304,7 +297,7 @@ def test_a_killed_process_loses_its_own_requests_and_comes_back(pair: Balancer) 
     assert pair.healthy
     request = greedy("meanwhile", 4)
     assert tokens_of(run(pair, request)) == greedy_tokens(request.prompt, request.sampling)
-    wait_until(lambda: pids(pair)[0] not in (None, victim))
+    wait_for(lambda: pids(pair)[0] not in (None, victim))
     assert [worker.num_restarts for worker in pair.workers()] == [1, 0]
     assert second.driver.healthy
     assert pair.stats().num_finished >= counted  # counters never go back
@@ -329,7 +322,7 @@ def test_emulated_engines_of_a_gpu_and_the_end_of_the_last(tmp_path: Path) -> No
             assert (balancer.healthy, balancer.has_failed) == (True, False)
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
-            wait_until(partial(_is_down, balancer, number))
+            wait_for(partial(_is_down, balancer, number))
         with pytest.raises(EngineClosedError, match="cuda:1 was killed by SIGKILL"):
             balancer.ended.result(PATIENCE_S)
         assert (balancer.healthy, balancer.has_failed) == (False, True)
