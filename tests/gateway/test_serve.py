@@ -76,13 +76,11 @@ def read_greeting(child: subprocess.Popen[str]) -> str:
 
 
 def test_a_server_greets_answers_logs_and_ends(model: Path) -> None:
-    began = time.monotonic()
     with process(
         "serve", str(model), "--threads", "1", PORT="0", ORTSERVE_SERVED_NAME="syn", ORTSERVE_MAX_ROWS="4"
     ) as child:
         match = re.search(r"served on (http://127\.0\.0\.1:(\d+)/v1)", read_greeting(child))
         assert match is not None
-        assert time.monotonic() - began < 15
         body = {"model": "syn", "messages": [{"role": "user", "content": "abc"}], "temperature": 0, "max_tokens": 12}
         reply = httpx.post(f"{match[1]}/chat/completions", json=body).json()
         text = expected(b"abc", 12)

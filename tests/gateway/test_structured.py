@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import httpx
@@ -164,11 +163,8 @@ def test_what_cannot_be_enforced_is_refused_by_name(
     http: httpx.Client, fields: dict[str, Any], param: str, words: str
 ) -> None:
     asked(http, guided_regex="warm").raise_for_status()  # the tokenizer is read once
-    begun = monotonic()
     response = asked(http, **fields)
-    seconds = monotonic() - begun
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert error["param"] == param
     assert words in error["message"]
-    assert seconds < 2.0  # a tenth of one when nothing else runs here: tests/bench/LOG.md

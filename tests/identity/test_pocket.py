@@ -36,6 +36,7 @@ from ortserve.runtime.speculation.drafting import Drafting
 from ortserve.runtime.speculation.small_model import LoadedDraft
 from tests.identity.conftest import PocketModel
 from tests.runtime.synthetic import run_to_end, whole
+from tests.waiting import PATIENCE_S
 
 OpenPocket = Callable[[str], PocketModel]
 EPSILON = 0.05  # nats between the two most likely tokens: below it a default-mode reply may go another way
@@ -215,7 +216,7 @@ def test_replies_that_a_small_model_guesses_are_equal_bit_for_bit(open_pocket: O
     plan = plan_engine(pocket.manifest, config, available_bytes=2**30)
     model = LoadedDraft(small.manifest, small.session, 1).open(plan)
     drafter = ModelDrafter(replace(drafter_context(), load_model=lambda: model))
-    engine.drafting = Drafting(drafter, vocab_size=pocket.manifest.num_tokens, shortest_wait_s=5.0)
+    engine.drafting = Drafting(drafter, vocab_size=pocket.manifest.num_tokens, shortest_wait_s=PATIENCE_S)
     replies = run_to_end(engine, requests)
     num_accepted = 0
     for request in requests:
@@ -234,7 +235,7 @@ def test_drafted_replies_are_equal_bit_for_bit(open_pocket: OpenPocket, precisio
     expected = alone(pocket, tuple(requests), deterministic=True)
     engine = open_engine(pocket, EngineConfig(max_rows=6, max_context=512, deterministic=True, prompt_cache="none"))
     drafter = SuffixDrafter(drafter_context())
-    engine.drafting = Drafting(drafter, vocab_size=pocket.manifest.num_tokens, shortest_wait_s=5.0)
+    engine.drafting = Drafting(drafter, vocab_size=pocket.manifest.num_tokens, shortest_wait_s=PATIENCE_S)
     # By this clock guesses are cheap: however busy the machine is, many are verified.
     for tokens in (1, 8, 64):
         engine._pace.observe(tokens, 10 * tokens, 100.0 + tokens)
@@ -258,7 +259,7 @@ def test_drafted_default_replies_are_equal_up_to_near_ties(open_pocket: OpenPock
     expected = alone(pocket, tuple(requests), deterministic=False)
     engine = open_engine(pocket, EngineConfig(max_rows=6, max_context=512, prompt_cache="none"))
     engine.drafting = Drafting(
-        SuffixDrafter(drafter_context()), vocab_size=pocket.manifest.num_tokens, shortest_wait_s=5.0
+        SuffixDrafter(drafter_context()), vocab_size=pocket.manifest.num_tokens, shortest_wait_s=PATIENCE_S
     )
     check_near_ties(run_to_end(engine, requests), requests, expected)
     engine.close()

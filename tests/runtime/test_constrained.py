@@ -18,6 +18,7 @@ from ortserve.runtime.speculation.drafting import Drafting
 from tests.runtime.constraints import CountingConstraint, CountingGrammars, counting
 from tests.runtime.synthetic import PADDING_ID, SyntheticModel, run_to_end, whole
 from tests.runtime.test_drafting import GuessingDrafter, mixed, right
+from tests.waiting import PATIENCE_S
 
 GREEDY = SamplingParams(temperature=0, max_tokens=60)
 SAMPLINGS = {
@@ -178,7 +179,7 @@ def test_drafted_replies_with_a_grammar_are_plain_ones(
     plain = replies_of(synthetic.engine(plan, grammars=CountingGrammars()), requests)
     for guess in (right, mixed):
         engine = synthetic.engine(plan, prompt_cache=prompt_cache, grammars=CountingGrammars())
-        engine.drafting = Drafting(GuessingDrafter(guess), vocab_size=PADDING_ID, shortest_wait_s=5.0)
+        engine.drafting = Drafting(GuessingDrafter(guess), vocab_size=PADDING_ID, shortest_wait_s=PATIENCE_S)
         drafted = replies_of(engine, requests)
         for request in requests:
             assert drafted[request.id].token_ids == plain[request.id].token_ids
@@ -196,7 +197,7 @@ def test_guesses_are_cut_to_what_the_grammar_allows(synthetic: SyntheticModel) -
             seen.extend(view.allowed_prefix([0, 0]) for view in views)
             return super().propose(views, deadline_s)
 
-    engine.drafting = Drafting(Asking(lambda _, count: (0,) * count), vocab_size=PADDING_ID, shortest_wait_s=5.0)
+    engine.drafting = Drafting(Asking(lambda _, count: (0,) * count), vocab_size=PADDING_ID, shortest_wait_s=PATIENCE_S)
     (reply,) = replies_of(engine, [Request("r", (1, 2), GREEDY, grammar=counting(40, 40))]).values()
     assert len(reply.token_ids) == 40
     assert reply.usage.num_rejected_tokens == 0  # 0 is never allowed, so it is not even verified

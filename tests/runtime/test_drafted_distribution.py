@@ -23,6 +23,7 @@ from ortserve.runtime.testing import VOCAB_SIZE, predict_logits, predict_next
 from tests.runtime.synthetic import PADDING_ID, SyntheticModel, run_to_end, whole
 from tests.runtime.test_drafting import GuessingDrafter, mixed, plan_of, right
 from tests.runtime.test_model_drafting import drafted as model_drafted
+from tests.waiting import PATIENCE_S
 
 NUM_CELLS = 8  # distances of 0 to 6, and all others
 BOUND = 41.8  # chi-square with 7 degrees of freedom exceeds it once in a million
@@ -75,7 +76,7 @@ def guessing(guess: Callable[[Sequence[int], int], tuple[int, ...]]) -> Callable
     def make(synthetic: SyntheticModel) -> Engine:
         engine = synthetic.engine(plan_of(synthetic, deterministic=False, rows=8))
         engine.drafting = Drafting(
-            GuessingDrafter(guess), vocab_size=PADDING_ID, clock=engine._clock, shortest_wait_s=5.0
+            GuessingDrafter(guess), vocab_size=PADDING_ID, clock=engine._clock, shortest_wait_s=PATIENCE_S
         )
         return always_drafting(engine)
 

@@ -77,7 +77,7 @@ def drafted_engine(
 ) -> Engine:
     engine = model.engine(plan, prompt_cache=prompt_cache)
     # The engine's clock stands still: so must the one that says what drafting costs.
-    engine.drafting = Drafting(drafter, vocab_size=PADDING_ID, clock=engine._clock, shortest_wait_s=5.0)
+    engine.drafting = Drafting(drafter, vocab_size=PADDING_ID, clock=engine._clock, shortest_wait_s=PATIENCE_S)
     return engine
 
 
@@ -292,7 +292,7 @@ def test_a_drafter_that_is_always_late_is_left_alone_and_tried_again(synthetic: 
         assert not drafting.is_asked
         clock.now += 0.02
     late.what = "right"
-    drafting._shortest_wait_s = 5.0
+    drafting._shortest_wait_s = PATIENCE_S
     assert drafting.propose([sequence], {"r": 2}, 0.001)
     late.what, drafting._shortest_wait_s = "hangs", 0.001
     for _ in range(MAX_MISSES):
@@ -335,7 +335,7 @@ def test_a_hostile_drafter_costs_time_only(
     plan = plan_of(synthetic)
     engine = synthetic.engine(plan)
     drafter = Hostile(what)
-    engine.drafting = Drafting(drafter, vocab_size=PADDING_ID, shortest_wait_s=0.05 if what == "hangs" else 5.0)
+    engine.drafting = Drafting(drafter, vocab_size=PADDING_ID, shortest_wait_s=0.05 if what == "hangs" else PATIENCE_S)
     requests = [Request(f"r{n}", (5, 6, 7, n), GREEDY) for n in range(3)]
     replies = replies_of(engine, requests)
     drafter.release.set()

@@ -25,7 +25,7 @@ from ortserve.runtime.errors import (
 from ortserve.runtime.manifest import manifest_json
 from ortserve.runtime.request import FinishReason, SamplingParams
 from ortserve.runtime.testing import write_synthetic_model
-from tests.runtime.driving import ENDLESS, prompt_of
+from tests.runtime.driving import ENDLESS, Gate, prompt_of
 from tests.runtime.synthetic import SyntheticModel, greedy_tokens
 from tests.waiting import PATIENCE_S
 
@@ -37,6 +37,12 @@ SMALL = runtime.EngineConfig(max_rows=2, num_threads=1)
 def model(synthetic: SyntheticModel) -> Iterator[runtime.Model]:
     with runtime.open(synthetic.folder, SMALL) as opened:
         yield opened
+
+
+def held(model: runtime.Model, *, num_free: int = 0) -> Gate:
+    driver = model._driver
+    assert isinstance(driver, Driver)
+    return Gate(driver, num_free=num_free)
 
 
 def wait_until_idle(model: runtime.Model) -> int:
@@ -91,6 +97,7 @@ def test_threads_share_one_engine_and_get_their_own_replies(model: runtime.Model
 @pytest.mark.parametrize("num_read", [0, 1, 5])
 @pytest.mark.parametrize("way", ["close", "with", "drop", "break"])
 def test_leaving_a_stream_in_any_way_cancels_its_request(model: runtime.Model, way: str, num_read: int) -> None:
+    gate = held(model, num_free=num_read + 1)
     stream = model.stream(prompt_of(5), ENDLESS)
     for _ in range(num_read):
         next(stream)
@@ -107,10 +114,13 @@ def test_leaving_a_stream_in_any_way_cancels_its_request(model: runtime.Model, w
     if way == "with":
         del same
     gc.collect()
-    assert wait_until_idle(model) < 200, "it ran to the end of its context"
+    gate.open()
+    assert wait_until_idle(model) <= num_read + 2, "it went on after the step that was held"
 
 
 def test_an_exception_inside_a_stream_cancels_its_request(model: runtime.Model) -> None:
+    gate = held(model, num_free=1)
+
     def read() -> None:
         with model.stream(prompt_of(5), ENDLESS) as stream:
             next(stream)
@@ -118,14 +128,19 @@ def test_an_exception_inside_a_stream_cancels_its_request(model: runtime.Model) 
 
     with pytest.raises(ZeroDivisionError):
         read()
-    assert wait_until_idle(model) < 200
+    gate.open()
+    assert wait_until_idle(model) <= 2
 
 
 def test_another_thread_can_cancel_by_id(model: runtime.Model) -> None:
+    gate = held(model, num_free=1)
     stream = model.stream(prompt_of(6), ENDLESS, request_id="mine")
     assert stream.request_id == "mine"
     next(stream)
-    threading.Thread(target=model.cancel, args=("mine",)).start()
+    thread = threading.Thread(target=model.cancel, args=("mine",))
+    thread.start()
+    thread.join(PATIENCE_S)
+    gate.open()
     deltas = list(stream)
     assert deltas[-1].finish is FinishReason.CANCELLED
     model.cancel("mine")
@@ -133,10 +148,12 @@ def test_another_thread_can_cancel_by_id(model: runtime.Model) -> None:
 
 
 def test_an_id_in_use_is_refused_and_free_again_afterwards(model: runtime.Model) -> None:
+    gate = held(model)
     stream = model.stream((1,), ENDLESS, request_id="mine")
     with pytest.raises(RequestError, match="'mine' is in use"):
         model.generate((2,), GREEDY, request_id="mine")
     model.cancel("mine")
+    gate.open()
     list(stream)
     model.generate((2,), GREEDY, request_id="mine")
 

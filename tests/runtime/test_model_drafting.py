@@ -54,7 +54,7 @@ def drafted(
     config = EngineConfig(drafter="model")
     engine.drafting = open_drafter(synthetic.manifest, plan, config, store, loaded, folder=synthetic.folder)
     assert engine.drafting is not None
-    engine.drafting._shortest_wait_s = 5.0
+    engine.drafting._shortest_wait_s = PATIENCE_S
     # Steps take no time by the engine's clock: guesses must not seem dear beside them.
     engine.drafting.cost = Free()
     return engine

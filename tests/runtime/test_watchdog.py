@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import Future
 
 import pytest
 
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.drivers.driver import Driver
-from ortserve.runtime.drivers.watchdog import FACTOR, Watchdog
+from ortserve.runtime.drivers.watchdog import FACTOR, Steps, Watchdog
 from ortserve.runtime.errors import EngineClosedError, EngineHungError
 from ortserve.runtime.request import FinishReason
 from tests.runtime.driving import Collector, Gate, greedy
@@ -40,30 +39,41 @@ def test_a_step_that_does_not_end_is_noticed_once() -> None:
 
 
 def test_neither_idleness_nor_many_short_steps_are_a_failure() -> None:
-    bark = Bark()
-    deadline = time.monotonic() + 3 * LIMIT_S
-    while time.monotonic() < deadline:
-        bark.dog.begin()
-        time.sleep(LIMIT_S / 20)
-        bark.dog.end()
-    time.sleep(2 * LIMIT_S)
-    assert not bark.heard.done()
-    bark.dog.close()
+    """By a clock of the test's own: on a busy machine a short step may take long."""
+    now = 0.0
+    steps = Steps(0.08, clock=lambda: now)
+    for _ in range(100):
+        steps.begin()
+        now += 0.01
+        assert steps.hung_s() is None
+        steps.end()
+    for _ in range(100):
+        now += 0.01
+        assert steps.hung_s() is None
+    steps.begin()
+    heard = []
+    for _ in range(20):
+        now += 0.01
+        heard.append(steps.hung_s())
+    # The first look sees that it runs; its limit is a tenth of a second, ten times the longest one so far.
+    assert heard[:11] == [None] * 11
+    assert heard[11] == pytest.approx(0.11)
 
 
 def test_the_limit_grows_with_the_longest_step_there_was() -> None:
     bark = Bark(10.0)
-    assert bark.dog.limit_s == 10.0
-    bark.dog._longest_s = 7.0  # as the end of a step would note it
-    assert bark.dog.limit_s == FACTOR * 7.0
+    assert bark.dog.steps.limit_s == 10.0
+    bark.dog.steps.longest_s = 7.0  # as the end of a step would note it
+    assert bark.dog.steps.limit_s == FACTOR * 7.0
     bark.dog.close()
 
 
 def test_a_hung_engine_says_so_to_all_and_takes_nothing_more(synthetic: SyntheticModel) -> None:
     driver, collector = driver_of(synthetic), Collector()
     gate = Gate(driver)
-    for number in range(4):  # two would run, two wait
-        driver.submit(greedy(f"r{number}", number), collector)
+    with driver._changed:  # no step begins before all are there
+        for number in range(4):  # two would run, two wait
+            driver.submit(greedy(f"r{number}", number), collector)
     gate.wait_until_held()
     asked = driver.cache_entries()
     for number in range(4):
@@ -77,9 +87,10 @@ def test_a_hung_engine_says_so_to_all_and_takes_nothing_more(synthetic: Syntheti
     with pytest.raises(EngineClosedError, match="a step has not ended"):
         driver.submit(greedy("late", 1), collector)
     assert (driver.healthy, driver.has_failed) == (False, True)
-    begun = time.monotonic()
-    driver.close(drain_s=PATIENCE_S)  # waits for nothing that does not come
-    assert time.monotonic() - begun < PATIENCE_S / 2
+    closing = threading.Thread(target=driver.close, kwargs={"drain_s": 10 * PATIENCE_S})
+    closing.start()
+    closing.join(PATIENCE_S)
+    assert not closing.is_alive(), "it waits for what does not come"
     gate.open()  # the step ends after all: its deltas are nobody's, and the thread lets go of its engine
     driver._thread.join(PATIENCE_S)
     assert not driver._thread.is_alive()
@@ -89,7 +100,7 @@ def test_a_hung_engine_says_so_to_all_and_takes_nothing_more(synthetic: Syntheti
 
 def test_a_step_that_takes_its_time_is_left_alone(synthetic: SyntheticModel) -> None:
     driver, collector = driver_of(synthetic), Collector()
-    driver._watchdog._longest_s = PATIENCE_S  # one before took as long
+    driver._watchdog.steps.longest_s = PATIENCE_S  # one before took as long
     gate = Gate(driver)
     driver.submit(greedy("slow", 3), collector)
     gate.wait_until_held()
