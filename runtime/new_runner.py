@@ -10,8 +10,9 @@ from ortserve.runtime.slots.runner import Runner
 
 
 def new_runner(
-    manifest: Manifest, session: Session, store: SlotKvStore, *, max_logit_rows: int
+    manifest: Manifest, session: Session, store: SlotKvStore, *, max_logit_rows: int, deterministic: bool = False
 ) -> Runner | PaddedRunner:
     """For a graph of ours, or for one of another exporter."""
-    kind = Runner if manifest.padded is None else PaddedRunner
-    return kind(manifest, session, store, max_logit_rows=max_logit_rows)
+    if manifest.padded is not None:
+        return PaddedRunner(manifest, session, store, max_logit_rows=max_logit_rows)
+    return Runner(manifest, session, store, max_logit_rows=max_logit_rows, deterministic=deterministic)

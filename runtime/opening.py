@@ -122,7 +122,9 @@ def open_engine(
     store = SlotKvStore(
         manifest.kv, num_rows=plan.num_rows, capacity=plan.capacity, num_host_blocks=plan.num_host_blocks
     )
-    runner = new_runner(manifest, session, store, max_logit_rows=plan.max_logit_rows)
+    runner = new_runner(
+        manifest, session, store, max_logit_rows=plan.max_logit_rows, deterministic=config.deterministic
+    )
     sampler = Sampler(manifest.num_tokens, num_threads=config.num_threads)
     bell = Bell()
     reuse = open_cache(manifest, plan, config, store, bell)

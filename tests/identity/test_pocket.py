@@ -109,7 +109,7 @@ def open_engine(model: PocketModel, config: EngineConfig, *, num_blocks: int | N
     )
     bell = Bell()
     reuse = open_cache(model.manifest, plan, config, store, bell)
-    runner = Runner(model.manifest, model.session, store, max_logit_rows=64)
+    runner = Runner(model.manifest, model.session, store, max_logit_rows=64, deterministic=config.deterministic)
     return Engine(model.manifest, plan, runner, model.sampler, reuse=reuse, bell=bell)
 
 
