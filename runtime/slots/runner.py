@@ -26,9 +26,9 @@ class Runner:
     power of two, from a multiple of it on. So there are at most twice as many bindings as slots.
 
     Products of 4-bit matrices take packed tokens in pairs, and a last odd one by a kernel that sums in another order
-    (ONNX Runtime on x86). Layer by layer 8-bit rounding makes that a difference of up to 0.07 in a log-probability, so a
-    model that has some computes an even number of tokens: a pair reads as many bytes as one. The last layer, where only
-    wanted positions are left, rounds once, for a few thousandths: `deterministic` makes their number even as well.
+    (ONNX Runtime on x86). Layer by layer 8-bit rounding makes that a difference of up to 0.07 in a log-probability:
+    a model that has some computes an even number of tokens, since a pair reads as many bytes as one. The last layer,
+    where only wanted positions are left, rounds once: `deterministic` makes their number even as well.
     """
 
     def __init__(
