@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from ortserve.gateway.access.rate_limit import RateLimit
+from ortserve.gateway.rate_limit import RateLimit
 from ortserve.runtime.errors import (
     ContextLengthError,
     EngineClosedError,

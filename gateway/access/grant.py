@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ortserve.gateway.access.tenancy import tenant_of
+from ortserve.gateway.directory import Directory
 from ortserve.gateway.errors import ApiError, Problem
-from ortserve.gateway.served.directory import Directory
 
 Scope = Literal["inference", "admin"]
 

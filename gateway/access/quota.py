@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from ortserve.gateway.access.bucket import Bucket
 from ortserve.gateway.access.grant import Grant, Limits
-from ortserve.gateway.access.rate_limit import RateLimit
 from ortserve.gateway.errors import ApiError, rate_limited
+from ortserve.gateway.rate_limit import RateLimit
 
 BYTES_PER_TOKEN = 4  # of a prompt that nobody has read yet
 BUSY_RETRY_S = 1.0  # when the key's own requests are in the way

@@ -14,11 +14,11 @@ from starlette.types import Message
 
 from ortserve.gateway.access.access import Access
 from ortserve.gateway.access.grant import Grant
+from ortserve.gateway.directory import Directory
 from ortserve.gateway.errors import bad_request, unauthorized
 from ortserve.gateway.exchange import SCOPE_KEY, Exchange
 from ortserve.gateway.http.edge import problem_of
 from ortserve.gateway.logs import log
-from ortserve.gateway.served.directory import Directory
 
 Handler = Callable[[Request], Awaitable[object]]
 

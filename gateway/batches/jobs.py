@@ -8,9 +8,9 @@ import msgspec
 
 from ortserve.gateway.batches.dispatch import Dispatcher
 from ortserve.gateway.batches.job import BatchJob, BatchParts
+from ortserve.gateway.directory import Task
 from ortserve.gateway.errors import ApiError, too_many
 from ortserve.gateway.schema.batches import BatchReply
-from ortserve.gateway.served.directory import Task
 from ortserve.gateway.store.state import State
 
 MAX_JOBS = 100

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ortserve.gateway.access.access import Access
-from ortserve.gateway.access.options import open_access, open_ledger
+from ortserve.gateway.access.options import open_access
 from ortserve.gateway.fleet.options import generates, model_specs, new_spec
 from ortserve.gateway.http.front import Front, open_socket, open_tls
 from ortserve.gateway.http.server import Limits, raise_file_limit, run_server, stop_on_signals
@@ -29,6 +29,7 @@ from ortserve.gateway.store.state import State
 from ortserve.gateway.telemetry.tracing import Tracing, open_tracing
 from ortserve.gateway.transport.supervisor import Supervisor
 from ortserve.gateway.usage.ledger import Ledger
+from ortserve.gateway.usage.options import accounted_units, open_ledger
 
 if TYPE_CHECKING:
     from ortserve.gateway.fleet.fleet import Fleet
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace, resolve_model: ResolveModel) -> int:
         socket_ = open_socket(settings.server, settings.edge, limits)
         opened.callback(socket_.listener.close)
         # Before the models: what is wrong shows at once.
-        access = open_access(settings.access, settings.usage)
+        access = open_access(settings.access, accounted_units(settings.usage))
         ledger = open_ledger(settings.usage)
         if ledger is not None:
             opened.callback(ledger.close)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from ortserve.gateway.directory import Directory, Task
 from ortserve.gateway.encoders.service import EncoderService
 from ortserve.gateway.errors import ApiError, missing_parameter, unavailable
 from ortserve.gateway.exchange import Exchange
@@ -24,7 +25,6 @@ from ortserve.gateway.fleet.roster import roster_of
 from ortserve.gateway.fleet.spec import ModelSpec
 from ortserve.gateway.fleet.state import ModelState, state_of
 from ortserve.gateway.logs import log
-from ortserve.gateway.served.directory import Directory, Task
 from ortserve.gateway.served.service import ModelService
 from ortserve.runtime.errors import ConfigurationError, MemoryBudgetError, OrtserveError
 

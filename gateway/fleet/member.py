@@ -13,6 +13,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Literal, TypeAlias
 
+from ortserve.gateway.directory import ServedModel
 from ortserve.gateway.fleet.daemon import in_daemon
 from ortserve.gateway.fleet.instance import Instance
 from ortserve.gateway.fleet.memory import Allotment
@@ -20,7 +21,6 @@ from ortserve.gateway.fleet.opening import Opened, Opener
 from ortserve.gateway.fleet.prepared import Prepared
 from ortserve.gateway.fleet.spec import ModelSpec
 from ortserve.gateway.logs import log
-from ortserve.gateway.served.directory import ServedModel
 from ortserve.gateway.served.service import ModelService
 from ortserve.runtime.errors import EngineClosedError, EngineHungError
 from ortserve.runtime.workers.restarts import Restarts

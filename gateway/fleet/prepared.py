@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ortserve.gateway.directory import ServedModel
 from ortserve.gateway.fleet.spec import ModelSpec
-from ortserve.gateway.prompts.model_text import sampling_defaults
 from ortserve.gateway.schema.sampling import SamplingDefaults
-from ortserve.gateway.served.directory import ServedModel
+from ortserve.gateway.served.defaults import sampling_defaults
 from ortserve.runtime.encoders.manifest import EncoderManifest
 from ortserve.runtime.manifest import Manifest
 

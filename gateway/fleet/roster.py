@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ortserve.gateway.directory import Directory
 from ortserve.gateway.fleet.member import Member
-from ortserve.gateway.served.directory import Directory
 from ortserve.runtime.errors import ConfigurationError
 
 

@@ -18,8 +18,9 @@ from ortserve.gateway.access.access import Access
 from ortserve.gateway.access.grant import Grant, anonymous
 from ortserve.gateway.access.grant import Scope as KeyScope
 from ortserve.gateway.access.quota import Quotas
-from ortserve.gateway.access.rate_limit import rate_headers
 from ortserve.gateway.access.tenancy import given_key
+from ortserve.gateway.deadline import read_deadline
+from ortserve.gateway.directory import Directory
 from ortserve.gateway.errors import (
     ApiError,
     Problem,
@@ -32,10 +33,9 @@ from ortserve.gateway.errors import (
 from ortserve.gateway.exchange import SCOPE_KEY, Exchange, exchange_of
 from ortserve.gateway.http.anthropic_errors import anthropic_body, speaks_anthropic
 from ortserve.gateway.http.arrival import SlowBodyError, in_time, read_body, too_large
-from ortserve.gateway.http.deadline import read_deadline
 from ortserve.gateway.logs import log
 from ortserve.gateway.options.edge import MAX_BODY_BYTES
-from ortserve.gateway.served.directory import Directory
+from ortserve.gateway.rate_limit import rate_headers
 from ortserve.gateway.telemetry.metrics import Metrics
 from ortserve.gateway.telemetry.tracing import trace_of
 from ortserve.runtime.errors import OrtserveError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from ortserve.gateway.configuration.kinds import (
     MODEL,
@@ -22,9 +22,7 @@ from ortserve.gateway.configuration.option import option
 from ortserve.gateway.options.cache import CacheSettings
 from ortserve.gateway.options.drafter import DrafterSettings
 
-if TYPE_CHECKING:
-    from ortserve.gateway.prompts.model_text import DefaultsSource
-
+DefaultsSource: TypeAlias = Literal["model", "openai"]
 StoredAs: TypeAlias = Literal["float", "int8", "fp8"]
 MODEL_HELP = "exported folder, checkpoint folder or hub id, exported on first use (the bundled model)"
 

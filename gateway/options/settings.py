@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from ortserve.gateway.access.options import AccessSettings, UsageSettings
 from ortserve.gateway.configuration.file import ConfigurationFile, Table, read_file
 from ortserve.gateway.configuration.layers import Layers, Origin, check_keys, nearest
 from ortserve.gateway.configuration.option import Section, add_options
+from ortserve.gateway.options.access import AccessSettings
 from ortserve.gateway.options.cache import CacheSettings
 from ortserve.gateway.options.drafter import DrafterSettings
 from ortserve.gateway.options.edge import EdgeSettings, InputSettings, TlsSettings
@@ -29,7 +29,8 @@ from ortserve.gateway.options.model import (
 )
 from ortserve.gateway.options.server import LoggingSettings, ServerSettings
 from ortserve.gateway.options.state import StateSettings
-from ortserve.gateway.telemetry.tracing import TracingSettings
+from ortserve.gateway.options.tracing import TracingSettings
+from ortserve.gateway.options.usage import UsageSettings
 from ortserve.runtime.errors import ConfigurationError
 
 MODELS = ModelEntry.SECTION

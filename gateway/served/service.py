@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from ortserve.gateway.access.turn import Turn
 from ortserve.gateway.errors import ApiError, from_runtime, internal_error, unsupported_parameter
+from ortserve.gateway.options.model import DefaultsSource
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.prompts.hints import cache_hints
-from ortserve.gateway.prompts.model_text import DefaultsSource, ModelText, load_model_text, sampling_defaults
+from ortserve.gateway.prompts.model_text import ModelText, load_model_text
 from ortserve.gateway.prompts.prompt import PromptEncoder
 from ortserve.gateway.replies.calling import after_reasoning
 from ortserve.gateway.replies.choice import Choice, NothingToGenerate
@@ -25,6 +26,7 @@ from ortserve.gateway.replies.structured import Structure
 from ortserve.gateway.schema.chat import ChatRequest
 from ortserve.gateway.schema.completions import CompletionRequest
 from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
+from ortserve.gateway.served.defaults import sampling_defaults
 from ortserve.gateway.served.fingerprint import installed_versions, system_fingerprint
 from ortserve.runtime.drivers.async_engine import AsyncEngine
 from ortserve.runtime.errors import OrtserveError, RequestError

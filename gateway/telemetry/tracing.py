@@ -11,12 +11,10 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from ortserve.gateway.configuration.kinds import TEXT
-from ortserve.gateway.configuration.option import option
+from ortserve.gateway.options.tracing import TracingSettings
 from ortserve.runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -31,17 +29,6 @@ OPERATIONS: Mapping[str, str] = {
     "/v1/completions": "text_completion", "/v1/embeddings": "embeddings",
 }  # fmt: skip
 Attributes = dict[str, str | int]
-
-
-@dataclass(frozen=True, slots=True)
-class TracingSettings:
-    """Tracing."""
-
-    SECTION: ClassVar[str] = "tracing"
-
-    trace_endpoint: str | None = option(
-        None, TEXT, "send OpenTelemetry spans there, OTLP over HTTP: http://collector:4318/v1/traces", metavar="URL"
-    )
 
 
 class Tracing:

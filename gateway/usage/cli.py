@@ -10,7 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from ortserve.gateway.usage.ledger import UsageLine, read_ledger
+from ortserve.gateway.usage.ledger import read_ledger
+from ortserve.gateway.usage.line import UsageLine
 
 EXAMPLE = """example:
   ortserve serve --api-keys keys.jsonl --usage-ledger usage.jsonl --prices prices.json

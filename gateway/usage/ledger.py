@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 
 from ortserve.gateway.logs import log
+from ortserve.gateway.usage.line import UsageLine
 from ortserve.gateway.usage.prices import Price
 from ortserve.gateway.usage.spending import NUM_DIGITS, Spending, key_name
 from ortserve.runtime.errors import OrtserveError
@@ -27,24 +28,6 @@ SLACK_S = 3600.0  # lines are in order of time but where a clock was set back
 
 class LedgerError(OrtserveError):
     """The ledger cannot be written or read."""
-
-
-class UsageLine(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One request. `prompt` has `cached` in it, `completion` has `accepted` in it; times are seconds."""
-
-    time: float  # since the epoch, when it ended
-    request_id: str
-    key: str  # its name
-    key_digest: str
-    tenant: str
-    model: str
-    prompt: int
-    cached: int
-    completion: int
-    accepted: int  # tokens that a drafter had guessed
-    seconds: float
-    outcome: str
-    cost: float | None = None  # None: the model has no price
 
 
 class Ledger:

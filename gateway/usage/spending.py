@@ -9,13 +9,10 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 from ortserve.gateway.access.grant import Budget, Grant, Period
 from ortserve.gateway.errors import ApiError, Problem
-
-if TYPE_CHECKING:
-    from ortserve.gateway.usage.ledger import UsageLine
+from ortserve.gateway.usage.line import UsageLine
 
 NUM_DIGITS = 16  # of a digest, enough to tell keys apart
 

@@ -14,8 +14,8 @@ import openai
 import pytest
 from starlette.datastructures import Headers
 
+from ortserve.gateway.deadline import read_deadline
 from ortserve.gateway.errors import ApiError
-from ortserve.gateway.http.deadline import read_deadline
 from ortserve.gateway.http.server import Limits
 from ortserve.runtime.errors import OverloadedError, WaitTooLongError
 from tests.gateway.encoders import open_encoders, write_encoder

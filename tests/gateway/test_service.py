@@ -12,11 +12,11 @@ import pytest
 from ortserve.gateway.contract.completions import COMPLETIONS
 from ortserve.gateway.errors import ApiError
 from ortserve.gateway.logs import configure_logs
-from ortserve.gateway.prompts.model_text import sampling_defaults
 from ortserve.gateway.prompts.prompt import INLINE_BYTES
 from ortserve.gateway.schema.completions import read_completion
 from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.schema.sampling import SamplingDefaults
+from ortserve.gateway.served.defaults import sampling_defaults
 from ortserve.gateway.served.service import ModelService
 from ortserve.runtime.errors import OverloadedError
 from ortserve.runtime.manifest import GenerationDefaults

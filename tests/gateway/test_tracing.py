@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ortserve.gateway.telemetry.tracing import Tracing, TracingSettings, open_tracing, trace_of
+from ortserve.gateway.options.tracing import TracingSettings
+from ortserve.gateway.telemetry.tracing import Tracing, open_tracing, trace_of
 from ortserve.runtime.errors import ConfigurationError
 from tests.gateway.running import running
 from tests.gateway.scripted import make_driver, saying

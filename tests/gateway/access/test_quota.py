@@ -15,8 +15,8 @@ from ortserve.gateway.access.access import Access
 from ortserve.gateway.access.bucket import Bucket
 from ortserve.gateway.access.grant import Limits
 from ortserve.gateway.access.quota import Quota
-from ortserve.gateway.access.rate_limit import RateLimit, duration, rate_headers
 from ortserve.gateway.errors import ApiError
+from ortserve.gateway.rate_limit import RateLimit, duration, rate_headers
 from tests.gateway.access.test_access import CHAT, MESSAGE, bearer
 from tests.gateway.access.test_key_file import file_of, line
 from tests.gateway.running import running

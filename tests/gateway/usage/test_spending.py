@@ -16,9 +16,13 @@ from hypothesis import strategies as st
 from ortserve.gateway.access.access import Access
 from ortserve.gateway.access.grant import Budget, Grant, Limits, digest_of
 from ortserve.gateway.access.key_file import KeyFileError, read_key_file
-from ortserve.gateway.access.options import AccessSettings, UsageSettings, open_access, open_ledger
+from ortserve.gateway.access.options import open_access
 from ortserve.gateway.errors import ApiError
-from ortserve.gateway.usage.ledger import LOOK_BYTES, Ledger, UsageLine, read_since
+from ortserve.gateway.options.access import AccessSettings
+from ortserve.gateway.options.usage import UsageSettings
+from ortserve.gateway.usage.ledger import LOOK_BYTES, Ledger, read_since
+from ortserve.gateway.usage.line import UsageLine
+from ortserve.gateway.usage.options import accounted_units, open_ledger
 from ortserve.gateway.usage.prices import Price
 from ortserve.gateway.usage.spending import Spending, key_name, month_start
 from tests.gateway.access.test_access import CHAT, MESSAGE, bearer
@@ -170,10 +174,10 @@ def test_budgets_that_nobody_keeps_are_refused(tmp_path: Path) -> None:
     assert grant.limits.budgets == (Budget("tokens", "day", 5), Budget("cost", "month", 1.5))
     settings = AccessSettings(api_keys=file)
     with pytest.raises(KeyFileError, match="key 'one': tokens_per_day needs --usage-ledger to be kept"):
-        open_access(settings, UsageSettings())
+        open_access(settings, accounted_units(UsageSettings()))
     with pytest.raises(KeyFileError, match="cost_per_month needs --usage-ledger and --prices to be kept"):
-        open_access(settings, UsageSettings(usage_ledger=ledger))
-    open_access(settings, UsageSettings(usage_ledger=ledger, prices=prices))
+        open_access(settings, accounted_units(UsageSettings(usage_ledger=ledger)))
+    open_access(settings, accounted_units(UsageSettings(usage_ledger=ledger, prices=prices)))
     with pytest.raises(KeyFileError, match="tokens_per_day"):
         read_key_file(file_of(tmp_path, line("one", tokens_per_day=0)))
 
