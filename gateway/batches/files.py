@@ -10,7 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from ortserve.gateway.schema.batches import MAX_ID_LENGTH, BatchLine, BatchProblem, BatchResult
+from ortserve.gateway.answers.batches import BatchProblem, BatchResult
+from ortserve.gateway.schema.batches import MAX_ID_LENGTH, BatchLine
 
 MAX_LINES = 50_000
 MAX_PROBLEMS = 20

@@ -13,15 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from ortserve.gateway.batches.dispatch import Answer, Dispatcher
-from ortserve.gateway.batches.files import append_result, check_lines, read_lines, read_results
-from ortserve.gateway.batches.tally import BatchTally
-from ortserve.gateway.ids import new_id
-from ortserve.gateway.logs import log
-from ortserve.gateway.schema.batches import (
+from ortserve.gateway.answers.batches import (
     BatchCounts,
     BatchErrors,
-    BatchLine,
     BatchProblem,
     BatchReply,
     BatchResult,
@@ -30,7 +24,14 @@ from ortserve.gateway.schema.batches import (
     LineResponse,
     is_over,
 )
-from ortserve.gateway.schema.files import BATCH_TTL_S, FileReply
+from ortserve.gateway.answers.files import FileReply
+from ortserve.gateway.batches.dispatch import Answer, Dispatcher
+from ortserve.gateway.batches.files import append_result, check_lines, read_lines, read_results
+from ortserve.gateway.batches.tally import BatchTally
+from ortserve.gateway.ids import new_id
+from ortserve.gateway.logs import log
+from ortserve.gateway.schema.batches import BatchLine
+from ortserve.gateway.schema.files import BATCH_TTL_S
 from ortserve.gateway.store.files import PARTIAL, NewFile
 from ortserve.gateway.store.state import State
 

@@ -6,11 +6,11 @@ import asyncio
 
 import msgspec
 
+from ortserve.gateway.answers.batches import BatchReply
 from ortserve.gateway.batches.dispatch import Dispatcher
 from ortserve.gateway.batches.job import BatchJob, BatchParts
 from ortserve.gateway.directory import Task
 from ortserve.gateway.errors import ApiError, too_many
-from ortserve.gateway.schema.batches import BatchReply
 from ortserve.gateway.store.state import State
 
 MAX_JOBS = 100

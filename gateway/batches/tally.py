@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ortserve.gateway.schema.batches import BatchResult, BatchUsage
+from ortserve.gateway.answers.batches import BatchResult, BatchUsage
 
 
 class _Details(msgspec.Struct, frozen=True):

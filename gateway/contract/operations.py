@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ortserve.gateway.routes.admin import ClearedReply, EntriesReply, StatsReply, WarmedReply
-from ortserve.gateway.routes.deleted import DeletedReply
-from ortserve.gateway.routes.pages import ListReply
-from ortserve.gateway.schema.admin_models import ManagedModel, ManagedModels
-from ortserve.gateway.schema.anthropic_replies import MessageReply, TokenCountReply
-from ortserve.gateway.schema.batches import BatchReply
-from ortserve.gateway.schema.conversations import ConversationReply
-from ortserve.gateway.schema.embeddings import EmbeddingReply
-from ortserve.gateway.schema.files import FileReply
-from ortserve.gateway.schema.replies import ChatReply, CompletionReply, EncoderReply, ModelList, ModelReply
-from ortserve.gateway.schema.response_replies import InputTokensReply, ResponseReply
-from ortserve.gateway.schema.scoring import RerankReply, ScoreReply
-from ortserve.gateway.schema.tokenizing import DetokenizeReply, TokenizeReply, TokenizerInfoReply
+from ortserve.gateway.answers.admin_models import ManagedModel, ManagedModels
+from ortserve.gateway.answers.anthropic import MessageReply, TokenCountReply
+from ortserve.gateway.answers.batches import BatchReply
+from ortserve.gateway.answers.cache import ClearedReply, EntriesReply, StatsReply, WarmedReply
+from ortserve.gateway.answers.chat import ChatReply
+from ortserve.gateway.answers.completions import CompletionReply
+from ortserve.gateway.answers.conversations import ConversationReply
+from ortserve.gateway.answers.deleted import DeletedReply
+from ortserve.gateway.answers.embeddings import EmbeddingReply
+from ortserve.gateway.answers.files import FileReply
+from ortserve.gateway.answers.lists import ListReply
+from ortserve.gateway.answers.models import EncoderReply, ModelList, ModelReply
+from ortserve.gateway.answers.responses import InputTokensReply, ResponseReply
+from ortserve.gateway.answers.scoring import RerankReply, ScoreReply
+from ortserve.gateway.answers.tokenizing import DetokenizeReply, TokenizeReply, TokenizerInfoReply
 
 
 @dataclass(frozen=True, slots=True)

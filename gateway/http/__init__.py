@@ -1,1 +1,1 @@
-"""The edge of the server: sockets, layers around each request, bodies, deadlines. Knows no endpoint's fields."""
+"""The edge of the server: sockets, layers around each request, bodies as they arrive. Knows no endpoint's fields."""

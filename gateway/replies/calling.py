@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ortserve.gateway.errors import bad_request
 from ortserve.gateway.prompts.reasoning import ReasoningFormat
-from ortserve.gateway.replies.structured import Structure, lark_structure
+from ortserve.gateway.schema.structure import Structure, lark_structure
 from ortserve.gateway.schema.tools import Tool, ToolMode, ToolUse
 from ortserve.gateway.tools.format import ToolFormat, ToolShape, UnwritableError, raw_input
 from ortserve.gateway.tools.grammar import CallDemand, call_grammar, text_rule

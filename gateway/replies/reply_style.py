@@ -9,7 +9,7 @@ from ortserve.gateway.prompts.reasoning import ReasoningFormat, detect_reasoning
 from ortserve.gateway.prompts.template import ChatTemplate
 from ortserve.gateway.replies.calling import Calling
 from ortserve.gateway.replies.reply import ReplyPlan
-from ortserve.gateway.replies.structured import Structure
+from ortserve.gateway.schema.structure import Structure
 from ortserve.gateway.schema.tools import ToolUse
 from ortserve.gateway.tools.detect import detect_tool_format
 from ortserve.gateway.tools.format import ToolFormat, new_call_id

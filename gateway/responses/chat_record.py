@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from ortserve.gateway.answers.chat import ChatReply
 from ortserve.gateway.errors import Problem
 from ortserve.gateway.replies.choice import ChoicePiece
 from ortserve.gateway.replies.generation import TokenUsage, WholeChoice, joined
-from ortserve.gateway.schema.replies import ChatReply
 from ortserve.gateway.store.completions import Completions
 from ortserve.gateway.streams.sse import ChunkWriter
 

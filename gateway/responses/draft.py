@@ -10,6 +10,15 @@ from typing import Literal
 
 import msgspec
 
+from ortserve.gateway.answers.responses import (
+    IncompleteDetails,
+    ItemStatus,
+    OutputItem,
+    ResponseReply,
+    ResponseStatus,
+    response_error,
+    response_usage,
+)
 from ortserve.gateway.errors import Problem
 from ortserve.gateway.ids import new_id
 from ortserve.gateway.replies.choice import ChoicePiece, FinishWord
@@ -17,16 +26,7 @@ from ortserve.gateway.replies.generation import Generation, TokenUsage
 from ortserve.gateway.replies.pieces import ShownToken
 from ortserve.gateway.replies.reply import CallDelta
 from ortserve.gateway.responses.items import ItemDraft, ItemKind
-from ortserve.gateway.schema.response_replies import (
-    IncompleteDetails,
-    ItemStatus,
-    OutputItem,
-    RequestEcho,
-    ResponseReply,
-    ResponseStatus,
-    response_error,
-    response_usage,
-)
+from ortserve.gateway.schema.response_echo import RequestEcho
 
 
 @dataclass(frozen=True, slots=True)

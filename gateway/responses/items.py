@@ -6,10 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from ortserve.gateway.ids import new_id
-from ortserve.gateway.replies.pieces import ShownToken
-from ortserve.gateway.replies.reply import CallDelta
-from ortserve.gateway.schema.response_replies import (
+from ortserve.gateway.answers.responses import (
     CustomCall,
     FunctionCall,
     ItemStatus,
@@ -20,6 +17,9 @@ from ortserve.gateway.schema.response_replies import (
     ReasoningText,
     text_logprobs,
 )
+from ortserve.gateway.ids import new_id
+from ortserve.gateway.replies.pieces import ShownToken
+from ortserve.gateway.replies.reply import CallDelta
 
 ItemKind = Literal["message", "reasoning", "function_call", "custom_tool_call"]
 PREFIXES: dict[ItemKind, str] = {

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from ortserve.gateway.answers.responses import ResponseError, ResponseReply
 from ortserve.gateway.responses.thread import Thread, kept_outputs
-from ortserve.gateway.schema.response_replies import ResponseError, ResponseReply
 from ortserve.gateway.store.items import KeptItem
 from ortserve.gateway.store.responses import KeptResponse
 from ortserve.gateway.store.state import State

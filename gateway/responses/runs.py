@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
+from ortserve.gateway.answers.responses import ResponseReply
 from ortserve.gateway.errors import ApiError, internal_error, too_many, unavailable
 from ortserve.gateway.exchange import Exchange
 from ortserve.gateway.logs import log
@@ -18,7 +19,6 @@ from ortserve.gateway.replies.generation import Generation
 from ortserve.gateway.responses.draft import ResponseDraft
 from ortserve.gateway.responses.record import ResponseRecord
 from ortserve.gateway.responses.sse import ResponseEvents
-from ortserve.gateway.schema.response_replies import ResponseReply
 
 MAX_RUNS = 256
 CLOSE_S = 5.0

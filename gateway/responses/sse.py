@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import msgspec
 
+from ortserve.gateway.answers.responses import OutputItem, OutputText, ResponseReply, text_logprobs
 from ortserve.gateway.errors import Problem
 from ortserve.gateway.replies.choice import ChoicePiece
 from ortserve.gateway.replies.generation import TokenUsage
 from ortserve.gateway.responses.draft import Change, ResponseDraft
 from ortserve.gateway.responses.items import ItemDraft, ItemKind
-from ortserve.gateway.schema.response_replies import OutputItem, OutputText, ResponseReply, text_logprobs
 
 # What an item's text is called: its events, and the field of the last of them that has all of it.
 TEXTS: dict[ItemKind, tuple[bytes, bytes]] = {

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.access.tenancy import salt_of
+from ortserve.gateway.answers.cache import ClearedReply, EntriesReply, StatsReply, WarmedReply
 from ortserve.gateway.contract.admin import CLEAR, WARM
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
@@ -16,41 +17,9 @@ from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.routes.bodies import asked_model, json_response, read_request
 from ortserve.gateway.schema.fields import Fields, check_range
 from ortserve.gateway.warming import Whose, answer_of, read_warm, warm
-from ortserve.plugins.api import CacheStats, Entry
 
 DEFAULT_ENTRIES = 1000
 MAX_ENTRIES = 1_000_000
-
-
-class StatsReply(msgspec.Struct, frozen=True):
-    """The answer to GET /admin/cache/stats."""
-
-    stats: CacheStats
-    object: str = "cache.stats"
-
-
-class EntriesReply(msgspec.Struct, frozen=True):
-    """The answer to GET /admin/cache/entries: the first of all `num_entries`, parents before children."""
-
-    data: list[Entry]
-    num_entries: int
-    object: str = "list"
-
-
-class ClearedReply(msgspec.Struct, frozen=True):
-    """The answer to POST /admin/cache/clear."""
-
-    num_blocks: int
-    object: str = "cache.cleared"
-
-
-class WarmedReply(msgspec.Struct, frozen=True):
-    """The answer to POST /admin/cache/warm."""
-
-    num_tokens: int
-    num_cached_tokens: int
-    num_pinned_tokens: int
-    object: str = "cache.warmed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ortserve.gateway.answers.admin_models import ManagedModel, ManagedModels
 from ortserve.gateway.contract.admin import LOAD, SWAP, UNLOAD
 from ortserve.gateway.errors import ApiError, Problem, bad_request
 from ortserve.gateway.fleet.fleet import Fleet
@@ -18,7 +19,7 @@ from ortserve.gateway.fleet.state import ModelState
 from ortserve.gateway.logs import log
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.routes.bodies import json_response, read_request
-from ortserve.gateway.schema.admin_models import ManagedModel, ManagedModels, read_load, read_swap, read_unload
+from ortserve.gateway.schema.admin_models import read_load, read_swap, read_unload
 from ortserve.runtime.errors import MemoryBudgetError, OrtserveError
 
 NewModel: TypeAlias = Callable[[str], ModelSpec]  # a source with the server's own options

@@ -8,6 +8,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ortserve.gateway.answers.batches import BatchReply, is_over
+from ortserve.gateway.answers.files import FileReply
 from ortserve.gateway.batches.jobs import BatchJobs
 from ortserve.gateway.contract.batches import BATCHES
 from ortserve.gateway.errors import ApiError, bad_request, not_found
@@ -16,8 +18,7 @@ from ortserve.gateway.ids import new_id
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.routes.bodies import json_response, now, read_request
 from ortserve.gateway.routes.pages import list_response, read_page, wrong_cursor
-from ortserve.gateway.schema.batches import WINDOW_S, BatchReply, is_over, read_batch_call
-from ortserve.gateway.schema.files import FileReply
+from ortserve.gateway.schema.batches import WINDOW_S, read_batch_call
 from ortserve.gateway.store.pages import CursorError, Page
 from ortserve.gateway.store.records import Record
 from ortserve.gateway.store.state import State

@@ -9,6 +9,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ortserve.gateway.answers.chat import ChatChoice, ChatReply, chat_finish, chat_logprobs, chat_message
+from ortserve.gateway.answers.usage import usage_reply
 from ortserve.gateway.contract.chat import CHAT
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
@@ -19,7 +21,6 @@ from ortserve.gateway.responses.chat_record import ChatRecord, RecordedChunks
 from ortserve.gateway.routes.bodies import json_response, now, read_addressed, reply_id
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
 from ortserve.gateway.schema.chat import ChatRequest, read_chat
-from ortserve.gateway.schema.replies import ChatChoice, ChatReply, chat_finish, chat_logprobs, chat_message, usage_reply
 from ortserve.gateway.served.service import ModelService
 from ortserve.gateway.store.completions import Completions
 from ortserve.gateway.streams.sse import ChatChunks

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ortserve.gateway.answers.completions import CompletionChoice, CompletionReply, completion_logprobs
+from ortserve.gateway.answers.usage import usage_reply
 from ortserve.gateway.contract.completions import COMPLETIONS
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
@@ -18,7 +20,6 @@ from ortserve.gateway.replies.generation import Generation, WholeChoice
 from ortserve.gateway.routes.bodies import json_response, now, read_addressed, reply_id
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
 from ortserve.gateway.schema.completions import CompletionRequest, read_completion
-from ortserve.gateway.schema.replies import CompletionChoice, CompletionReply, completion_logprobs, usage_reply
 from ortserve.gateway.served.service import ModelService
 from ortserve.gateway.streams.sse import CompletionChunks
 from ortserve.gateway.streams.stream import EventStream

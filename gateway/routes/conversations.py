@@ -8,6 +8,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ortserve.gateway.answers.conversations import ConversationReply
+from ortserve.gateway.answers.deleted import DeletedReply
 from ortserve.gateway.contract.conversations import CONVERSATION_ITEMS, CONVERSATIONS, METADATA_UPDATE
 from ortserve.gateway.errors import ApiError, bad_request, not_found
 from ortserve.gateway.exchange import exchange_of
@@ -15,13 +17,8 @@ from ortserve.gateway.ids import new_id
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.responses.thread import kept_of
 from ortserve.gateway.routes.bodies import json_response, now, read_request
-from ortserve.gateway.routes.deleted import DeletedReply
 from ortserve.gateway.routes.pages import list_response, query_words, read_page, wrong_cursor
-from ortserve.gateway.schema.conversations import (
-    ConversationReply,
-    read_conversation_call,
-    read_new_items,
-)
+from ortserve.gateway.schema.conversations import read_conversation_call, read_new_items
 from ortserve.gateway.schema.items import Item
 from ortserve.gateway.schema.metadata import read_new_metadata
 from ortserve.gateway.schema.responses import INCLUDABLE

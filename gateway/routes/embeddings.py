@@ -8,6 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ortserve.gateway.answers.embeddings import EmbeddingReply, EncoderUsage, embedding_values
 from ortserve.gateway.contract.encoders import EMBEDDINGS
 from ortserve.gateway.encoders.service import Encoded, EncoderService, Truncation, normalized
 from ortserve.gateway.errors import bad_request
@@ -17,13 +18,7 @@ from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.routes.bodies import read_request
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_while_connected
-from ortserve.gateway.schema.embeddings import (
-    EmbeddingReply,
-    EmbeddingRequest,
-    EncoderUsage,
-    embedding_values,
-    read_embedding,
-)
+from ortserve.gateway.schema.embeddings import EmbeddingRequest, read_embedding
 
 INLINE_NUMBERS = 8192  # writing so many as decimals stays below 1 ms
 

@@ -8,15 +8,16 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 
+from ortserve.gateway.answers.deleted import DeletedReply
+from ortserve.gateway.answers.files import FileReply
 from ortserve.gateway.errors import ApiError, not_found
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.http.uploads import gone_on_failure, receive_upload
 from ortserve.gateway.ids import new_id
 from ortserve.gateway.routes.bodies import json_response, now
-from ortserve.gateway.routes.deleted import DeletedReply
 from ortserve.gateway.routes.pages import list_response, read_page, wrong_cursor
 from ortserve.gateway.routes.whole import CLIENT_CLOSED
-from ortserve.gateway.schema.files import FileReply, read_file_ttl, read_purpose
+from ortserve.gateway.schema.files import read_file_ttl, read_purpose
 from ortserve.gateway.store.files import NewFile
 from ortserve.gateway.store.pages import CursorError, Page
 from ortserve.gateway.store.records import Record

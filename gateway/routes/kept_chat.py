@@ -10,12 +10,12 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ortserve.gateway.answers.deleted import DeletedReply
 from ortserve.gateway.contract.conversations import METADATA_UPDATE
 from ortserve.gateway.errors import ApiError, not_found
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.routes.bodies import INLINE_BYTES, json_response, read_request
-from ortserve.gateway.routes.deleted import DeletedReply
 from ortserve.gateway.routes.pages import list_response, query_pairs, read_page, wrong_cursor
 from ortserve.gateway.schema.kept_chat import listed_messages
 from ortserve.gateway.schema.metadata import read_new_metadata

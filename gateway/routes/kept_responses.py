@@ -9,12 +9,12 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ortserve.gateway.answers.deleted import DeletedReply
 from ortserve.gateway.errors import ApiError, bad_request, not_found
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.responses.runs import Runs, split_frames
 from ortserve.gateway.routes.bodies import json_response
-from ortserve.gateway.routes.deleted import DeletedReply
 from ortserve.gateway.routes.pages import (
     list_response,
     query_flag,

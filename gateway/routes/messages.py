@@ -9,6 +9,13 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ortserve.gateway.answers.anthropic import (
+    MessageReply,
+    TokenCountReply,
+    content_blocks,
+    message_usage,
+    stop_reason,
+)
 from ortserve.gateway.contract.messages import MESSAGES
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
@@ -18,13 +25,6 @@ from ortserve.gateway.replies.generation import Generation
 from ortserve.gateway.routes.bodies import json_response, read_addressed
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
 from ortserve.gateway.schema.anthropic import read_counted_call, read_message_call
-from ortserve.gateway.schema.anthropic_replies import (
-    MessageReply,
-    TokenCountReply,
-    content_blocks,
-    message_usage,
-    stop_reason,
-)
 from ortserve.gateway.schema.chat import ChatRequest
 from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ortserve.gateway.answers.models import EncoderReply, GenerationValues, ModelList, ModelReply
 from ortserve.gateway.encoders.service import EncoderService
 from ortserve.gateway.errors import ApiError, unavailable
 from ortserve.gateway.exchange import exchange_of
@@ -14,7 +15,6 @@ from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.fleet.prepared import Prepared
 from ortserve.gateway.fleet.state import ModelState
 from ortserve.gateway.routes.bodies import json_response
-from ortserve.gateway.schema.replies import EncoderReply, GenerationValues, ModelList, ModelReply
 from ortserve.gateway.served.service import ModelService
 from ortserve.runtime.manifest import Manifest
 

@@ -8,22 +8,13 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ortserve.gateway.answers.lists import ListReply
 from ortserve.gateway.errors import ApiError, bad_request
 from ortserve.gateway.routes.bodies import json_response
 from ortserve.gateway.schema.fields import check_range, invalid_value
 from ortserve.gateway.store.pages import CursorError, Page, PageRequest
 
 ORDERS = ("asc", "desc")
-
-
-class ListReply(msgspec.Struct, frozen=True):
-    """A page of objects. Clients' types demand strings even where nothing is first or last."""
-
-    data: list[msgspec.Raw]
-    first_id: str
-    last_id: str
-    has_more: bool
-    object: str = "list"
 
 
 def read_page(request: Request, *, default: int = 20, maximum: int = 100, ascending: bool = False) -> PageRequest:

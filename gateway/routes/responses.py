@@ -8,6 +8,7 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ortserve.gateway.answers.responses import InputTokensReply
 from ortserve.gateway.contract.responses import RESPONSES
 from ortserve.gateway.errors import ApiError
 from ortserve.gateway.exchange import Exchange, exchange_of
@@ -25,7 +26,6 @@ from ortserve.gateway.routes.bodies import INLINE_BYTES, json_response, now, rea
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_reply
 from ortserve.gateway.schema.chat import ChatRequest
 from ortserve.gateway.schema.items import Item
-from ortserve.gateway.schema.response_replies import InputTokensReply
 from ortserve.gateway.schema.responses import ResponseCall, read_response_call
 from ortserve.gateway.served.service import ModelService
 from ortserve.gateway.store.state import State

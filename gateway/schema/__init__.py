@@ -1,1 +1,1 @@
-"""Shapes of the OpenAI wire format: requests read with OpenAI's error messages, replies as typed structs."""
+"""What requests say: bodies read into checked values, with OpenAI's error messages. Knows no model and no reply."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ortserve.gateway.errors import bad_request, unsupported_parameter
-from ortserve.gateway.replies.structured import Structure, schema_structure
 from ortserve.gateway.schema.anthropic_content import read_conversation
 from ortserve.gateway.schema.anthropic_tools import read_anthropic_tools
 from ortserve.gateway.schema.caching import CacheWish, read_cache_salt
@@ -24,7 +23,7 @@ from ortserve.gateway.schema.sampling import (
     read_sampling,
     read_stop,
 )
-from ortserve.gateway.schema.structure import refuse_structure
+from ortserve.gateway.schema.structure import Structure, refuse_structure, schema_structure
 
 SERVICE_TIERS = ("auto", "standard_only")
 THINKING_TYPES = ("disabled", "adaptive", "enabled")

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ortserve.gateway.errors import bad_request, unsupported_parameter
-from ortserve.gateway.replies.structured import Structure
 from ortserve.gateway.schema.caching import CacheWish, read_cache_wish
 from ortserve.gateway.schema.drafting import DraftWish, read_draft_wish
 from ortserve.gateway.schema.fields import Fields, invalid_value
@@ -21,7 +20,7 @@ from ortserve.gateway.schema.sampling import (
     read_sampling,
     read_stops,
 )
-from ortserve.gateway.schema.structure import read_structure
+from ortserve.gateway.schema.structure import Structure, read_structure
 from ortserve.gateway.schema.tools import NO_TOOLS, ToolUse, read_tool_use
 from ortserve.runtime.request import SamplingParams
 

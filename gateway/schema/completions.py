@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ortserve.gateway.errors import bad_request
-from ortserve.gateway.replies.structured import Structure
 from ortserve.gateway.schema.caching import CacheWish, read_cache_wish
 from ortserve.gateway.schema.drafting import read_max_draft
 from ortserve.gateway.schema.fields import Fields, empty_array, invalid_type
@@ -18,7 +17,7 @@ from ortserve.gateway.schema.sampling import (
     read_sampling,
     read_stops,
 )
-from ortserve.gateway.schema.structure import read_structure
+from ortserve.gateway.schema.structure import Structure, read_structure
 from ortserve.runtime.request import SamplingParams
 
 DEFAULT_MAX_TOKENS = 16

@@ -1,27 +1,15 @@
-"""Bodies of the conversation endpoints, and conversations as JSON objects. Knows no store."""
+"""Bodies of the conversation endpoints, field by field. Knows no store."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
-
-import msgspec
 
 from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.schema.items import Item, check_no_references, read_items
 from ortserve.gateway.schema.metadata import read_metadata
 
 MAX_NEW_ITEMS = 20  # at once, OpenAI's
-
-
-class ConversationReply(msgspec.Struct, frozen=True):
-    """A conversation without its items."""
-
-    id: str
-    created_at: int
-    metadata: Mapping[str, str]
-    object: Literal["conversation"] = "conversation"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,12 @@
-"""The body of POST /v1/embeddings, read field by field, and its reply. Knows no encoder."""
+"""The body of POST /v1/embeddings, read field by field. Knows no encoder."""
 
 from __future__ import annotations
 
-from base64 import b64encode
 from dataclasses import dataclass
 from typing import Literal
 
-import msgspec
-import numpy as np
-
 from ortserve.gateway.errors import bad_request
 from ortserve.gateway.schema.fields import Fields, check_range, empty_array, invalid_type
-from ortserve.runtime.encoders.encoder import Rows
 
 MAX_INPUTS = 2048
 TYPE_OF_INPUT = "one of a string, array of strings, array of integers or array of arrays of integers"
@@ -28,30 +23,6 @@ class EmbeddingRequest:
     dimensions: int | None
     truncate: int | None  # tokens to keep; -1: as many as the model takes
     prompt_name: str | None
-
-
-class EncoderUsage(msgspec.Struct, frozen=True):
-    """Tokens that were encoded."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class EmbeddingValue(msgspec.Struct, frozen=True):
-    """The embedding of one input: numbers, or base64 of little-endian float32."""
-
-    index: int
-    embedding: list[float] | str
-    object: Literal["embedding"] = "embedding"
-
-
-class EmbeddingReply(msgspec.Struct, frozen=True):
-    """The answer to POST /v1/embeddings."""
-
-    data: list[EmbeddingValue]
-    model: str
-    usage: EncoderUsage
-    object: Literal["list"] = "list"
 
 
 def read_embedding(fields: Fields) -> EmbeddingRequest:
@@ -105,14 +76,6 @@ def check_text(value: str, param: str) -> str:
         message = f"Invalid '{param}': expected a string with at least one character, but got an empty string."
         raise bad_request(message, param=param, code="empty_string")
     return value
-
-
-def embedding_values(rows: Rows, *, is_base64: bool) -> list[EmbeddingValue]:
-    """One value a row."""
-    if is_base64:
-        little = rows.astype("<f4")
-        return [EmbeddingValue(index, b64encode(row.tobytes()).decode()) for index, row in enumerate(little)]
-    return [EmbeddingValue(index, row) for index, row in enumerate(rows.astype(np.float64).tolist())]
 
 
 def _read_inputs(fields: Fields) -> tuple[str | tuple[int, ...], ...]:

@@ -1,11 +1,8 @@
-"""Files as JSON objects, and what may be said of an upload. Knows no disk."""
+"""What may be said of an upload. Knows no disk."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
-
-import msgspec
 
 from ortserve.gateway.errors import bad_request, missing_parameter
 from ortserve.gateway.schema.fields import check_range, invalid_value
@@ -14,19 +11,6 @@ PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 BATCH_TTL_S = 30 * 24 * 3600
 MIN_TTL_S, MAX_TTL_S = 3600, 2_592_000
 ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
-
-
-class FileReply(msgspec.Struct, frozen=True):
-    """A file without its bytes."""
-
-    id: str
-    bytes: int
-    created_at: int
-    filename: str
-    purpose: str
-    expires_at: int | None = None
-    status: Literal["processed"] = "processed"
-    object: Literal["file"] = "file"
 
 
 def read_purpose(fields: Mapping[str, str]) -> str:

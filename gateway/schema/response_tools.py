@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from ortserve.gateway.errors import bad_request
 from ortserve.gateway.schema.fields import Fields
-from ortserve.gateway.schema.response_replies import Json
+from ortserve.gateway.schema.response_echo import Json
 from ortserve.gateway.schema.tools import Tool, ToolUse, choose_tool, read_flat_tool, read_name, refuse_doubles
 
 CALLED_TYPES = ("function", "custom")

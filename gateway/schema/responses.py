@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ortserve.gateway.errors import bad_request, unsupported_parameter
-from ortserve.gateway.replies.structured import Structure
 from ortserve.gateway.schema.caching import read_cache_wish
 from ortserve.gateway.schema.chat import MAX_TOP_LOGPROBS, REASONING_EFFORTS, VERBOSITIES, ChatRequest
 from ortserve.gateway.schema.drafting import read_draft_wish
@@ -16,7 +15,7 @@ from ortserve.gateway.schema.item_messages import messages_of
 from ortserve.gateway.schema.items import Item, num_messages, read_input
 from ortserve.gateway.schema.messages import Message
 from ortserve.gateway.schema.metadata import read_metadata
-from ortserve.gateway.schema.response_replies import ConversationReference, Json, RequestEcho
+from ortserve.gateway.schema.response_echo import ConversationReference, Json, RequestEcho
 from ortserve.gateway.schema.response_tools import ResponseTools, read_response_tools
 from ortserve.gateway.schema.sampling import (
     SamplingDefaults,
@@ -25,7 +24,7 @@ from ortserve.gateway.schema.sampling import (
     read_sampling,
     read_stops,
 )
-from ortserve.gateway.schema.structure import read_flat_format, refuse_structure
+from ortserve.gateway.schema.structure import Structure, read_flat_format, refuse_structure
 from ortserve.runtime.request import SamplingParams
 
 LOGPROBS = "message.output_text.logprobs"

@@ -1,20 +1,11 @@
-"""The bodies of POST /v1/rerank and /v1/score, read field by field, and their replies. Knows no encoder."""
+"""The bodies of POST /v1/rerank and /v1/score, read field by field. Knows no encoder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-import msgspec
 
 from ortserve.gateway.errors import bad_request, unsupported_parameter
-from ortserve.gateway.schema.embeddings import (
-    EncoderUsage,
-    check_count,
-    check_text,
-    read_texts,
-    read_truncation,
-)
+from ortserve.gateway.schema.embeddings import check_count, check_text, read_texts, read_truncation
 from ortserve.gateway.schema.fields import Fields, invalid_type, missing
 
 
@@ -39,48 +30,6 @@ class ScoreRequest:
     firsts: tuple[str, ...]
     seconds: tuple[str, ...]
     truncate: int | None
-
-
-class RankedDocument(msgspec.Struct, frozen=True):
-    """A document as it was sent."""
-
-    text: str
-
-
-class RankedResult(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One document's place in the request and its score."""
-
-    index: int
-    relevance_score: float
-    document: RankedDocument | None = None
-
-
-class RerankReply(msgspec.Struct, frozen=True):
-    """The answer to POST /v1/rerank, most relevant first."""
-
-    id: str
-    model: str
-    results: list[RankedResult]
-    usage: EncoderUsage
-
-
-class ScoreValue(msgspec.Struct, frozen=True):
-    """The score of one pair."""
-
-    index: int
-    score: float
-    object: Literal["score"] = "score"
-
-
-class ScoreReply(msgspec.Struct, frozen=True):
-    """The answer to POST /v1/score."""
-
-    id: str
-    created: int
-    model: str
-    data: list[ScoreValue]
-    usage: EncoderUsage
-    object: Literal["list"] = "list"
 
 
 def read_rerank(fields: Fields) -> RerankRequest:

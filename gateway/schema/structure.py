@@ -1,19 +1,17 @@
-"""The fields that say what a reply must look like: `response_format` and the extensions of other servers."""
+"""What a reply must look like, as `response_format` and the extensions of other servers say it. Knows no engine."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from ortserve.gateway.errors import bad_request, unsupported_parameter
-from ortserve.gateway.replies.structured import (
-    Structure,
-    choice_structure,
-    lark_structure,
-    object_structure,
-    regex_structure,
-    schema_structure,
-)
+import msgspec
+
+from ortserve.gateway.errors import ApiError, bad_request, unsupported_parameter
 from ortserve.gateway.schema.fields import Fields, invalid_type, invalid_value, missing
+from ortserve.runtime.errors import RequestError
+from ortserve.runtime.request import Grammar, GrammarKind
 
 MAX_NAME_LENGTH = 64
 MAX_GUIDED_CHOICES = 1024
@@ -23,6 +21,51 @@ GUIDED_FIELDS = ("guided_json", "guided_regex", "guided_choice", "guided_grammar
 # The same by names that other servers gave them; here they would be a second way to say it.
 FOREIGN_FIELDS = ("structured_outputs", "grammar", "json_schema")
 _NAME = re.compile(r"[a-zA-Z0-9_-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """A grammar and the request's field it came from, which errors name."""
+
+    grammar: Grammar
+    param: str
+
+    def after(self, marker: str) -> Structure:
+        """The same once `marker` has been said, such as the end of a reasoning channel or a tool call's opening tag.
+
+        Before it anything may be said, so the reply cannot end before it either.
+        """
+        return replace(self, grammar=replace(self.grammar, after=marker))
+
+    def refusal(self, error: RequestError) -> ApiError:
+        """A 400: the engine's grammar library cannot use it."""
+        return bad_request(f"Invalid '{self.param}': {error}.", param=self.param, code="invalid_grammar")
+
+
+def schema_structure(schema: Mapping[str, object], param: str) -> Structure:
+    """JSON that is valid by a schema."""
+    return Structure(Grammar(GrammarKind.JSON_SCHEMA, msgspec.json.encode(schema).decode()), param)
+
+
+def object_structure(param: str) -> Structure:
+    """Any JSON object."""
+    return schema_structure({"type": "object"}, param)
+
+
+def regex_structure(pattern: str, param: str) -> Structure:
+    """Text that matches a regular expression as a whole."""
+    return Structure(Grammar(GrammarKind.REGEX, pattern), param)
+
+
+def lark_structure(grammar: str, param: str) -> Structure:
+    """Text that a Lark grammar (llguidance's dialect, with a `start` rule) derives."""
+    return Structure(Grammar(GrammarKind.LARK, grammar), param)
+
+
+def choice_structure(choices: Sequence[str], param: str) -> Structure:
+    """One of a few texts."""
+    rules = " | ".join(msgspec.json.encode(choice).decode() for choice in choices)
+    return Structure(Grammar(GrammarKind.LARK, f"start: {rules}"), param)
 
 
 def read_structure(fields: Fields) -> Structure | None:

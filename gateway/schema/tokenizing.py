@@ -1,4 +1,4 @@
-"""The bodies of POST /v1/tokenize and /v1/detokenize in vLLM's and llama.cpp's words, and the replies. Knows no token.
+"""The bodies of POST /v1/tokenize and /v1/detokenize in vLLM's and llama.cpp's words. Knows no token.
 
 vLLM's tokenizer speaks of a `prompt` or of `messages`, llama.cpp's of `content`; a reply has the fields of both.
 """
@@ -6,8 +6,6 @@ vLLM's tokenizer speaks of a `prompt` or of `messages`, llama.cpp's of `content`
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import msgspec
 
 from ortserve.gateway.errors import bad_request, unsupported_parameter
 from ortserve.gateway.schema.caching import CacheWish
@@ -40,40 +38,6 @@ class DetokenizeRequest:
 
     model: str | None
     ids: tuple[int, ...]
-
-
-class TokenPiece(msgspec.Struct, frozen=True):
-    """A token and its part of the text: as bytes where these alone are not UTF-8."""
-
-    id: int
-    piece: str | list[int]
-
-
-class TokenizeReply(msgspec.Struct, frozen=True):
-    """The answer to POST /v1/tokenize. `token_strs` are the vocabulary's own spellings."""
-
-    count: int
-    max_model_len: int
-    tokens: list[int] | list[TokenPiece]
-    token_strs: list[str] | None
-
-
-class DetokenizeReply(msgspec.Struct, frozen=True):
-    """The answer to POST /v1/detokenize: one text under both names."""
-
-    prompt: str
-    content: str
-
-
-class TokenizerInfoReply(msgspec.Struct, frozen=True):
-    """The answer to GET /v1/tokenizer_info: what evaluation harnesses ask of a tokenizer that they do not have."""
-
-    bos_token: str | None
-    eos_token: str | None
-    pad_token: str | None
-    chat_template: str | None
-    vocab_size: int
-    model_max_length: int
 
 
 def read_tokenize(fields: Fields, vocabulary: Vocabulary) -> TokenizeRequest:

@@ -1,1 +1,1 @@
-"""A served model: what it is called, whether it may be served, how calls become engine requests."""
+"""A served model: whether it may be served, how calls become engine requests."""

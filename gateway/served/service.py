@@ -22,10 +22,10 @@ from ortserve.gateway.replies.judged import JudgedPrompt
 from ortserve.gateway.replies.pieces import TextAssembler
 from ortserve.gateway.replies.reply import PLAIN_TEXT, ReplyPlan
 from ortserve.gateway.replies.reply_style import reply_style
-from ortserve.gateway.replies.structured import Structure
 from ortserve.gateway.schema.chat import ChatRequest
 from ortserve.gateway.schema.completions import CompletionRequest
 from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
+from ortserve.gateway.schema.structure import Structure
 from ortserve.gateway.served.defaults import sampling_defaults
 from ortserve.gateway.served.fingerprint import installed_versions, system_fingerprint
 from ortserve.runtime.drivers.async_engine import AsyncEngine

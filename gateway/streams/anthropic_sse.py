@@ -7,12 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ortserve.gateway.errors import Problem
-from ortserve.gateway.http.anthropic_errors import anthropic_body
-from ortserve.gateway.replies.choice import ChoicePiece
-from ortserve.gateway.replies.generation import TokenUsage
-from ortserve.gateway.replies.reply import CallDelta
-from ortserve.gateway.schema.anthropic_replies import (
+from ortserve.gateway.answers.anthropic import (
     Block,
     MessageReply,
     MessageUsage,
@@ -22,6 +17,11 @@ from ortserve.gateway.schema.anthropic_replies import (
     message_usage,
     stop_reason,
 )
+from ortserve.gateway.errors import Problem
+from ortserve.gateway.http.anthropic_errors import anthropic_body
+from ortserve.gateway.replies.choice import ChoicePiece
+from ortserve.gateway.replies.generation import TokenUsage
+from ortserve.gateway.replies.reply import CallDelta
 
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'

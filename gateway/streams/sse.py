@@ -10,11 +10,13 @@ from typing import Protocol
 
 import msgspec
 
+from ortserve.gateway.answers.chat import chat_finish, chat_logprobs
+from ortserve.gateway.answers.chat_deltas import ChatDeltas
+from ortserve.gateway.answers.completions import completion_logprobs
+from ortserve.gateway.answers.usage import usage_reply
 from ortserve.gateway.errors import Problem
 from ortserve.gateway.replies.choice import ChoicePiece, FinishWord
 from ortserve.gateway.replies.generation import TokenUsage
-from ortserve.gateway.schema.chat_deltas import ChatDeltas
-from ortserve.gateway.schema.replies import chat_finish, chat_logprobs, completion_logprobs, usage_reply
 from ortserve.gateway.schema.tools import NO_TOOLS, ToolUse
 
 DONE = b"data: [DONE]\n\n"

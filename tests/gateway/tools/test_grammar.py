@@ -19,7 +19,7 @@ from ortserve.gateway.prompts.reasoning import ReasoningFormat
 from ortserve.gateway.prompts.tokenizer import load_tokenizer
 from ortserve.gateway.replies.calling import Calling, after_reasoning
 from ortserve.gateway.replies.reply import ReplyPlan, ReplyReader, WholeCall, join_calls
-from ortserve.gateway.replies.structured import Structure, regex_structure, schema_structure
+from ortserve.gateway.schema.structure import Structure, regex_structure, schema_structure
 from ortserve.gateway.schema.tools import InputGrammar, Tool, ToolMode, ToolUse
 from ortserve.gateway.tools.custom import INPUT_SCHEMA
 from ortserve.gateway.tools.deepseek import DeepSeekFormat

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
+from ortserve.gateway.answers.chat import TokenLogprob, chat_logprobs
 from ortserve.gateway.errors import Problem
 from ortserve.gateway.replies.generation import TokenUsage
 from ortserve.gateway.replies.pieces import ShownToken
-from ortserve.gateway.schema.replies import TokenLogprob, chat_logprobs
+from ortserve.gateway.schema.response_echo import RequestEcho
 
-Json = Mapping[str, object]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 
@@ -117,40 +116,6 @@ class IncompleteDetails(msgspec.Struct, frozen=True):
     reason: Literal["max_output_tokens", "content_filter"]
 
 
-class ConversationReference(msgspec.Struct, frozen=True):
-    """The conversation a response belongs to."""
-
-    id: str
-
-
-class RequestEcho(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields of a response that say what was asked for."""
-
-    background: bool
-    conversation: ConversationReference | None
-    frequency_penalty: float
-    instructions: str | None
-    max_output_tokens: int | None
-    max_tool_calls: int | None
-    metadata: Mapping[str, str]
-    parallel_tool_calls: bool
-    presence_penalty: float
-    previous_response_id: str | None
-    prompt_cache_key: str | None
-    prompt_cache_retention: str | None
-    reasoning: Json
-    safety_identifier: str | None
-    store: bool
-    temperature: float
-    text: Json
-    tool_choice: str | Json
-    tools: list[Json]
-    top_logprobs: int
-    top_p: float
-    truncation: Literal["auto", "disabled"]
-    user: str | None
-
-
 class ResponseReply(RequestEcho, frozen=True, kw_only=True):
     """The answer to POST /v1/responses, and what is kept of it."""
 
@@ -161,7 +126,7 @@ class ResponseReply(RequestEcho, frozen=True, kw_only=True):
     completed_at: int | None = None
     error: ResponseError | None = None
     incomplete_details: IncompleteDetails | None = None
-    output: list[OutputItem] = []
+    output: list[OutputItem] = msgspec.field(default_factory=list)
     usage: ResponseUsage | None = None
     service_tier: Literal["default"] = "default"
     object: Literal["response"] = "response"
