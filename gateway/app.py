@@ -42,13 +42,13 @@ from ortserve.gateway.routes.models import ModelsRoute
 from ortserve.gateway.routes.scoring import ScoringRoute
 from ortserve.gateway.routes.tokenizing import TokenizingRoute
 from ortserve.gateway.schema.batches import ENDPOINTS
+from ortserve.gateway.served.warming import Whose
 from ortserve.gateway.state_routes import kept_routes, response_routes
 from ortserve.gateway.store.state import State
 from ortserve.gateway.telemetry.metrics import Metrics
 from ortserve.gateway.telemetry.tracing import Tracing
 from ortserve.gateway.transport.forwarded import Forwarded
 from ortserve.gateway.usage.ledger import Ledger
-from ortserve.gateway.warming import Whose
 
 RATE_HEADERS = [
     name

@@ -191,7 +191,7 @@ def _new_fleet(serving: _Serving, specs: Sequence[ModelSpec], resolve_model: Res
     from ortserve.gateway.fleet.fleet import Fleet
     from ortserve.gateway.fleet.member import Tools
     from ortserve.gateway.fleet.opening import FolderOpener
-    from ortserve.gateway.warming import read_warm_file, warm_all
+    from ortserve.gateway.served.warming import read_warm_file, warm_all
     from ortserve.runtime.host.machine import memory_budget
     from ortserve.runtime.host.threads import share_cores
     from ortserve.runtime.session import default_num_threads

@@ -1,4 +1,4 @@
-"""Query parameters of each endpoint that has some, for the served description. Knows no handler."""
+"""Query parameters of each endpoint that has some, and the bounds they are read with. Knows no handler."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ortserve.gateway.contract.shapes import BOOLEAN, STRING, Shape, array, integer, mapping, words
-from ortserve.gateway.routes.admin import DEFAULT_ENTRIES, MAX_ENTRIES
-from ortserve.gateway.routes.files import MAX_LIMIT
-from ortserve.gateway.routes.kept_responses import MAX_EVENTS
-from ortserve.gateway.routes.pages import ORDERS
 from ortserve.gateway.schema.responses import INCLUDABLE
+
+ORDERS = ("asc", "desc")
+MAX_FILES = 10_000  # of a page
+MAX_EVENTS = 10**9  # of a response
+DEFAULT_ENTRIES = 1000
+MAX_ENTRIES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ QUERIES: Mapping[tuple[str, str], tuple[QueryParameter, ...]] = {
     ("GET", "/v1/conversations/{id}/items"): (*_page(), INCLUDE),
     ("GET", "/v1/conversations/{id}/items/{item_id}"): (INCLUDE,),
     ("GET", "/v1/files"): (
-        *_page(default=MAX_LIMIT, maximum=MAX_LIMIT),
+        *_page(default=MAX_FILES, maximum=MAX_FILES),
         QueryParameter("purpose", STRING, "only those of this purpose"),
     ),
     ("GET", "/v1/batches"): _page(),

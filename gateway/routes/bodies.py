@@ -19,32 +19,12 @@ from ortserve.gateway.errors import ApiError, Problem, bad_request
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.pool import WorkPool
-from ortserve.gateway.schema.fields import Fields, kind
+from ortserve.gateway.schema.fields import Fields, parse_object
 from ortserve.gateway.served.service import ModelService
 
 INLINE_BYTES = 8 * 1024  # reading that much stays near 1 ms, if it is the shortest messages
 
 Result = TypeVar("Result")
-
-
-def parse_object(body: bytes) -> Fields:
-    """The body as one JSON object; raises `ApiError` (400) otherwise.
-
-    Of a name that comes twice the last one counts.
-    """
-    try:
-        value = msgspec.json.decode(body)
-    except (ValueError, RecursionError) as error:  # msgspec's errors and invalid UTF-8 are ValueErrors
-        reason = str(error) or type(error).__name__
-        message = (
-            "We could not parse the JSON body of your request. The API expects a JSON payload sent with "
-            f"'Content-Type: application/json', but what was sent was not valid JSON: {reason}."
-        )
-        raise bad_request(message) from None
-    if not isinstance(value, dict):
-        message = f"Invalid request body: expected a JSON object, but got {kind(value)} instead."
-        raise bad_request(message, code="invalid_type")
-    return Fields(value)
 
 
 async def read_request(request: Request, table: FieldTable, read: Callable[[Fields], Result], pool: WorkPool) -> Result:

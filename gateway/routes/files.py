@@ -10,6 +10,7 @@ from starlette.responses import FileResponse, Response
 
 from ortserve.gateway.answers.deleted import DeletedReply
 from ortserve.gateway.answers.files import FileReply
+from ortserve.gateway.contract.queries import MAX_FILES
 from ortserve.gateway.errors import ApiError, not_found
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.http.uploads import gone_on_failure, receive_upload
@@ -22,8 +23,6 @@ from ortserve.gateway.store.files import NewFile
 from ortserve.gateway.store.pages import CursorError, Page
 from ortserve.gateway.store.records import Record
 from ortserve.gateway.store.state import State
-
-MAX_LIMIT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class FilesRoute:
     async def index(self, request: Request) -> Response:
         """All files, the newest first."""
         purpose = request.query_params.get("purpose")
-        page_request = read_page(request, default=MAX_LIMIT, maximum=MAX_LIMIT)
+        page_request = read_page(request, default=MAX_FILES, maximum=MAX_FILES)
         try:
             page = await self.state.files.page(exchange_of(request.scope).tenant, page_request, purpose)
         except CursorError as error:

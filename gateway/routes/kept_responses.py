@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.answers.deleted import DeletedReply
+from ortserve.gateway.contract.queries import MAX_EVENTS
 from ortserve.gateway.errors import ApiError, bad_request, not_found
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.http.watch import Patience
@@ -28,8 +29,6 @@ from ortserve.gateway.store.pages import CursorError, Page
 from ortserve.gateway.store.records import Record
 from ortserve.gateway.store.state import State
 from ortserve.gateway.streams.followed import FollowedRun
-
-MAX_EVENTS = 10**9
 
 
 class _Kept(msgspec.Struct, frozen=True):

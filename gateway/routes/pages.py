@@ -9,12 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.answers.lists import ListReply
+from ortserve.gateway.contract.queries import ORDERS
 from ortserve.gateway.errors import ApiError, bad_request
 from ortserve.gateway.routes.bodies import json_response
 from ortserve.gateway.schema.fields import check_range, invalid_value
 from ortserve.gateway.store.pages import CursorError, Page, PageRequest
-
-ORDERS = ("asc", "desc")
 
 
 def read_page(request: Request, *, default: int = 20, maximum: int = 100, ascending: bool = False) -> PageRequest:

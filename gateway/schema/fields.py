@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from ortserve.gateway.errors import ApiError, bad_request, missing_parameter
 
 TYPE_NAMES: Mapping[type, str] = {
@@ -179,3 +181,23 @@ class Fields:
         if not isinstance(value, dict):
             raise invalid_type(self.name(key), "an object", value)
         return Fields(value, self.name(key))
+
+
+def parse_object(body: bytes) -> Fields:
+    """The body as one JSON object; raises `ApiError` (400) otherwise.
+
+    Of a name that comes twice the last one counts.
+    """
+    try:
+        value = msgspec.json.decode(body)
+    except (ValueError, RecursionError) as error:  # msgspec's errors and invalid UTF-8 are ValueErrors
+        reason = str(error) or type(error).__name__
+        message = (
+            "We could not parse the JSON body of your request. The API expects a JSON payload sent with "
+            f"'Content-Type: application/json', but what was sent was not valid JSON: {reason}."
+        )
+        raise bad_request(message) from None
+    if not isinstance(value, dict):
+        message = f"Invalid request body: expected a JSON object, but got {kind(value)} instead."
+        raise bad_request(message, code="invalid_type")
+    return Fields(value)

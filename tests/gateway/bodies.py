@@ -21,7 +21,7 @@ from ortserve.gateway.schema.responses import read_response_call
 from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary
 from ortserve.gateway.schema.scoring import read_rerank, read_score
 from ortserve.gateway.schema.tokenizing import read_detokenize, read_tokenize
-from ortserve.gateway.warming import read_warm
+from ortserve.gateway.served.warming import read_warm
 
 Body: TypeAlias = dict[str, Any]
 

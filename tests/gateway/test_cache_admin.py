@@ -14,7 +14,7 @@ import pytest
 from ortserve.gateway.access.tenancy import tenant_of
 from ortserve.gateway.http.server import Limits
 from ortserve.gateway.served.service import ModelService, open_service
-from ortserve.gateway.warming import WarmingError, read_warm_file, warm_all
+from ortserve.gateway.served.warming import WarmingError, read_warm_file, warm_all
 from tests.gateway.pocket import ADMIN, CONVERSATION, cached, chat, open_pocket, serving_pocket
 from tests.gateway.running import serving
 from tests.waiting import PATIENCE_S

@@ -17,8 +17,7 @@ from ortserve.gateway.contract.operations import OPERATIONS
 from ortserve.gateway.http.edge import canonical_path
 from ortserve.gateway.options.edge import MAX_BODY_BYTES, EdgeOptions
 from ortserve.gateway.routes import bodies
-from ortserve.gateway.routes.bodies import parse_object
-from ortserve.gateway.schema.fields import Fields
+from ortserve.gateway.schema.fields import Fields, parse_object
 from ortserve.gateway.store.state import State
 from tests.gateway.fleets import fleet_of
 from tests.gateway.running import Running, running

@@ -13,9 +13,8 @@ from typing import TypeAlias, TypeVar
 from ortserve.gateway.access.tenancy import salt_of
 from ortserve.gateway.errors import ApiError, bad_request, unavailable
 from ortserve.gateway.logs import log
-from ortserve.gateway.routes.bodies import parse_object
 from ortserve.gateway.schema.caching import read_ttl
-from ortserve.gateway.schema.fields import Fields, invalid_type
+from ortserve.gateway.schema.fields import Fields, invalid_type, parse_object
 from ortserve.gateway.schema.messages import Message, read_messages
 from ortserve.gateway.schema.sampling import Vocabulary, read_prompt_ids
 from ortserve.gateway.served.service import ModelService
