@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
+from typing import Protocol
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from ortserve.plugins.draft_contract import NEVER, DrafterContract
+from ortserve.plugins.api import PluginContext
 from ortserve.plugins.drafting import Draft, Drafter, DraftRequest, Ended, SequenceView, Verified
 
 _MOST_AT_ONCE = 5
@@ -20,6 +22,16 @@ _PHRASES = ((0, 1, 2), (0, 1, 2, 3), (0, 1, 2, 4, 3), (2, 0), (1,))  # what begi
 _WORDS = st.lists(st.sampled_from(_PHRASES), min_size=1, max_size=4).map(lambda phrases: sum(phrases, ()))
 _WHICH = st.integers(0, _MOST_AT_ONCE - 1)
 _ROWS = st.lists(_WHICH, min_size=1, max_size=_MOST_AT_ONCE, unique=True)
+
+
+class Contract(Protocol):
+    """What is tested. `DrafterContract` is one."""
+
+    def new_context(self) -> PluginContext:
+        """What a new drafter is made with."""
+
+    def make(self, context: PluginContext) -> Drafter:
+        """A new drafter."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +68,7 @@ class Tenant:
 class DrafterMachine(RuleBasedStateMachine):
     """The requests of one engine."""
 
-    def __init__(self, contract: DrafterContract) -> None:
+    def __init__(self, contract: Contract) -> None:
         super().__init__()
         self._contract = contract
         self._context = contract.new_context()
@@ -158,7 +170,7 @@ class DrafterMachine(RuleBasedStateMachine):
 
     def _propose(self, asking: Sequence[Running], views: Sequence[SequenceView]) -> dict[str, Draft]:
         copies = [tuple(view.tokens) for view in views]
-        drafts = self._drafter.propose(views, NEVER)
+        drafts = self._drafter.propose(views, inf)
         assert [tuple(view.tokens) for view in views] == copies, "the drafter has changed the tokens of a view"
         by_id = {view.id: view for view in views}
         running = {one.request.id: one for one in asking}
@@ -195,7 +207,7 @@ class DrafterMachine(RuleBasedStateMachine):
         innocent = self._contract.make(self._contract.new_context())
         for call in tenant.calls:
             call(innocent)
-        repeated = [again.tokens for again in innocent.propose([view], NEVER)]
+        repeated = [again.tokens for again in innocent.propose([view], inf)]
         innocent.close()
         assert draft.tokens in repeated, f"words of another tenant are guessed for {tenant.salt!r}: {draft.tokens}"
 
@@ -207,7 +219,7 @@ class DrafterMachine(RuleBasedStateMachine):
 
 
 def _ask(views: Sequence[SequenceView], drafter: Drafter) -> None:
-    drafter.propose(views, NEVER)
+    drafter.propose(views, inf)
 
 
 def _tell(action: Callable[[Drafter, bytes | None], object], salt: bytes, drafter: Drafter) -> None:

@@ -10,8 +10,8 @@ from ortserve.plugins.api import Hit, Ticket
 from ortserve.runtime.grammar.constraint import Constraint, Mask
 from ortserve.runtime.manifest import RotaryRegime
 from ortserve.runtime.request import FinishReason, Request
+from ortserve.runtime.sampling.draw import Draw
 from ortserve.runtime.sampling.history import TokenHistory
-from ortserve.runtime.sampling.sampler import Draw
 
 
 class Stage(Enum):

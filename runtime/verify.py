@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from ortserve.runtime.grammar.constraint import Mask
 from ortserve.runtime.request import SamplingParams, TokenLogprobs
-from ortserve.runtime.sampling.sampler import Draw, Drawn
+from ortserve.runtime.sampling.draw import Draw
+from ortserve.runtime.sampling.sampler import Drawn
 from ortserve.runtime.sequence import Sequence
 from ortserve.runtime.step import Row
 

@@ -23,6 +23,8 @@ from ortserve.export.sources.checkpoint import Checkpoint
 
 Floats = NDArray[np.float32]
 Watch = Callable[[int, Floats], None]  # a layer, and the residual stream after it, [tokens of all sequences, hidden]
+# The logits after every token of every sequence, each [length, vocab_size], by whatever computes them.
+Compute = Callable[[Sequence[Sequence[int]], Watch | None], list[Floats]]
 HEAD_ROWS = 8192  # rows of the output matrix multiplied at a time
 
 

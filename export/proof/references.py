@@ -5,15 +5,14 @@ Both are independent of the graph builders; transformers is also independent of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeAlias
 
 from ortserve.export.architecture import Architecture
 from ortserve.export.errors import ExportError, UnreadableError
-from ortserve.export.float_reference.forward import Floats, Watch, reference_logits
+from ortserve.export.float_reference.forward import Compute, Floats, Watch, reference_logits
 from ortserve.export.folder.versions import version_of
 from ortserve.export.recipes.precisions import ReferenceName
 from ortserve.export.sources.checkpoint import Checkpoint
@@ -23,7 +22,6 @@ NUMPY = "independent NumPy float32 forward pass"
 NEEDED = ("torch", "transformers")
 INSTALL = "pip install 'ortserve[reference]'"
 ROOM = 1.3  # of the weights in float32: what a forward pass of a few hundred tokens takes on top
-Compute: TypeAlias = Callable[[Sequence[Sequence[int]], Watch | None], list[Floats]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,7 @@ import numpy as np
 
 from ortserve.export.architecture import Architecture
 from ortserve.export.errors import UnreadableError
-from ortserve.export.float_reference.forward import Floats, Watch
-from ortserve.export.proof.references import Compute
+from ortserve.export.float_reference.forward import Compute, Floats, Watch
 from ortserve.export.sources.checkpoint import Checkpoint
 
 

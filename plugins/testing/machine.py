@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar, Protocol
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from ortserve.plugins.api import Breakpoint, CacheMode, CacheQuery, HitState, PluginContext
+from ortserve.plugins.api import Breakpoint, CacheMode, CacheQuery, HitState, PluginContext, PromptCache
 from ortserve.plugins.testing.arena import ModelArena
-from ortserve.plugins.testing.contract import PromptCacheContract
 from ortserve.plugins.testing.play import Clock, Play
 
 _MOST_AT_ONCE = 5
@@ -18,6 +19,17 @@ _SALTS = (b"", b"one", b"two")
 _TTLS = (1.0, 30.0)
 _WHICH = st.integers(0, _MOST_AT_ONCE - 1)
 _GENERATED = st.lists(st.integers(0, 1), min_size=1, max_size=4)
+
+
+class Contract(Protocol):
+    """What is tested, and in how much room. `PromptCacheContract` is one."""
+
+    block_size: ClassVar[int]  # tokens
+    num_blocks: ClassVar[int]  # of the arena
+    options: ClassVar[Mapping[str, str]]
+
+    def make(self, context: PluginContext) -> PromptCache:
+        """A new cache."""
 
 
 @st.composite
@@ -33,7 +45,7 @@ def queries(draw: st.DrawFn) -> CacheQuery:
     return CacheQuery(tokens, limit, salt, mode, tuple(breakpoints), durable=durable)
 
 
-def new_play(contract: PromptCacheContract) -> Play:
+def new_play(contract: Contract) -> Play:
     """The contract's cache on an empty arena."""
     arena, clock = ModelArena(contract.num_blocks, contract.block_size), Clock()
     context = PluginContext(
@@ -61,7 +73,7 @@ class PromptCacheMachine(RuleBasedStateMachine):
     What is drawn never depends on what the cache has answered, for a cache with threads may answer otherwise next time.
     """
 
-    def __init__(self, contract: PromptCacheContract) -> None:
+    def __init__(self, contract: Contract) -> None:
         super().__init__()
         self._contract = contract
         self._play = new_play(contract)

@@ -27,7 +27,8 @@ from ortserve.runtime.pages.sampling_head import (
 )
 from ortserve.runtime.pages.staging import Staging, staged_bytes
 from ortserve.runtime.request import TokenLogprobs
-from ortserve.runtime.sampling.sampler import Draw, Drawn, Ready, Sampler
+from ortserve.runtime.sampling.draw import Draw
+from ortserve.runtime.sampling.sampler import Drawn, Ready, Sampler
 
 _FEWEST_RULES = 64  # ids with a rule are padded to powers of two from here on
 _ROW_BYTES = 256  # of one row's parameters without rules, generously

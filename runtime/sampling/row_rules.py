@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
 
 from ortserve.runtime.grammar.constraint import Bits
+from ortserve.runtime.sampling.draw import Draw
 from ortserve.runtime.sampling.exponential import Floats
 from ortserve.runtime.sampling.truncation import Ids
-
-if TYPE_CHECKING:
-    from ortserve.runtime.sampling.sampler import Draw
 
 _FEW = 4096  # ids that a grammar allows: up to here only they are looked at, and the rest of the row is left alone
 

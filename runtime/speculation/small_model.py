@@ -18,7 +18,8 @@ from ortserve.runtime.new_runner import new_runner
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import SamplingParams
 from ortserve.runtime.rotary import choose_regime, regimes_within
-from ortserve.runtime.sampling.sampler import Draw, Sampler
+from ortserve.runtime.sampling.draw import Draw
+from ortserve.runtime.sampling.sampler import Sampler
 from ortserve.runtime.session import Session
 from ortserve.runtime.slots.kv import SlotKvStore, block_size
 from ortserve.runtime.slots.runner import load_session

@@ -18,7 +18,8 @@ import numpy as np
 from ortserve.runtime.grammar.guidance import open_grammars
 from ortserve.runtime.manifest import read_manifest
 from ortserve.runtime.request import Grammar, GrammarKind, SamplingParams
-from ortserve.runtime.sampling.sampler import Draw, Sampler
+from ortserve.runtime.sampling.draw import Draw
+from ortserve.runtime.sampling.sampler import Sampler
 from tests.bench.measurement import Goal, finish, script_parser, spread
 
 STRINGS = {

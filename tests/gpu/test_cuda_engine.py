@@ -30,7 +30,8 @@ from ortserve.runtime.opening import open_paged_engine
 from ortserve.runtime.pages.runner import DeviceLogits
 from ortserve.runtime.pages.sampler import DeviceSampler
 from ortserve.runtime.request import Completion, Delta, FinishReason, Grammar, GrammarKind, Request, SamplingParams
-from ortserve.runtime.sampling.sampler import Draw, Sampler
+from ortserve.runtime.sampling.draw import Draw
+from ortserve.runtime.sampling.sampler import Sampler
 from ortserve.runtime.session import available_providers
 from ortserve.runtime.workers.balancer import Balancer
 from ortserve.runtime.workers.launch import WorkerSpec

@@ -9,8 +9,9 @@ from ortserve.runtime.devices.device import HostDevice
 from ortserve.runtime.pages.runner import DeviceLogits
 from ortserve.runtime.pages.sampler import DeviceSampler
 from ortserve.runtime.request import SamplingParams
+from ortserve.runtime.sampling.draw import Draw
 from ortserve.runtime.sampling.history import TokenHistory
-from ortserve.runtime.sampling.sampler import Draw, Sampler
+from ortserve.runtime.sampling.sampler import Sampler
 
 ROWS = 6
 SAMPLINGS = {

@@ -16,7 +16,7 @@ import pytest
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.request import Request, SamplingParams
-from ortserve.runtime.sampling.sampler import Draw
+from ortserve.runtime.sampling.draw import Draw
 from ortserve.runtime.sequence import Sequence as EngineSequence
 from ortserve.runtime.speculation.drafting import Drafting
 from ortserve.runtime.testing import VOCAB_SIZE, predict_logits, predict_next

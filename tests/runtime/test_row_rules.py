@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ortserve.runtime.request import SamplingParams
+from ortserve.runtime.sampling.draw import Draw
 from ortserve.runtime.sampling.row_rules import apply_grammar
-from ortserve.runtime.sampling.sampler import Draw
 
 NUM_IDS = 12_003  # no whole number of words, nor of bytes
 

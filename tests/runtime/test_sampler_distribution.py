@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from ortserve.runtime.request import SamplingParams
-from ortserve.runtime.sampling.sampler import Draw, Sampler
+from ortserve.runtime.sampling.draw import Draw
+from ortserve.runtime.sampling.sampler import Sampler
 
 Doubles = npt.NDArray[np.float64]
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ortserve.runtime.request import SamplingParams
+from ortserve.runtime.sampling.draw import Draw
 from ortserve.runtime.sampling.history import TokenHistory
-from ortserve.runtime.sampling.sampler import Draw, Drawn, Sampler
+from ortserve.runtime.sampling.sampler import Drawn, Sampler
 
 Floats = npt.NDArray[np.float32]
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ortserve.runtime.request import SamplingParams
+from ortserve.runtime.sampling.draw import Draw
 from ortserve.runtime.sampling.history import TokenHistory
-from ortserve.runtime.sampling.sampler import Draw, Sampler
+from ortserve.runtime.sampling.sampler import Sampler
 
 Floats = npt.NDArray[np.float32]
 
@@ -209,7 +210,7 @@ def test_a_random_number_on_a_border_never_gives_an_impossible_token(
     logits[[first, second]] = 0.0
     sampling = replace(SamplingParams(), **truncation)  # type: ignore[arg-type]
     for number, token in ((0.0, first), (0.5 - 2**-54, first), (0.5, second), (1.0 - 2**-53, second)):
-        monkeypatch.setattr("ortserve.runtime.sampling.sampler.uniform", lambda *_, number=number: number)
+        monkeypatch.setattr("ortserve.runtime.sampling.draw.uniform", lambda *_, number=number: number)
         assert token_of(logits, Draw(sampling, 0, 0, 0)) == token
 
 
@@ -218,7 +219,7 @@ def test_a_sum_that_was_rounded_up_does_not_reach_beyond_the_last_possible_token
     monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     small = np.log(1.5 * 2.0**-24)  # in float32 1 and this are 1 + 2 ** -23, in float64 less
-    monkeypatch.setattr("ortserve.runtime.sampling.sampler.uniform", lambda *_: 1.0 - 2**-53)
+    monkeypatch.setattr("ortserve.runtime.sampling.draw.uniform", lambda *_: 1.0 - 2**-53)
     logits = np.full(size, -np.inf, np.float32)
     logits[:2] = [0.0, small]
     assert token_of(logits, Draw(SamplingParams(), 0, 0, 0)) == 1

@@ -15,7 +15,7 @@ from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import DraftModelError
 from ortserve.runtime.opening import open_engine
 from ortserve.runtime.request import SamplingParams
-from ortserve.runtime.sampling.sampler import Draw
+from ortserve.runtime.sampling.draw import Draw
 from ortserve.runtime.session import Session
 from ortserve.runtime.speculation.small_model import MAX_FEED, DraftModel, load_draft
 from ortserve.runtime.testing import predict_logits
