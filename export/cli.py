@@ -1,4 +1,4 @@
-"""The verbs export, import, verify, inspect, toy and widen: arguments and what is printed. The work is done elsewhere.
+"""The verbs export, verify and inspect: arguments and what is printed. Import, toy and widen lie with their work.
 
 For each verb a pair: `configure_*` describes its arguments, `run_*` does it and returns the exit status, 0 done or 1 a
 check failed. Bad input is raised as an `OrtserveError` of one line, which the console script maps to 2. NumPy and ONNX
@@ -7,11 +7,12 @@ are imported where work is done, so that `ortserve --help` is fast.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ortserve.export.arguments import add_force, add_json, add_reference, describe
 from ortserve.export.bundled import bundled_draft, bundled_model, resolve_source
 from ortserve.export.encoders.cli import (
     add_encoder_arguments,
@@ -33,11 +34,10 @@ from ortserve.export.recipes.precisions import (
     DEVICES,
     KV_PRECISIONS,
     PRECISIONS,
-    REFERENCES,
     Device,
     KvPrecision,
 )
-from ortserve.export.toys.shapes import SHAPES, find_shape
+from ortserve.export.toys.cli import configure_toy, configure_widen, run_toy, run_widen
 
 if TYPE_CHECKING:
     from ortserve.export.sources.checkpoint import Checkpoint
@@ -79,7 +79,7 @@ def ensure_exported(
 
 def configure_export(parser: ArgumentParser) -> None:
     """`ortserve export SRC DST`."""
-    _describe(
+    describe(
         parser,
         "Turn a Hugging Face checkpoint into a quantized ONNX model, and prove it against an independent reference.",
         "ortserve export HuggingFaceTB/SmolLM2-135M-Instruct smollm2 --precision int8",
@@ -126,8 +126,8 @@ def configure_export(parser: ArgumentParser) -> None:
     )
     add_encoder_arguments(parser)
     add_via_argument(parser)
-    _add_force(parser)
-    _add_reference(parser)
+    add_force(parser)
+    add_reference(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="print plan, sizes, and about how much memory and time; write nothing"
     )
@@ -137,7 +137,7 @@ def configure_export(parser: ArgumentParser) -> None:
         action="store_true",
         help="status 0 even if the proof fails; the folder is marked unverified",
     )
-    _add_json(parser)
+    add_json(parser)
 
 
 def run_export(arguments: Namespace) -> int:
@@ -197,7 +197,7 @@ def _run_dry(arguments: Namespace) -> int:
 
 def configure_verify(parser: ArgumentParser) -> None:
     """`ortserve verify DIR`."""
-    _describe(
+    describe(
         parser,
         "Check that an exported model is what its report says; with --against, measure it again and renew the report.",
         "ortserve verify smollm2 --against HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -205,8 +205,8 @@ def configure_verify(parser: ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", type=Path, help="exported model")
     parser.add_argument("--against", metavar="SRC", help="checkpoint folder, GGUF file or hub id it was exported from")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter that was merged")
-    _add_reference(parser)
-    _add_json(parser)
+    add_reference(parser)
+    add_json(parser)
 
 
 def run_verify(arguments: Namespace) -> int:
@@ -248,7 +248,7 @@ def _open_against(arguments: Namespace) -> AbstractContextManager[Checkpoint]:
 
 def configure_inspect(parser: ArgumentParser) -> None:
     """`ortserve inspect DIR`."""
-    _describe(
+    describe(
         parser,
         "Draw what an exported model is: structure, sizes and recipes layer by layer, graph, report, and the error of"
         " each layer.",
@@ -256,7 +256,7 @@ def configure_inspect(parser: ArgumentParser) -> None:
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="exported model")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the errors and sizes of the layers (PNG)")
-    _add_json(parser)
+    add_json(parser)
 
 
 def run_inspect(arguments: Namespace) -> int:
@@ -276,77 +276,3 @@ def run_inspect(arguments: Namespace) -> int:
 
         write_error_plot(arguments.plot, f"{facts.manifest.name} in {facts.manifest.precision}", facts.parts)
     return print_json(facts) if arguments.json else print_text(describe_model(facts))
-
-
-def configure_toy(parser: ArgumentParser) -> None:
-    """`ortserve toy SHAPE DST`."""
-    _describe(
-        parser,
-        "Write a checkpoint of random weights in a well-known shape, to measure speed; its text means nothing.",
-        "ortserve toy qwen2.5-0.5b toy-0.5b && ortserve export toy-0.5b toy-0.5b-int8",
-    )
-    parser.add_argument("shape", metavar="SHAPE", choices=tuple(SHAPES), help=", ".join(SHAPES))
-    parser.add_argument("destination", metavar="DST", type=Path, help="folder to make")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same bytes (default: 0)")
-    _add_force(parser)
-
-
-def run_toy(arguments: Namespace) -> int:
-    """Prints where the checkpoint is."""
-    from ortserve.export.toys.toy import write_toy_checkpoint
-
-    shape = find_shape(arguments.shape)
-    write_toy_checkpoint(shape, arguments.destination, seed=arguments.seed, force=arguments.force, progress=True)
-    return print_text(f"{arguments.destination}: {shape.num_parameters:,} random parameters, {arguments.shape}\n")
-
-
-def configure_widen(parser: ArgumentParser) -> None:
-    """`ortserve widen SRC DST --like SHAPE`."""
-    _describe(
-        parser,
-        "Widen a small trained checkpoint to the cost of a larger shape: same answers, real speed figures.",
-        "ortserve widen pocket pocket-at-size --like qwen2.5-0.5b",
-    )
-    parser.add_argument("source", metavar="SRC", help="checkpoint folder, hub id, or pocket for the bundled model")
-    parser.add_argument("destination", metavar="DST", type=Path, help="folder to make")
-    parser.add_argument("--like", choices=tuple(SHAPES), required=True, help="shape whose cost it takes on")
-    parser.add_argument("--max-context", type=int, metavar="N", help="tokens, beyond the trained ones too")
-    _add_force(parser)
-
-
-def run_widen(arguments: Namespace) -> int:
-    """Prints where the checkpoint is."""
-    from ortserve.export.toys.widen import widen_checkpoint
-
-    widen_checkpoint(
-        resolve_source(arguments.source),
-        arguments.destination,
-        find_shape(arguments.like),
-        max_context=arguments.max_context,
-        force=arguments.force,
-        progress=True,
-    )
-    return print_text(f"{arguments.destination}: {arguments.source} at the cost of {arguments.like}\n")
-
-
-def _describe(parser: ArgumentParser, description: str, example: str) -> None:
-    parser.description = description
-    parser.epilog = f"example:\n  {example}"
-    parser.formatter_class = RawDescriptionHelpFormatter
-
-
-def _add_force(parser: ArgumentParser) -> None:
-    parser.add_argument("--force", action="store_true", help="replace an existing model folder")
-
-
-def _add_reference(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--reference",
-        choices=REFERENCES,
-        default=DEFAULTS["reference"],
-        help="what is computed beside: transformers with torch, NumPy, or (auto) the first where it is installed",
-    )
-
-
-def _add_json(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from contextlib import ExitStack
 from pathlib import Path
 
+from ortserve.export.arguments import add_json, describe
 from ortserve.export.bundled import resolve_source
 from ortserve.export.printing import print_export
 
 
 def configure_import(parser: ArgumentParser) -> None:
     """`ortserve import DIR`."""
-    parser.description = (
+    describe(
+        parser,
         "Take over a model that another exporter made (onnxruntime-genai's folders, and optimum's layout): write a"
-        " manifest and a report beside its files, which stay as they are."
+        " manifest and a report beside its files, which stay as they are.",
+        "ortserve import phi-3-mini-onnx --source microsoft/Phi-3-mini-4k-instruct",
     )
-    parser.epilog = "example:\n  ortserve import phi-3-mini-onnx --source microsoft/Phi-3-mini-4k-instruct"
-    parser.formatter_class = RawDescriptionHelpFormatter
     parser.add_argument("folder", metavar="DIR", type=Path, help="what the other exporter wrote")
     parser.add_argument(
         "--source",
@@ -29,7 +30,7 @@ def configure_import(parser: ArgumentParser) -> None:
     parser.add_argument("--name", help="what the model is called (default: the folder's name)")
     parser.add_argument("--max-context", type=int, metavar="N", help="tokens (default: what its files say)")
     parser.add_argument("--force", action="store_true", help="replace the manifest of an earlier import")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    add_json(parser)
 
 
 def run_import(arguments: Namespace) -> int:
