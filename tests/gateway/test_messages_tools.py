@@ -13,8 +13,8 @@ from tests.gateway.running import running
 from tests.gateway.scripted import make_driver, saying
 from tests.gateway.test_messages import PATH, call, events_of
 from tests.gateway.test_reasoning import TEMPLATE as THINKING
-from tests.gateway.test_tools import CALL, HERMES, SAID, TIME, talking
 from tests.gateway.test_tools_template import prompt_of
+from tests.gateway.tool_calls import CALL, HERMES, SAID, TIME, talking
 
 CUT = CALL.replace('"Paris"', '"Paris", "street": "Rue de Rivoli"')
 REPLY = f"{SAID}\n{CALL}\n{TIME}"

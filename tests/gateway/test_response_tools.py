@@ -16,7 +16,7 @@ from ortserve.gateway.schema.tools import ToolMode, ToolUse
 from tests.gateway.running import running
 from tests.gateway.scripted import make_driver, saying
 from tests.gateway.test_responses import PATH, call, events_of, refused
-from tests.gateway.test_tools import CALL, HERMES, SAID, TIME, talking
+from tests.gateway.tool_calls import CALL, HERMES, SAID, TIME, talking
 
 THINKING = HERMES + "{# <think></think> #}"
 THOUGHT = "The weather is wanted."

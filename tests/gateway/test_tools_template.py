@@ -9,7 +9,7 @@ import pytest
 
 from tests.gateway.running import Running
 from tests.gateway.scripted import CHATML, make_tokenizer
-from tests.gateway.test_tools import MISTRAL, PATH, body, called, choice_of, function, talking
+from tests.gateway.tool_calls import MISTRAL, PATH, body, called, choice_of, function, talking
 
 HISTORY: list[dict[str, Any]] = [
     {"role": "user", "content": "weather?"},

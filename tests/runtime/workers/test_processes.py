@@ -13,21 +13,17 @@ from pathlib import Path
 import pytest
 
 from ortserve.plugins.api import Entry
-from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.drivers.engine_driver import EngineDriver
 from ortserve.runtime.errors import (
     ContextLengthError,
     EngineClosedError,
-    MemoryBudgetError,
     OverloadedError,
     RequestError,
 )
-from ortserve.runtime.manifest import Manifest, read_manifest
+from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.opening import open_driver
 from ortserve.runtime.request import (
     CacheHints,
-    Delta,
-    DraftHints,
     FinishReason,
     Grammar,
     GrammarKind,
@@ -35,33 +31,16 @@ from ortserve.runtime.request import (
     SamplingParams,
 )
 from ortserve.runtime.speculation.stats import DraftStats
-from ortserve.runtime.testing import write_paged_synthetic_model
 from ortserve.runtime.workers.balancer import Balancer
-from ortserve.runtime.workers.launch import WorkerProcess, WorkerSpec
+from ortserve.runtime.workers.launch import WorkerSpec
 from ortserve.runtime.workers.restarts import Restarts
-from tests.gateway.synthetic import write_synthetic_text_model
 from tests.runtime.driving import ENDLESS, Collector, greedy, prompt_of
 from tests.runtime.synthetic import greedy_tokens
-from tests.runtime.workers.openers import EMULATED
+from tests.runtime.workers.processes import CONFIG, PLAIN, endless, pids, run, tokens_of
 from tests.waiting import PATIENCE_S, wait_for
 
-CONFIG = EngineConfig(
-    max_rows=3, num_threads=1, kv_memory=2**22, swap_memory=2**20, prompt_cache_memory=2**20, max_waiting=4,
-    deterministic=True, drafter="ngram",
-)  # fmt: skip
-PLAIN = DraftHints(max_draft=0)
 LONG = tuple(range(1, 99)) * 2  # a prompt of more than one block
 FOUR_DIGITS = Grammar(GrammarKind.REGEX, "[0-9]{4}")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_synthetic_text_model(tmp_path_factory.mktemp("model"), max_context=4096)
-
-
-@pytest.fixture(scope="module")
-def manifest(folder: Path) -> Manifest:
-    return read_manifest(folder)
 
 
 @pytest.fixture(scope="module")
@@ -94,30 +73,8 @@ def alone(folder: Path) -> Iterator[EngineDriver]:
     driver.close()
 
 
-def endless(name: str, number: int) -> Request:
-    return Request(name, prompt_of(number), ENDLESS, draft=PLAIN)
-
-
-def tokens_of(deltas: list[Delta]) -> list[int]:
-    return [token for delta in deltas for token in delta.token_ids]
-
-
-def run(driver: EngineDriver, request: Request) -> list[Delta]:
-    collector = Collector()
-    driver.submit(request, collector)
-    return collector.wait_for(request.id)
-
-
 def _entries(driver: EngineDriver) -> list[Entry]:
     return driver.cache_entries().result(PATIENCE_S)
-
-
-def _is_down(balancer: Balancer, number: int) -> bool:
-    return pids(balancer)[number] is None
-
-
-def pids(balancer: Balancer) -> list[int | None]:
-    return [worker.pid for worker in balancer.workers()]
 
 
 def test_a_reply_is_the_same_in_every_process_and_in_this_one(pair: Balancer, alone: EngineDriver) -> None:
@@ -302,52 +259,3 @@ def test_a_killed_process_loses_its_own_requests_and_comes_back(pair: Balancer) 
     assert second.driver.healthy
     assert pair.stats().num_finished >= counted  # counters never go back
     assert tokens_of(run(first.driver, replace(request, id="after"))) == greedy_tokens(request.prompt, request.sampling)
-
-
-def test_emulated_engines_of_a_gpu_and_the_end_of_the_last(tmp_path: Path) -> None:
-    manifest = write_paged_synthetic_model(tmp_path, max_context=512)
-    config = EngineConfig(max_rows=3, num_threads=1, kv_memory=2**20, swap_memory=0)
-    specs = [WorkerSpec(f"cuda:{number}", tmp_path, manifest, config, EMULATED) for number in range(2)]
-    balancer = Balancer(specs, Restarts(delays_s=()))
-    try:
-        collector = Collector()
-        requests = [greedy(f"p{number}", number) for number in range(6)]
-        for request in requests:
-            balancer.submit(request, collector)
-        for request in requests:
-            assert tokens_of(collector.wait_for(request.id)) == greedy_tokens(request.prompt, request.sampling)
-        assert all(seat.driver.stats().num_finished for seat in balancer._seats)
-        assert balancer.plan.num_rows == 6
-        for number, pid in enumerate(pids(balancer)):
-            assert (balancer.healthy, balancer.has_failed) == (True, False)
-            assert pid is not None
-            os.kill(pid, signal.SIGKILL)
-            wait_for(partial(_is_down, balancer, number))
-        with pytest.raises(EngineClosedError, match="cuda:1 was killed by SIGKILL"):
-            balancer.ended.result(PATIENCE_S)
-        assert (balancer.healthy, balancer.has_failed) == (False, True)
-        with pytest.raises(EngineClosedError, match="was killed by SIGKILL"):
-            balancer.submit(greedy("late", 1), collector)
-        with pytest.raises(EngineClosedError):
-            balancer.cache_clear(None).result(PATIENCE_S)
-    finally:
-        balancer.close()
-
-
-def test_what_keeps_a_process_from_starting_arrives_as_it_was(folder: Path, manifest: Manifest) -> None:
-    with pytest.raises(MemoryBudgetError, match=r"^cpu-1: 0\.0 MiB for the KV cache hold not even its smallest part"):
-        Balancer([WorkerSpec("cpu-1", folder, manifest, replace(CONFIG, kv_memory=3))])
-
-
-def test_a_process_dies_with_the_thread_that_has_started_it(folder: Path, manifest: Manifest) -> None:
-    begun: list[WorkerProcess] = []
-
-    def begin() -> None:
-        begun.append(WorkerProcess(WorkerSpec("cpu-0", folder, manifest, CONFIG)))
-        assert begun[0].channel.receive()  # it has asked the system for that before it says hello
-
-    thread = threading.Thread(target=begin)
-    thread.start()
-    thread.join(PATIENCE_S)
-    assert begun[0]._process.wait(PATIENCE_S) == -signal.SIGKILL  # not by `end`, which kills what lives too long
-    assert begun[0].end() == "was killed by SIGKILL"
