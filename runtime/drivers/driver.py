@@ -55,7 +55,7 @@ class _Errand:
 
 
 class Driver:
-    """One engine on one thread. Every method may be called from any thread."""
+    """An `EngineDriver`: one engine on one thread."""
 
     def __init__(
         self, engine: Engine, manifest: Manifest, plan: EnginePlan, *, step_limit_s: float = STEP_LIMIT_S
@@ -82,17 +82,17 @@ class Driver:
 
     @property
     def max_context(self) -> int:
-        """Tokens of one sequence, prompt and output."""
+        """Part of `EngineDriver`."""
         return self.plan.max_context
 
     @property
     def healthy(self) -> bool:
-        """Requests are accepted."""
+        """Part of `EngineDriver`."""
         return self._closed_reason is None
 
     @property
     def has_failed(self) -> bool:
-        """The engine's thread has died: only a new one helps."""
+        """Part of `EngineDriver`: its thread has died, and only a new one helps."""
         return self._has_failed
 
     def workers(self) -> tuple[WorkerState, ...]:
@@ -100,7 +100,7 @@ class Driver:
         return ()
 
     def stats(self) -> EngineStats:
-        """As of the last step."""
+        """Part of `EngineDriver`."""
         return self._stats
 
     def progress(self) -> Progress:
@@ -108,32 +108,27 @@ class Driver:
         return self._outlets.backlog.progress
 
     def cache_stats(self) -> CacheStats:
-        """The prompt cache as of the last step."""
+        """Part of `EngineDriver`."""
         return self._cache_stats
 
     def draft_stats(self) -> DraftStats | None:
-        """The drafter as of the last step; None without one."""
+        """Part of `EngineDriver`."""
         return self._draft_stats
 
     def cache_entries(self) -> Future[list[Entry]]:
-        """What the prompt cache keeps."""
+        """Part of `EngineDriver`."""
         return self._errand(lambda reuse: list(reuse.cache.entries()))
 
     def cache_pin(self, tokens: Sequence[int], salt: bytes, ttl_s: float) -> Future[int]:
-        """Keep what is cached of a prefix for `ttl_s` seconds (0 ends it); the tokens it covers."""
+        """Part of `EngineDriver`."""
         return self._errand(lambda reuse: reuse.pin(tokens, salt, ttl_s))
 
     def cache_clear(self, salt: bytes | None) -> Future[int]:
-        """Forget one salt's prefixes, or all; the blocks forgotten."""
+        """Part of `EngineDriver`."""
         return self._errand(lambda reuse: reuse.clear(salt))
 
     def submit(self, request: Request, outlet: Outlet) -> None:
-        """Queue a request; its deltas go to `outlet` until one carries `finish`.
-
-        A grammar is compiled here, unless `prepare` has done it lately. Raises `RequestError` (`ContextLengthError`)
-        when it can never run or its id is in use, `OverloadedError` when the queue is full, `WaitTooLongError` when it
-        would wait longer than it may, `EngineClosedError` after `close` or a crash of the engine's thread.
-        """
+        """Part of `EngineDriver`."""
         check_request(request, self.manifest, self.plan)
         constraint = None if request.grammar is None else self._running().grammars.compile(request.grammar)
         with self._changed:
@@ -144,30 +139,27 @@ class Driver:
             self._changed.notify()
 
     def check_room(self) -> None:
-        """Raise `OverloadedError` when the queue is full: sooner than after the work of making a request."""
+        """Part of `EngineDriver`."""
         with self._changed:
             self._outlets.backlog.check_room(monotonic())
 
     def queue_stats(self) -> QueueStats:
-        """What waits now, and for how long."""
+        """Part of `EngineDriver`."""
         with self._changed:
             return self._outlets.backlog.stats(monotonic())
 
     def prepare(self, grammar: Grammar) -> None:
-        """Compile a grammar, so that submitting requests with it takes no time; may take a tenth of a second.
-
-        Raises `RequestError` that says what is wrong with it, and `EngineClosedError` as `submit` does.
-        """
+        """Part of `EngineDriver`."""
         self._running().grammars.compile(grammar)
 
     def cancel(self, request_id: str) -> None:
-        """End a request; its outlet gets a last delta with `CANCELLED`. Unknown and finished ids are ignored."""
+        """Part of `EngineDriver`."""
         with self._changed:
             self._inbox.append(_Cancel(request_id))
             self._changed.notify()
 
     def close(self, *, drain_s: float = 0.0) -> None:
-        """Accept nothing more, give running requests up to `drain_s` seconds, cancel the rest, and stop the thread."""
+        """Part of `EngineDriver`."""
         with self._changed:
             if self._closed_reason is None:
                 self._closed_reason = "the engine is shutting down"

@@ -38,7 +38,7 @@ class WorkerState:
 
 
 class EngineDriver(Protocol):
-    """Every method may be called from any thread. `Driver` says what each does and raises."""
+    """Every method may be called from any thread. Implementations say only what they do besides."""
 
     @property
     def manifest(self) -> Manifest:
@@ -89,16 +89,24 @@ class EngineDriver(Protocol):
         """Forget one salt's prefixes, or all; the blocks forgotten."""
 
     def submit(self, request: Request, outlet: Outlet) -> None:
-        """Queue a request; its deltas go to `outlet` until one carries `finish`."""
+        """Queue a request; its deltas go to `outlet` until one carries `finish`.
+
+        A grammar is compiled first, unless `prepare` has done it lately. Raises `RequestError` (`ContextLengthError`)
+        when it can never run or its id is in use, `OverloadedError` when the queue is full, `WaitTooLongError` when it
+        would wait longer than it may, `EngineClosedError` after `close` or when the engine has died.
+        """
 
     def check_room(self) -> None:
-        """Raise `OverloadedError` when the queue is full."""
+        """Raise `OverloadedError` when the queue is full: sooner than after the work of making a request."""
 
     def prepare(self, grammar: Grammar) -> None:
-        """Compile a grammar, so that submitting requests with it takes no time."""
+        """Compile a grammar, so that submitting requests with it takes no time; may take a tenth of a second.
+
+        Raises `RequestError` that says what is wrong with it, and `EngineClosedError` as `submit` does.
+        """
 
     def cancel(self, request_id: str) -> None:
-        """End a request."""
+        """End a request; its outlet gets a last delta with `CANCELLED`. Unknown and finished ids are ignored."""
 
     def close(self, *, drain_s: float = 0.0) -> None:
         """Accept nothing more, give running requests up to `drain_s` seconds, cancel the rest, and stop."""
