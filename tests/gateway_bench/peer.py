@@ -28,6 +28,7 @@ class Peer:
     fail_every: int = 0  # each so-many-th streamed request is a 503
     cut_every: int = 0  # each so-many-th stream is cut in the middle
     send_usage: bool = True
+    hold_until: int = 0  # no stream begins before so many have been asked for
     two_token_words: tuple[str, ...] = ()
     bodies: list[dict[str, Any]] = field(default_factory=list)
     num_streams: int = 0
@@ -82,6 +83,8 @@ class Peer:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         if chat:
             _frame(writer, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        while self.num_streams < self.hold_until:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
         for number in range(0, num_output, self.tokens_per_frame):
             if self.delay_s:
                 await asyncio.sleep(self.delay_s)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from ortserve.plugins.prefix_cache import blockfile, disk
 from ortserve.plugins.prefix_cache.blockfile import write_block
 from tests.plugins.engine import Engine, disk_engine, files, numbers, tier
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 
 def damaged(path: Path, how: str) -> None:
@@ -187,10 +188,10 @@ def test_abandoned_temporary_files_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_slow_disk_skips_writes_and_pins_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = write_block
+    real, goes_on = write_block, threading.Event()
 
     def slow(*arguments: object) -> int:
-        time.sleep(0.05)
+        assert goes_on.wait(PATIENCE_S)
         return real(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr("ortserve.plugins.prefix_cache.disk.write_block", slow)
@@ -198,21 +199,33 @@ def test_a_slow_disk_skips_writes_and_pins_little(tmp_path: Path, monkeypatch: p
     engine.keep(numbers(0, 80))
     assert tier(engine).num_skipped_writes >= 1, "and what hangs below is not even tried"
     assert engine.cache.evict(99) >= 10
+    goes_on.set()
     engine.cache.close()
 
 
 def test_closing_takes_bounded_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writing, goes_on, num_writes = threading.Event(), threading.Event(), 0
+
     def stuck(*arguments: object) -> int:
-        time.sleep(0.3)
+        nonlocal num_writes
+        num_writes += 1
+        writing.set()
+        assert goes_on.wait(PATIENCE_S)
         return 1
 
     monkeypatch.setattr("ortserve.plugins.prefix_cache.disk.write_block", stuck)
     monkeypatch.setattr(disk, "_FLUSH_S", 0.1)
+    monkeypatch.setattr(disk, "_JOIN_S", 0.2)
+    before = set(threading.enumerate())
     engine = disk_engine(tmp_path)
+    (thread,) = set(threading.enumerate()) - before
     engine.keep(numbers(0, 32))
-    began = time.monotonic()
+    assert writing.wait(PATIENCE_S)
     engine.cache.close()
-    assert time.monotonic() - began < 2.0
+    assert thread.is_alive(), "it has not waited for the write that is stuck"
+    goes_on.set()
+    thread.join(PATIENCE_S)
+    assert num_writes == 1, "what was queued behind it is not written after that time"
 
 
 def serve_for_ever(folder: str, first: int) -> None:

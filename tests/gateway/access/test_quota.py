@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -87,7 +89,9 @@ def test_anthropics_words_for_the_same() -> None:
     }
 
 
-def test_limits_over_http(tmp_path: Path) -> None:
+def test_limits_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()  # and no later: a second is worth a token
+    monkeypatch.setattr("ortserve.gateway.http.edge.time", SimpleNamespace(monotonic=lambda: now))
     access = Access(file=file_of(tmp_path, line("few", requests_per_minute=2), line("little", tokens_per_minute=60)))
     with (
         running(make_driver(saying("hello world")), access=access) as server,

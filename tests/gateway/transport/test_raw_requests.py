@@ -62,6 +62,13 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
+    with running(make_driver(saying("hello")), limits=Limits(drain_s=1.0, stall_s=5.0)) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[Running]:
+    """Half a second for a head, and as long for a body."""
     limits = Limits(drain_s=1.0, stall_s=5.0, header_s=0.5)
     with running(make_driver(saying("hello")), limits=limits, edge=EdgeOptions(body_s=0.5)) as started:
         yield started
@@ -119,8 +126,8 @@ def test_what_was_sent_is_not_logged(server: Running, logged: io.StringIO) -> No
 
 
 @pytest.mark.parametrize("sent", [b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: ", b"GET"])
-def test_a_head_that_trickles_is_cut_off(server: Running, sent: bytes, logged: io.StringIO) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as client:
+def test_a_head_that_trickles_is_cut_off(hasty: Running, sent: bytes, logged: io.StringIO) -> None:
+    with socket.create_connection(("127.0.0.1", hasty.port), timeout=PATIENCE_S) as client:
         client.sendall(sent)
         client.settimeout(0.1)
         answer = b""
@@ -141,9 +148,9 @@ def test_a_head_that_trickles_is_cut_off(server: Running, sent: bytes, logged: i
         ("/v1/files", b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'),
     ],
 )
-def test_a_body_that_trickles_is_cut_off(server: Running, path: str, begun: bytes) -> None:
+def test_a_body_that_trickles_is_cut_off(hasty: Running, path: str, begun: bytes) -> None:
     head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n" % path.encode()
-    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as client:
+    with socket.create_connection(("127.0.0.1", hasty.port), timeout=PATIENCE_S) as client:
         client.sendall(head + b"Content-Length: 100000\r\n\r\n" + begun)
         client.settimeout(0.1)
         answer = b""
@@ -162,13 +169,14 @@ def test_a_body_that_trickles_is_cut_off(server: Running, path: str, begun: byte
         assert b"connection: close" in answer.lower()
 
 
-def test_a_slow_body_that_still_comes_is_read(server: Running) -> None:
+def test_a_slow_body_that_still_comes_is_read(hasty: Running) -> None:
     padded = CHAT[:-1] + b" " * 6000 + b"}"  # worth 12 seconds
-    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as client:
-        client.sendall(HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(padded))
-        for start in range(0, len(padded), 1000):
-            client.sendall(padded[start : start + 1000])
+    with socket.create_connection(("127.0.0.1", hasty.port), timeout=PATIENCE_S) as client:
+        head = HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(padded)
+        client.sendall(head + padded[:1000])  # worth 2 of them
+        for start in range(1000, len(padded), 1000):
             time.sleep(0.12)
+            client.sendall(padded[start : start + 1000])
         answer = b""
         while piece := client.recv(65536):
             answer += piece
