@@ -29,8 +29,8 @@ for phase in (
 
 @pytest.fixture(autouse=True)
 def without_user_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The user's ORTSERVE_* variables must not change what is tested."""
-    for name in [name for name in os.environ if name.startswith("ORTSERVE_")]:
+    """The user's ORTSERVE_* variables, and those of `serve`, must not change what is tested."""
+    for name in [name for name in os.environ if name.startswith("ORTSERVE_") or name in ("HOST", "PORT", "MODEL")]:
         monkeypatch.delenv(name)
 
 

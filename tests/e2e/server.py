@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -30,8 +31,9 @@ def serving(*arguments: str) -> Iterator[str]:
         log = Path(folder) / "server.log"
         ortserve = Path(sys.executable).with_name("ortserve")
         command = [str(ortserve), "serve", *arguments, "--port", str(port), "--state-dir", f"{folder}/state"]
+        environment = {**os.environ, "XDG_CACHE_HOME": f"{folder}/cache"}  # no export of an earlier run is served
         with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
             wait_until_ready(process, url, log)
             yield url
