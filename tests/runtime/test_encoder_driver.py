@@ -26,7 +26,7 @@ from ortserve.runtime.manifest import MANIFEST_NAME, manifest_json, read_manifes
 from ortserve.runtime.opening import open_encoder
 from tests.runtime.synthetic import SyntheticModel
 from tests.runtime.synthetic_encoder import expected, make_manifest, random_inputs, write_synthetic_encoder
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, wait_for
 
 POISON = 299
 
@@ -182,6 +182,7 @@ def test_closing_drains_and_then_fails_what_is_left(gated: Gated, driver: Encode
     waiting = driver.submit(healthy_inputs(2, [60]))
     closer = threading.Thread(target=driver.close)
     closer.start()
+    wait_for(lambda: not driver.healthy)
     gated.gate.set()
     closer.join(PATIENCE_S)
     running.result(PATIENCE_S)
@@ -195,7 +196,7 @@ def test_closing_drains_and_then_fails_what_is_left(gated: Gated, driver: Encode
 def test_a_drain_finishes_what_waits(gated: Gated, driver: EncoderDriver) -> None:
     futures = [driver.submit(healthy_inputs(seed, [5, 60])) for seed in range(4)]
     gated.gate.set()
-    driver.close(drain_s=10)
+    driver.close(drain_s=PATIENCE_S)
     for future in futures:
         assert future.result(0).shape == (2, 8)
 
