@@ -43,6 +43,10 @@ class Steps:
         self._number += 1
         self.longest_s = max(self.longest_s, self._clock() - self._begun_s)
 
+    def renew(self) -> None:
+        """One has ended and the next begins; how long it has taken says nothing of the next."""
+        self._number += 2
+
     def hung_s(self) -> float | None:
         """Look: the seconds that the running step has taken, where it may not take so long."""
         number, now_s = self._number, self._clock()
@@ -70,6 +74,10 @@ class Watchdog:
     def end(self) -> None:
         """It has ended."""
         self.steps.end()
+
+    def renew(self) -> None:
+        """One step has ended and the next begins."""
+        self.steps.renew()
 
     def close(self) -> None:
         """Look no more."""

@@ -7,10 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.drivers.watchdog import Watchdog
 from ortserve.runtime.errors import EngineError, OrtserveError
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.plan import EnginePlan
@@ -53,6 +55,7 @@ class WorkerProcess:
                 own.close()
                 raise EngineError(f"the engine process {spec.name} cannot be started ({error})") from None
         self.channel = Channel(own)
+        self.silence = ""  # why `listen` has killed it
 
     @property
     def pid(self) -> int:
@@ -81,6 +84,27 @@ class WorkerProcess:
                 case unexpected:
                     raise AssertionError(unexpected)
         raise EngineError(f"the engine process {spec.name} {self.end()} while it was opening the model")
+
+    def listen(self, limit_s: float) -> Iterator[bytes]:
+        """All that it says once its engine runs, until it says no more.
+
+        One that says nothing for `limit_s` seconds has been stopped, or computes without letting its other threads run:
+        it is killed, and `silence` says so.
+        """
+
+        def give_up(seconds: float) -> None:
+            self.silence = f"has said nothing for {seconds:.0f} s"
+            self.kill()
+            self.channel.hang_up()  # a process that the system cannot end yet keeps its socket
+
+        watchdog = Watchdog(limit_s, give_up)
+        watchdog.begin()
+        try:
+            while (message := self.channel.receive()) is not None:
+                watchdog.renew()
+                yield message
+        finally:
+            watchdog.close()
 
     def kill(self) -> None:
         """End it now."""

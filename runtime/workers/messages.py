@@ -21,7 +21,7 @@ from ortserve.runtime.scheduling.backlog import Progress
 from ortserve.runtime.scheduling.fair_order import FairOrder
 from ortserve.runtime.speculation.stats import DraftStats
 
-PROTOCOL = 2  # of these messages and of the values in them
+PROTOCOL = 3  # of these messages and of the values in them
 HELLO = f"ortserve {metadata.version('ortserve')} worker {PROTOCOL}".encode()
 
 
@@ -146,6 +146,10 @@ class Logged(_Message, frozen=True):
     fields: dict[str, Any]
 
 
+class Alive(_Message, frozen=True):
+    """The process runs, whether it has anything to say or not: one that does not say even this has been stopped."""
+
+
 class Ended(_Message, frozen=True):
     """The engine has been closed, or has died of an error; the process ends."""
 
@@ -153,7 +157,7 @@ class Ended(_Message, frozen=True):
 
 
 Command: TypeAlias = Submit | Cancel | Prepare | ListEntries | Pin | Clear | Close
-Report: TypeAlias = Ready | NotStarted | Stepped | Refused | Answered | Logged | Ended
+Report: TypeAlias = Ready | NotStarted | Stepped | Refused | Answered | Logged | Alive | Ended
 
 
 def _as_values(value: object) -> object:

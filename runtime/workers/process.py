@@ -30,6 +30,7 @@ from ortserve.runtime.workers.channel import Channel
 from ortserve.runtime.workers.crossing import departing
 from ortserve.runtime.workers.messages import (
     HELLO,
+    Alive,
     Answered,
     Cancel,
     Clear,
@@ -54,6 +55,7 @@ Value = TypeVar("Value")
 Opener: TypeAlias = Callable[[Path, EngineConfig], Driver]
 
 REPORT_EVERY_S = 0.25  # of an engine that steps without adding a token, and of what a drafter has done
+ALIVE_EVERY_S = 1.0  # or eight times within the limit of a step, if that is shorter
 PROGRESS_EVERY_S = 0.05  # what estimates of waiting rest on: much shorter than a wait that matters
 _PR_SET_PDEATHSIG = 1
 _FLUSH_S = 5.0
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
         channel.send(encode(NotStarted(departing(error))))
         channel.flush(_FLUSH_S)
         return 1
-    return _Desk(channel, driver).run()
+    return _Desk(channel, driver, alive_every_s=min(ALIVE_EVERY_S, wanted.config.step_limit_s / 8)).run()
 
 
 def _die_with(parent: int) -> None:
@@ -104,8 +106,10 @@ def open_driver_of(start: Start) -> Driver:
 class _Desk:
     """Takes commands on the main thread, and hands out what the engine's thread adds."""
 
-    def __init__(self, channel: Channel, driver: Driver) -> None:
+    def __init__(self, channel: Channel, driver: Driver, *, alive_every_s: float = ALIVE_EVERY_S) -> None:
+        """Something is said at least every `alive_every_s` seconds."""
         self._channel = channel
+        self._alive_every_s = alive_every_s
         self._driver = driver
         self._reporting = threading.Lock()
         self._stats: EngineStats | None = None  # as reported last, like those that follow
@@ -119,9 +123,13 @@ class _Desk:
         """Until the server hangs up or the engine ends."""
         threading.Thread(target=self._compile_all, name="ortserve-grammars", daemon=True).start()
         self._channel.send(encode(Ready(self._driver.plan)))
-        self._channel.wait_at_most(REPORT_EVERY_S)
+        self._channel.wait_at_most(min(REPORT_EVERY_S, self._alive_every_s))
         self._driver.ended.add_done_callback(self._end)
+        said_s = monotonic()
         while True:
+            if monotonic() - said_s >= self._alive_every_s:
+                self._channel.send(encode(Alive()))
+                said_s = monotonic()
             try:
                 message = self._channel.receive()
             except BlockingIOError:  # nothing to do: prompt chunks, which add no token, show here

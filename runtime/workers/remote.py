@@ -30,6 +30,7 @@ from ortserve.runtime.workers.known_grammars import KnownGrammars
 from ortserve.runtime.workers.launch import WorkerProcess, WorkerSpec
 from ortserve.runtime.workers.log import show
 from ortserve.runtime.workers.messages import (
+    Alive,
     Answered,
     Cancel,
     Clear,
@@ -266,8 +267,16 @@ class RemoteDriver:
             structlog.get_logger("ortserve.worker").exception("an engine process is not understood", worker=self.name)
             is_closed, reason = False, f"it is not understood ({type(error).__name__})"
             process.kill()
+        if reason:  # the end of a process that hangs may take its time: nobody waits for that
+            self._lose(f"the engine process {self.name} {reason}")
         how = process.end()
-        self._settle(None if is_closed else f"the engine process {self.name} {reason or how}")
+        if is_closed:
+            self._lose("the engine has been closed", has_failed=False)
+            self.ended.set_result(None)
+            return
+        failure = f"the engine process {self.name} {reason or how}"
+        self._lose(failure)
+        self.ended.set_exception(EngineClosedError(failure))
 
     def _open(self, process: WorkerProcess) -> EnginePlan:
         config = self._spec.config
@@ -285,7 +294,7 @@ class RemoteDriver:
     def _listen(self, process: WorkerProcess) -> tuple[bool, str]:
         """Until the process says no more: whether its engine has been closed, and what it died of if it has said it."""
         is_closed, reason = False, ""
-        while (message := process.channel.receive()) is not None:
+        for message in process.listen(self._spec.config.step_limit_s):
             match decode_report(message):
                 case Stepped() as stepped:
                     self._take(stepped)
@@ -296,12 +305,14 @@ class RemoteDriver:
                     self._answer(answered)
                 case Logged() as line:
                     show(self.name, line)
+                case Alive():
+                    pass
                 case Ended(error):
                     is_closed = error is None
                     reason = "" if error is None else f"has died: {arrived(error)}"
                 case unexpected:
                     raise AssertionError(unexpected)
-        return is_closed, reason
+        return is_closed, "" if is_closed else reason or process.silence
 
     def _take(self, stepped: Stepped) -> None:
         self._stats = stepped.stats
@@ -319,21 +330,16 @@ class RemoteDriver:
         else:
             asked.set_exception(arrived(answered.error))
 
-    def _settle(self, failure: str | None) -> None:
-        """Nobody may wait any longer."""
+    def _lose(self, reason: str, *, has_failed: bool = True) -> None:
+        """Accept nothing more, and tell everybody who waits."""
         with self._lock:
-            if failure is not None:
-                self._has_failed = True
-                self._closed_reason = failure
+            if has_failed or self._closed_reason is None:
+                self._closed_reason = reason
+            self._has_failed = has_failed
+            told = self._closed_reason
             tickets, self._tickets = list(self._tickets.values()), {}
-            reason = self._closed_reason or "the engine has been closed"
-            self._closed_reason = reason
-            lost = self._outlets.losses(reason)
+            lost = self._outlets.losses(told)
             self._process = None
         for asked in tickets:
-            asked.set_exception(EngineClosedError(reason))
+            asked.set_exception(EngineClosedError(told))
         self._outlets.hand_out(lost, Progress())
-        if failure is None:
-            self.ended.set_result(None)
-        else:
-            self.ended.set_exception(EngineClosedError(failure))

@@ -109,3 +109,20 @@ def test_a_step_that_takes_its_time_is_left_alone(synthetic: SyntheticModel) -> 
     assert collector.wait_for("slow")[-1].finish is FinishReason.LENGTH
     driver.close()
     assert driver.ended.exception() is None
+
+
+def test_one_that_follows_another_has_a_limit_of_its_own() -> None:
+    now = 0.0
+    steps = Steps(0.085, clock=lambda: now)
+    steps.begin()
+    for _ in range(100):
+        now += 0.01
+        steps.renew()
+        assert steps.hung_s() is None
+    assert steps.limit_s == 0.085  # nothing is learnt from how long they have taken
+    heard = []
+    for _ in range(10):
+        now += 0.01
+        heard.append(steps.hung_s())
+    assert heard[:8] == [None] * 8
+    assert heard[8] == pytest.approx(0.09)
