@@ -19,6 +19,7 @@ from tests.gateway.synthetic import write_synthetic_text_model
 from tests.gateway.test_serve import process, read_greeting
 from tests.waiting import PATIENCE_S, wait_for
 
+NUM_CORES = len(os.sched_getaffinity(0))
 CERTIFICATES = Path(__file__).parent / "certificates"
 BODY = {"model": "synthetic", "messages": [{"role": "user", "content": "abc"}], "temperature": 0}
 
@@ -75,6 +76,42 @@ def test_the_successor_takes_over_without_a_refusal_or_a_lost_token(model: Path,
         wait_for(lambda: not path.exists(), "the successor has not ended, or left its socket")
         log.join()  # both have closed it
     assert {line["status"] for line in log.find("request")} == {200}
+
+
+@pytest.mark.skipif(NUM_CORES < 2, reason="two engines need two cores")
+def test_engine_processes_are_replaced_with_their_server(model: Path) -> None:
+    with process("serve", str(model), "--port", "0", "--engines", "2", "--threads", "2") as child:
+        match = re.search(r"http://[^/\s]+", read_greeting(child))
+        assert match is not None
+        log, old = Log(child), engines_of(child.pid)
+        assert len(old) == 2
+        successor = 0
+        try:
+            fresh = httpx.Limits(max_keepalive_connections=0)  # each request by a connection of its own
+            with httpx.Client(base_url=match[0], limits=fresh, timeout=30) as http:
+                take_over(child, log, http)
+                assert not any(Path(f"/proc/{pid}").exists() for pid in old)
+                successor = int(str(log.find("handover_begun")[0]["successor"]))
+                new = engines_of(successor)
+                assert len(new) == 2
+                assert [one["status"] for one in http.get("/health").json()["workers"]] == ["ok", "ok"]
+        finally:
+            if successor:
+                os.kill(successor, signal.SIGTERM)
+        log.join()  # both have closed it
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in new), "engine processes are left")
+    assert {line["status"] for line in log.find("request")} == {200}
+    assert not log.find("worker_restarting")
+
+
+def engines_of(server: int) -> list[int]:
+    """The processes that a server's threads have started, but for a successor."""
+    children = [
+        int(word)
+        for thread in Path(f"/proc/{server}/task").iterdir()
+        for word in (thread / "children").read_text().split()
+    ]
+    return [pid for pid in children if b"runtime.workers.process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def take_over(child: subprocess.Popen[str], log: Log, http: httpx.Client) -> None:
