@@ -61,7 +61,7 @@ def model_spec(settings: Settings, one: ModelSettings) -> ModelSpec:
         options=one.engine,
         engine=engine_config(one),
         draft_source=draft_source(one.drafter, entry.model),
-        encoder=EncoderLimits(batch_tokens=settings.encoders.encoder_batch_tokens),
+        encoder=EncoderLimits(batch_tokens=settings.encoders.encoder_batch_tokens, run_limit_s=one.engine.step_limit),
         accepts_token_ids=settings.encoders.accept_token_ids,
     )
 

@@ -73,7 +73,7 @@ class EngineSettings:
     step_limit: float = option(
         120.0,
         SECONDS,
-        "an engine whose step takes longer has failed (120, or ten times the longest)",
+        "an engine whose step takes longer has failed, and so has an encoder's batch (120, or ten times the longest)",
         metavar="SECONDS",
     )
     max_waiting: int = option(1024, NATURAL, "requests beyond the rows before more are refused (1024)", metavar="N")

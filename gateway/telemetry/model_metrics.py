@@ -54,7 +54,7 @@ def fleet_metrics(fleet: Fleet, states: list[ModelState]) -> Iterator[Metric]:
     yield gauge("model_state", "1 for what a model is now: ready, loading, failed, ...", phases, ("model", "state"))
     yield gauge("healthy", "1 while its requests are accepted", {(one.name,): one.can_serve for one in states}, MODEL)
     hung: Labelled = {(state.name,): state.is_hung for state in states}
-    yield gauge("engine_hung", "1 once a step of its engine does not end: restart the process", hung, MODEL)
+    yield gauge("engine_hung", "1 once a step or batch of it does not end: restart the process", hung, MODEL)
     held: Labelled = {(state.name,): state.num_bytes for state in states}
     yield gauge("model_memory_bytes", "Host memory set aside for a model", held, MODEL)
     yield gauge("model_memory_budget_bytes", "Host memory for all models together", {(): fleet.memory})

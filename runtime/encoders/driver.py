@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -17,10 +17,18 @@ from typing import Protocol
 import numpy as np
 import structlog
 
+from ortserve.runtime.drivers.watchdog import STEP_LIMIT_S, Watchdog
 from ortserve.runtime.encoders.encoder import Rows
 from ortserve.runtime.encoders.manifest import EncoderManifest
 from ortserve.runtime.encoders.queue import EncoderInput, EncoderQueue, QueuedInput
-from ortserve.runtime.errors import EngineClosedError, EngineError, OverloadedError, RequestError, WaitTooLongError
+from ortserve.runtime.errors import (
+    EngineClosedError,
+    EngineError,
+    EngineHungError,
+    OverloadedError,
+    RequestError,
+    WaitTooLongError,
+)
 
 _JOIN_S = 30.0
 
@@ -42,6 +50,7 @@ class EncoderLimits:
     max_batch: int = 256  # inputs of one batch
     max_waiting: int = 8192  # inputs in the queue before new requests are refused
     max_length: int | None = None  # tokens of one input; None: the model's
+    run_limit_s: float = STEP_LIMIT_S  # of one batch; one that takes longer, or than `Watchdog` allows, never ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +109,11 @@ class EncoderDriver:
         self._num_waiting = 0  # inputs of unfinished requests; guarded by _changed
         self._counts = _Counts()
         self._has_failed = False
+        self._is_hung = False  # a run does not end; guarded by _changed
         self._closed_reason: str | None = None
         self._drain_until: float | None = None
         self._thread = threading.Thread(target=self._run, name="ortserve-encoder", daemon=True)
+        self._watchdog = Watchdog(self.limits.run_limit_s, self._hang)
         self._thread.start()
 
     @property
@@ -112,7 +123,7 @@ class EncoderDriver:
 
     @property
     def has_failed(self) -> bool:
-        """The encoder's thread has died: only a new one helps."""
+        """The encoder's thread has died or hangs: only a new one helps."""
         return self._has_failed
 
     def stats(self) -> EncoderStats:
@@ -169,7 +180,9 @@ class EncoderDriver:
             self._drain_until = monotonic() + drain_s
             self._changed.notify()
         if threading.current_thread() is not self._thread:
-            self._thread.join(drain_s + _JOIN_S)
+            wait([self.ended], drain_s + _JOIN_S)
+            if self.ended.done() and not self._is_hung:
+                self._thread.join(_JOIN_S)
 
     def _check(self, inputs: Sequence[EncoderInput]) -> None:
         if not inputs:
@@ -212,22 +225,43 @@ class EncoderDriver:
                 batch = self._queue.take()
                 if batch:
                     self._encode(batch)
-            self._fail_all("the encoder is shutting down")
+            if not self._is_hung:
+                self._fail_all("the encoder is shutting down")
         except BaseException as error:  # a defect here: nobody may wait for it forever
             structlog.get_logger("ortserve.encoder").exception("the encoder's thread has died")
             self._has_failed = True
             self._fail_all(f"the encoder has failed ({type(error).__name__})")
+        self._watchdog.close()
         with self._changed:
             del self._encoder
+            if self._is_hung:  # said already; the run has ended after all, and its memory is free
+                return
             if self._has_failed:
                 self.ended.set_exception(EngineClosedError(self._closed_reason or ""))
             else:
                 self.ended.set_result(None)
 
+    def _hang(self, seconds: float) -> None:
+        """Called by the watchdog, on its thread: the encoder's own will not tell anybody any more."""
+        reason = f"a run of the encoder has not ended for {seconds:.0f} s"
+        with self._changed:
+            if self.ended.done():
+                return
+            self._is_hung = self._has_failed = True
+            num_requests = len(self._requests)
+        structlog.get_logger("ortserve.encoder").error(
+            "the encoder hangs", model=self.manifest.name, reason=reason, requests=num_requests,
+            remedy="its process has to be restarted",
+        )  # fmt: skip
+        self._fail_all(reason)
+        self.ended.set_exception(EngineHungError(reason))
+
     def _wait_for_work(self) -> bool:
-        """Take in what has arrived; False when the driver is closed and drained."""
+        """Take in what has arrived; False when the driver is closed and drained, or was given up."""
         with self._changed:
             while True:
+                if self._is_hung:
+                    return False
                 while self._inbox:
                     self._take_in(self._inbox.popleft())
                 if self._drain_until is not None and (monotonic() >= self._drain_until or not self._queue):
@@ -256,10 +290,14 @@ class EncoderDriver:
 
     def _timed(self, batch: Sequence[QueuedInput]) -> Rows:
         counts = self._counts
-        with self._turn:
-            began = monotonic()
-            rows = self._encoder.encode([queued.input for queued in batch])
-            counts.seconds += monotonic() - began
+        self._watchdog.begin()  # before its turn: whoever has that may be what does not end
+        try:
+            with self._turn:
+                began = monotonic()
+                rows = self._encoder.encode([queued.input for queued in batch])
+                counts.seconds += monotonic() - began
+        finally:
+            self._watchdog.end()
         if not np.isfinite(rows).all():
             raise EngineError("the encoder gave numbers that are not finite")
         num_tokens = sum(len(queued.input) for queued in batch)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,16 @@ from starlette.routing import Route
 
 from ortserve.gateway.app import build_app
 from ortserve.gateway.http.server import Limits
+from ortserve.runtime.encoders.driver import EncoderLimits
 from ortserve.runtime.encoders.queue import EncoderInput as Ids
+from ortserve.runtime.opening import open_encoder
 from tests.gateway.encoders import CLS, SEP, Encoders, ids_of, open_encoders, vector_of, write_encoder
 from tests.gateway.fleets import fleet_of
 from tests.gateway.running import serving
 from tests.gateway.scripted import make_driver, saying
 from tests.gateway.test_batches import begin, line, results, wait_for_status
 from tests.runtime.synthetic_encoder import MAX_LENGTH, expected
+from tests.waiting import wait_for
 
 PATH = "/v1/embeddings"
 PROMPTS = {"query": "query: ", "document": "document: "}
@@ -244,6 +249,36 @@ def test_a_server_of_encoders_alone(tmp_path: Path) -> None:
         assert client.get("/health").json() == {
             "status": "ok", "model": "averages", "encoders": [{"model": "averages", "waiting": 0}],
         }  # fmt: skip
+
+
+def test_an_encoder_that_hangs_is_no_more_asked_and_only_a_new_process_helps(tmp_path: Path) -> None:
+    folder, is_over = write_encoder(tmp_path), threading.Event()
+    driver = open_encoder(folder, EncoderLimits(run_limit_s=0.1), num_threads=1)
+    driver._encoder.encode = lambda _: is_over.wait(60)  # type: ignore[method-assign,assignment,return-value]
+    both = Encoders([folder], [driver], make_driver(saying("hello")))
+    with (
+        serving(both.services, both.close, Limits(drain_s=1.0)) as (port, _),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+    ):
+        assert client.get("/health/live").status_code == 200
+        for _ in range(2):  # the first is told by its watchdog, the second that nothing is taken any more
+            answer = client.post(PATH, json=body())
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "server_unavailable")
+            assert "retry-after" in answer.headers
+            wait_for(lambda: client.get("/health/live").status_code == 503)
+        ready = client.get("/health/ready")
+        assert (ready.status_code, ready.json()["status"]) == (503, "hung")
+        (noted,) = ready.json()["models"]
+        assert (noted["model"], noted["state"]) == ("averages", "failed")
+        assert re.fullmatch(
+            r"a run of the encoder has not ended for \d+ s: this process has to be restarted", noted["error"]
+        )
+        metrics = client.get("/metrics").text
+        assert 'ortserve_engine_hung{model="averages"} 1.0' in metrics
+        assert 'ortserve_engine_hung{model="scripted"} 0.0' in metrics
+        chat = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}
+        assert client.post("/v1/chat/completions", json=chat).status_code == 200  # until the process is gone
+        is_over.set()
 
 
 def test_every_path_that_needs_a_model_that_generates_is_known(encoders: Encoders) -> None:

@@ -17,11 +17,13 @@ from ortserve.runtime.encoders.queue import EncoderInput
 from ortserve.runtime.errors import (
     EngineClosedError,
     EngineError,
+    EngineHungError,
     ManifestError,
     ModelError,
     OverloadedError,
     RequestError,
 )
+from ortserve.runtime.host.turn import Turn
 from ortserve.runtime.manifest import MANIFEST_NAME, manifest_json, read_manifest
 from ortserve.runtime.opening import open_encoder
 from tests.runtime.synthetic import SyntheticModel
@@ -199,6 +201,39 @@ def test_a_drain_finishes_what_waits(gated: Gated, driver: EncoderDriver) -> Non
     driver.close(drain_s=PATIENCE_S)
     for future in futures:
         assert future.result(0).shape == (2, 8)
+
+
+def test_a_run_that_does_not_end_is_told_to_all_who_wait(gated: Gated) -> None:
+    driver = EncoderDriver(gated, EncoderLimits(run_limit_s=0.08))
+    running = driver.submit(healthy_inputs(1, [5]))
+    assert gated.entered.wait(10)
+    waiting = driver.submit(healthy_inputs(2, [60]))
+    for asked in (running, waiting):
+        with pytest.raises(EngineClosedError, match="a run of the encoder has not ended for"):
+            asked.result(10)
+    with pytest.raises(EngineHungError, match="a run of the encoder has not ended for"):
+        driver.ended.result(10)
+    with pytest.raises(EngineClosedError, match="a run of the encoder has not ended for"):
+        driver.submit(healthy_inputs(3, [5]))
+    assert (driver.healthy, driver.has_failed, driver.stats().num_waiting) == (False, True, 0)
+    driver.close(drain_s=60)  # waits for nothing that does not come
+    assert driver._thread.is_alive()
+    gated.gate.set()  # it ends after all: its rows are nobody's, and the thread lets go of its encoder
+    driver._thread.join(10)
+    assert not driver._thread.is_alive()
+    assert gated.batches == [1]
+    assert not hasattr(driver, "_encoder")
+
+
+def test_who_waits_for_the_turn_of_an_encoder_that_hangs_is_told_too(gated: Gated) -> None:
+    turn = Turn()
+    with turn:  # another's run
+        driver = EncoderDriver(gated, EncoderLimits(run_limit_s=0.08), turn=turn)
+        with pytest.raises(EngineClosedError, match="a run of the encoder has not ended for"):
+            driver.submit(healthy_inputs(1, [5])).result(10)
+    gated.gate.set()
+    driver._thread.join(10)
+    assert not driver._thread.is_alive()
 
 
 def test_a_manifest_of_the_other_kind_is_refused_by_name(
