@@ -22,7 +22,7 @@ from ortserve.gateway.fleet.memory import GIB, Allotment, NoRoomError, allot
 from ortserve.gateway.fleet.prepared import Prepared
 from ortserve.gateway.fleet.refusing import check_wait, not_yet
 from ortserve.gateway.fleet.roster import roster_of
-from ortserve.gateway.fleet.spec import ModelSpec
+from ortserve.gateway.fleet.spec import ModelSpec, check_undivided
 from ortserve.gateway.fleet.state import ModelState, state_of
 from ortserve.gateway.logs import log
 from ortserve.gateway.served.service import ModelService
@@ -129,8 +129,10 @@ class Fleet:
     def enlist(self, spec: ModelSpec) -> str:
         """Add one that is not known yet; the name it is shown by. `load_enlisted` is to follow.
 
-        Raises `ConfigurationError` for a name that is taken, `ManifestError` for an unreadable folder.
+        Raises `ConfigurationError` for a name that is taken and beside a model of several engine processes,
+        `ManifestError` for an unreadable folder.
         """
+        check_undivided((*(member.spec for member in self._members), spec))
         if spec.name is None:  # whatever is found out about it later: it is asked for by what it is called now
             spec = replace(spec, name=Member(spec, self._tools).name)
         member = Member(spec, self._tools)
@@ -175,7 +177,9 @@ class Fleet:
             old.check_thread()
             if new.entry.task != old.entry.task:
                 raise ConfigurationError(f"{spec.source} does not do what {old.name} does: name a model of its kind")
-            roster_of(new if member is old else member for member in self._members)
+            members = [new if member is old else member for member in self._members]
+            check_undivided(member.spec for member in members)
+            roster_of(members)
             allotment = allot(self.memory, prepared, self._others(old))
             self._arriving.append(new)
             old.is_moving = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ortserve.gateway.options.drafter import BUNDLED
 from ortserve.gateway.options.model import EngineSettings
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.encoders.driver import EncoderLimits
+from ortserve.runtime.errors import ConfigurationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +36,14 @@ class ModelSpec:
             return BUNDLED
         path = Path(self.source)
         return path.stem if path.suffix == ".gguf" else path.name
+
+
+def check_undivided(specs: Iterable[ModelSpec]) -> None:
+    """Raise `ConfigurationError` for engine processes on the CPU beside other models: they take no turns with those."""
+    served = list(specs)
+    divided = next((spec for spec in served if (spec.options.engines or 1) > 1), None)
+    if divided is not None and len(served) > 1:
+        raise ConfigurationError(
+            f"--engines {divided.options.engines} divides the cores among processes of one model, and here are"
+            f" {len(served)} models: leave it out, or serve one"
+        )

@@ -13,6 +13,7 @@ from ortserve.gateway.errors import ApiError
 from ortserve.gateway.exchange import Exchange
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.fleet.memory import NoRoomError
+from ortserve.gateway.options.model import EngineSettings
 from ortserve.gateway.served.service import ModelService
 from ortserve.runtime.errors import ConfigurationError, MemoryBudgetError, ModelError
 from ortserve.runtime.workers.restarts import Restarts
@@ -239,6 +240,21 @@ def test_a_model_from_elsewhere_is_added_under_names_that_are_free() -> None:
         assert phases(fleet) == {"a": "ready", "new": "ready"}
 
     tell(make_fleet(opener, spec_of("a")), story)
+
+
+def test_no_other_model_comes_beside_one_that_has_divided_the_cores() -> None:
+    divided = EngineSettings(engines=2)  # as the server's options make every model that comes later
+
+    async def story(fleet: Fleet) -> None:
+        with pytest.raises(ConfigurationError, match=r"--engines 2 divides the cores .* here are 2 models"):
+            fleet.enlist(spec_of("b", options=divided))
+        with pytest.raises(ConfigurationError, match="divides the cores"):
+            fleet.enlist(spec_of("b"))
+        await fleet.swap("a", spec_of("c", options=divided))  # in its place
+        assert await ask(fleet, "a") == "a"
+        assert fleet.state("a").source == "c"
+
+    tell(make_fleet(ScriptedOpener(), spec_of("a", options=divided)), story)
 
 
 def test_a_failed_engine_is_started_again_and_others_go_on() -> None:
