@@ -17,10 +17,12 @@ from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.events import Response
+from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H2ProtocolAssumedError, H11Protocol
 
 from ortserve.gateway.errors import Problem
 from ortserve.gateway.logs import log
+from ortserve.gateway.transport.http2 import patient
 from ortserve.gateway.transport.idle import IdleTimer
 
 LINGER_S = 1.0  # what a refused client still sends is dropped that long, or a reset would overtake the refusal
@@ -160,6 +162,31 @@ class StrictHttp1(H11Protocol):
             self._clock = None
 
 
+class Protocols(ProtocolWrapper):
+    """Hypercorn's choice between HTTP/1.1 and HTTP/2, with ours in the place of its own."""
+
+    def __init__(self, given: ProtocolWrapper) -> None:
+        vars(self).update({name: value for name, value in vars(given).items() if name != "protocol"})
+        self.protocol = given.protocol
+
+    @property
+    def protocol(self) -> H11Protocol | H2Protocol:
+        """Part of Hypercorn, which sets another one for who begins with HTTP/2."""
+        return self._protocol
+
+    @protocol.setter
+    def protocol(self, given: H11Protocol | H2Protocol) -> None:
+        self._protocol = strict(given) if isinstance(given, H11Protocol) else patient(given)
+
+
+def strict(given: H11Protocol) -> StrictHttp1:
+    """Hypercorn's protocol of a connection on which nothing has been said yet, as one of ours."""
+    return StrictHttp1(
+        given.app, given.config, given.context, given.task_group, given.connection_state,
+        given.ssl, given.client, given.server, given.send,
+    )  # fmt: skip
+
+
 class Connection(TCPServer):
     """Hypercorn's connection with the stricter HTTP/1.1. Awaiting it serves until it is closed."""
 
@@ -186,13 +213,7 @@ class Connection(TCPServer):
 
     @protocol.setter
     def protocol(self, wrapper: ProtocolWrapper) -> None:
-        given = wrapper.protocol
-        if isinstance(given, H11Protocol):
-            wrapper.protocol = StrictHttp1(
-                given.app, given.config, given.context, given.task_group, given.connection_state,
-                given.ssl, given.client, given.server, given.send,
-            )  # fmt: skip
-        self._wrapper = wrapper
+        self._wrapper = Protocols(wrapper)
 
     async def run(self) -> None:
         """Part of Hypercorn."""

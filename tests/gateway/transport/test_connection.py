@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import h2.connection
+import h2.events
+import httpx
 import pytest
 
+from ortserve.gateway.http.server import Limits
+from ortserve.gateway.options.edge import EdgeOptions
 from ortserve.gateway.transport import idle, serving
 from tests.gateway.running import Running, running
-from tests.gateway.scripted import make_driver, saying
+from tests.gateway.scripted import Held, make_driver, saying
 from tests.waiting import PATIENCE_S, wait_for
 
 REQUEST = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 STREAM = (
     b'{"model": "scripted", "stream": true, "max_tokens": 3, "messages": [{"role": "user", "content": "hi"}]}'
 )  # fmt: skip
+CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}
 NUM_CONNECTIONS = 20
 
 
@@ -101,3 +108,51 @@ def test_a_connection_that_its_client_has_closed_is_gone(server: Running) -> Non
 
 def _num_files() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_a_request_on_a_connection_of_a_server_that_ends_cuts_no_other_stream_of_it() -> None:
+    held = Held("hello world", 1)
+    with (
+        running(make_driver(held), limits=Limits(drain_s=PATIENCE_S)) as server,
+        httpx.Client(http1=False, http2=True, base_url=server.url, timeout=PATIENCE_S) as http,
+        http.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as reply,
+    ):
+        lines = reply.iter_lines()
+        next(lines)
+        server.begin_stop()
+        wait_for(lambda: not server.driver.healthy)
+        late = http.post("/v1/chat/completions", json=CHAT)  # on the same connection: there is no other
+        assert (late.http_version, late.status_code) == ("HTTP/2", 503)
+        assert late.json()["error"]["code"] == "server_unavailable"
+        held.release()
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+
+
+def test_what_still_comes_of_a_body_after_its_reply_cuts_no_other_stream_either() -> None:
+    head = [
+        (":method", "POST"), (":path", "/v1/chat/completions"), (":scheme", "http"), (":authority", "localhost"),
+        ("content-type", "application/json"),
+    ]  # fmt: skip
+    connection, ended, reply = h2.connection.H2Connection(), set[int](), b""
+    connection.initiate_connection()
+    connection.send_headers(1, head)
+    connection.send_data(1, b"x" * 1000)
+    with (
+        running(make_driver(saying("hello")), edge=EdgeOptions(max_body_bytes=500)) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as client,
+    ):
+        client.sendall(connection.data_to_send())
+        while 3 not in ended:
+            data = client.recv(65536)
+            assert data, "the connection was cut"
+            for event in connection.receive_data(data):
+                if isinstance(event, h2.events.DataReceived) and event.stream_id == 3:
+                    reply += event.data or b""
+                elif isinstance(event, h2.events.StreamEnded):
+                    ended.add(event.stream_id or 0)
+                    if event.stream_id == 1:  # a 413
+                        connection.send_headers(3, head)
+                        connection.send_data(1, b"x" * 1000)
+                        connection.send_data(3, json.dumps({**CHAT, "stream": True}).encode(), end_stream=True)
+            client.sendall(connection.data_to_send())
+    assert reply.endswith(b"data: [DONE]\n\n")
