@@ -80,7 +80,9 @@ def run(arguments: argparse.Namespace, resolve_model: ResolveModel) -> int:
     settings = resolve(arguments).settings
     configure_logs(settings.logging.log_level)
     raise_file_limit()
-    limits = Limits(drain_s=settings.server.drain, header_s=settings.limits.header_timeout)
+    limits = Limits(
+        drain_s=settings.server.drain, header_s=settings.limits.header_timeout, leave_s=settings.server.drain_delay
+    )
     edge = edge_options(settings.edge, settings.limits)
     tls = open_tls(settings.tls)
     with contextlib.ExitStack() as opened:
@@ -141,12 +143,16 @@ async def _serve(serving: _Serving, specs: Sequence[ModelSpec], resolve_model: R
     living = asyncio.create_task(_live(serving, fleet))
     living.add_done_callback(lambda task: stop.set() if not task.cancelled() and task.exception() else None)
 
-    def drain() -> None:
+    async def leave() -> None:
         front.supervisor.stopping()
-        fleet.drain(front.limits.drain_s)
+        if front.limits.leave_s and fleet.is_started and not front.supervisor.is_replaced:  # else nobody has to notice
+            log().info("leaving", seconds=front.limits.leave_s)
+            fleet.is_leaving = True
+            await asyncio.sleep(front.limits.leave_s)
 
+    drain = partial(fleet.drain, front.limits.drain_s)
     try:
-        await run_server(app, front.listener, limits=front.limits, stop=stop, drain=drain, tls=front.tls)
+        await run_server(app, front.listener, limits=front.limits, stop=stop, drain=drain, leave=leave, tls=front.tls)
     finally:
         living.cancel()
         await fleet.close()

@@ -56,6 +56,7 @@ class Fleet:
         self._hold_s = hold_s
         self._num_held = 0
         self._is_closing = False
+        self.is_leaving = False  # the server ends soon: readiness fails, and requests are still taken
         self._making_room = asyncio.Lock()
         self._loads: dict[Member, asyncio.Task[None]] = {}
         self._members = [Member(spec, tools) for spec in specs]

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ class Limits:
     drain_s: float = 30.0
     stall_s: float = 60.0
     header_s: float = 20.0
+    leave_s: float = 0.0  # before that, in which requests are still taken
 
 
 def raise_file_limit() -> None:
@@ -65,20 +66,28 @@ async def run_server(
     limits: Limits,
     stop: asyncio.Event,
     drain: Callable[[], None],
+    leave: Callable[[], Awaitable[None]] | None = None,
     tls: Tls | None = None,
 ) -> None:
-    """Serve until `stop` is set; then refuse new connections, and `drain` (in a thread) what runs.
+    """Serve until `stop` is set and `leave` is over; then refuse new connections, and `drain` (in a thread) what runs.
+
+    During `leave` requests are answered as before, and each connection ends with its reply.
 
     Returns once every connection has ended, at most a few seconds after `drain` has. Closes the listener.
     """
     asyncio.get_running_loop().set_exception_handler(_log_failure)
-    settled = asyncio.Event()
-    serving = serve_connections(app, server_config(limits), listener, stop, tls=tls, settled=settled)
+    config, stopping, settled = server_config(limits), asyncio.Event(), asyncio.Event()
+    serving = serve_connections(app, config, listener, stopping, tls=tls, settled=settled)
     server = asyncio.create_task(serving)
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((server, stopped), return_when=asyncio.FIRST_COMPLETED)
         if stopped.done():
+            if leave is not None:
+                config.is_leaving = True
+                leaving = asyncio.ensure_future(leave())
+                await asyncio.wait((server, leaving), return_when=asyncio.FIRST_COMPLETED)
+            stopping.set()
             log().info("draining", limit_s=limits.drain_s)
             waiting = asyncio.create_task(settled.wait())
             await asyncio.wait((server, waiting), return_when=asyncio.FIRST_COMPLETED)

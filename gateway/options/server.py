@@ -30,6 +30,12 @@ class ServerSettings:
         metavar="FILE",
     )
     drain: float = option(30.0, SECONDS, "seconds to finish on SIGTERM (30)", metavar="S")
+    drain_delay: float = option(
+        0.0,
+        SECONDS,
+        "seconds after SIGTERM in which requests are still taken while readiness fails, for a proxy to see it (0)",
+        metavar="S",
+    )
     quiet: bool = option(False, SWITCH, "print nothing on stdout")
 
 

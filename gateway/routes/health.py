@@ -72,7 +72,7 @@ class HealthRoute:
         return _response(body, status)
 
     def _verdict(self, states: list[ModelState]) -> tuple[str, int]:
-        if self.fleet.is_closing:
+        if self.fleet.is_closing or self.fleet.is_leaving:
             return "unavailable", 503
         if any(state.is_hung for state in states):
             return "hung", 503

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from dataclasses import replace
 from typing import Any
 
 import h11
@@ -33,6 +34,7 @@ class ConnectionConfig(Config):
     """Hypercorn's options, and `header_s`: seconds from the first byte of a request's head to its last."""
 
     header_s: float = 20.0
+    is_leaving: bool = False  # the server will stop: its connections end after their reply
 
 
 class StrictConnection(h11.Connection):
@@ -90,6 +92,9 @@ class StrictHttp1(H11Protocol):
 
     async def stream_send(self, event: StreamEvent) -> None:
         """Part of Hypercorn."""
+        if isinstance(event, Response) and (self.config.is_leaving or self.context.terminated.is_set()):
+            # Said, or a proxy would send the next request on a connection that ends at this moment.
+            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
         self._is_holding = isinstance(event, Response) and any(name == b"content-length" for name, _ in event.headers)
         await super().stream_send(event)
 

@@ -63,11 +63,12 @@ def serving(
     *,
     tls: Tls | None = None,
     listener: Listener | None = None,
+    left: threading.Event | None = None,
     **options: Any,
 ) -> Iterator[tuple[int, Callable[[], None]]]:
     """Serve one model or several until the block ends; fails if the server does not end. Yields port and stop.
 
-    A fleet is started while the server already answers.
+    A fleet is started while the server already answers. One that stops goes on taking requests until `left` is set.
     """
     listener = listener or listen("127.0.0.1", 0, stall_s=limits.stall_s)
     port = 0 if listener.unix else listener.socket.getsockname()[1]
@@ -85,7 +86,14 @@ def serving(
         handles.append((asyncio.get_running_loop(), stop))
         started.set()
         drain = partial(close, drain_s=limits.drain_s)
-        await run_server(build_app(fleet, **options), listener, limits=limits, stop=stop, drain=drain, tls=tls)
+
+        async def leave() -> None:
+            fleet.is_leaving = left is not None
+            if left is not None:
+                await asyncio.to_thread(left.wait, PATIENCE_S)
+
+        app = build_app(fleet, **options)
+        await run_server(app, listener, limits=limits, stop=stop, drain=drain, leave=leave, tls=tls)
         if starting is not None:
             starting.cancel()
         await fleet.close()
@@ -108,6 +116,8 @@ def serving(
     try:
         yield port, begin_stop
     finally:
+        if left is not None:
+            left.set()
         if thread.is_alive() and handles:
             begin_stop()
         thread.join(limits.drain_s + 15)

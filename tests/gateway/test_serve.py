@@ -30,7 +30,7 @@ from tests.gateway.running import running
 from tests.gateway.scripted import make_driver, saying
 from tests.gateway.synthetic import expected, write_synthetic_text_model
 from tests.verified import write_test_report
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, wait_for
 
 # The console script is another part of the project: this is all it does for these verbs.
 MAIN = """
@@ -256,3 +256,19 @@ def iter_lines(*lines: str) -> object:
             return next(self.lines, "")
 
     return Pipe()
+
+
+def test_a_server_that_leaves_takes_requests_until_the_proxies_know(model: Path) -> None:
+    with process("serve", str(model), "--port", "0", "--threads", "1", "--drain-delay", "600") as child:
+        match = re.search(r"http://[^/\s]+", read_greeting(child))
+        assert match is not None
+        body = {"model": "synthetic", "messages": [{"role": "user", "content": "abc"}], "max_tokens": 2}
+        with httpx.Client(base_url=match[0], timeout=PATIENCE_S) as http:
+            assert "connection" not in http.post("/v1/chat/completions", json=body).headers
+            child.send_signal(signal.SIGTERM)
+            wait_for(lambda: http.get("/health/ready").status_code == 503)
+            assert http.get("/health/live").status_code == 200
+            reply = http.post("/v1/chat/completions", json=body)
+            assert (reply.status_code, reply.headers["connection"]) == (200, "close")
+        child.send_signal(signal.SIGTERM)  # a second one waits for nothing
+        assert child.wait(PATIENCE_S) != 0
