@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hypercorn.asyncio.lifespan import Lifespan
@@ -17,7 +18,7 @@ from hypercorn.utils import wrap_app
 
 from ortserve.gateway.transport.connection import Connection, ConnectionConfig
 from ortserve.gateway.transport.idle import FRESH_S
-from ortserve.gateway.transport.listener import Listener
+from ortserve.gateway.transport.listener import BACKLOG, Listener
 from ortserve.gateway.transport.tls import Tls
 
 HANDSHAKE_S = 10.0  # of TLS
@@ -77,9 +78,12 @@ async def serve_connections(
         loop.remove_reader(listener.socket)
         for _ in range(4):  # turns from accepting to `connect`: asyncio loses what is between them at `close`
             await asyncio.sleep(0)
+        last = accept_all(listener.socket)
         server.close()
         listener.close()
         deadline = loop.time() + FRESH_S
+        if last:
+            await asyncio.wait([loop.create_task(_welcome(one, connect, tls)) for one in last], timeout=FRESH_S)
         # Connections in the middle of a TLS handshake are known to asyncio alone.
         while loop.time() < deadline and (tls is not None or _has_fresh(connections)):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -94,6 +98,30 @@ async def serve_connections(
         living.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await living
+
+
+def accept_all(listener: socket.socket) -> list[socket.socket]:
+    """What the kernel has accepted by now, and would reset with the listening socket's end."""
+    accepted: list[socket.socket] = []
+    with contextlib.suppress(OSError):  # most often: there is nothing more
+        while len(accepted) < BACKLOG:
+            accepted.append(listener.accept()[0])
+    return accepted
+
+
+async def _welcome(
+    accepted: socket.socket, connect: Callable[[asyncio.StreamReader, asyncio.StreamWriter], None], tls: Tls | None
+) -> None:
+    """As `asyncio.start_server` does it."""
+    loop = asyncio.get_running_loop()
+    accepted.setblocking(False)
+    with contextlib.suppress(OSError):  # it has gone, or cannot speak TLS
+        await loop.connect_accepted_socket(
+            lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), connect, loop=loop),
+            accepted,
+            ssl=None if tls is None else tls.context,
+            ssl_handshake_timeout=None if tls is None else HANDSHAKE_S,
+        )
 
 
 def _has_fresh(connections: Mapping[asyncio.Task[None], Connection]) -> bool:

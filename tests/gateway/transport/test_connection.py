@@ -156,3 +156,23 @@ def test_what_still_comes_of_a_body_after_its_reply_cuts_no_other_stream_either(
                         connection.send_data(3, json.dumps({**CHAT, "stream": True}).encode(), end_stream=True)
             client.sendall(connection.data_to_send())
     assert reply.endswith(b"data: [DONE]\n\n")
+
+
+def test_who_was_accepted_in_the_last_moment_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client connects after the event loop has looked for the last time, and before the socket is closed."""
+    late: list[socket.socket] = []
+    remove_reader = asyncio.SelectorEventLoop.remove_reader
+    with running(make_driver(saying("hello"))) as server:
+
+        def connected(loop: asyncio.SelectorEventLoop, file: int | socket.socket) -> bool:
+            was_there = remove_reader(loop, file)
+            if isinstance(file, socket.socket) and not late:
+                late.append(socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S))
+                late[0].sendall(REQUEST)
+            return was_there
+
+        monkeypatch.setattr(asyncio.SelectorEventLoop, "remove_reader", connected)
+        server.begin_stop()
+        wait_for(lambda: late)
+        assert late[0].recv(4096).startswith(b"HTTP/1.1 200")
+        late[0].close()
