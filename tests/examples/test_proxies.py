@@ -11,9 +11,8 @@ import re
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +49,6 @@ class Proxy:
     file: str
     listens: tuple[str, str]  # as written, and as the test needs it
     words: tuple[str, ...]
-    settles_s: float = 0.0  # after its first answer
 
     @property
     def path(self) -> str | None:
@@ -80,7 +78,6 @@ PROXIES = [
         "Caddyfile",
         (":8080 {{", ":{port} {{\n\tbind 127.0.0.1"),
         ("run", "--config", "{folder}/main", "--adapter", "caddyfile"),
-        1.0,  # before, Caddy 2.6 now and then closes a connection that it reads from (tests/bench/LOG.md)
     ),
 ]
 
@@ -112,23 +109,34 @@ def proxied(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Proxied]
             return held(request) if next(numbers) == 0 else saying("hello " * 10)(request)
 
         first, second = (stack.enter_context(running(make_driver(script), limits=limits)) for _ in range(2))
-        port = free_port()
-        site = (FOLDER / proxy.file).read_text()
-        written, here = (text.format(port=port) for text in proxy.listens)
-        for old, new in (("8000", first.port), ("8001", second.port), (written, here)):
-            assert old in site
-            site = site.replace(old, str(new))
-        proxy.write(site, tmp_path)
-        words = [word.format(folder=tmp_path) for word in proxy.words]
-        home = {**os.environ, "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
-        with (tmp_path / "log").open("wb") as log:
-            process = subprocess.Popen([proxy.path, *words], cwd=tmp_path, env=home, stdout=log, stderr=log)
-        stack.callback(process.wait, PATIENCE_S)
-        stack.callback(process.terminate)
-        http = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}"))
-        wait_for(lambda: answers(http), lambda: f"no answer ({process.poll()}): {(tmp_path / 'log').read_text()}")
-        time.sleep(proxy.settles_s)
-        yield Proxied(http, (first, second), port, held)
+        http = stack.enter_context(before(proxy, tmp_path, (first.port, second.port)))
+        yield Proxied(http, (first, second), http.base_url.port or 0, held)
+
+
+@contextmanager
+def before(
+    proxy: Proxy, folder: Path, ports: tuple[int, int], changes: Sequence[tuple[str, str]] = ()
+) -> Iterator[httpx.Client]:
+    """Run a proxy before two servers, by its example with `changes`, until the block ends. Yields a client of it."""
+    assert proxy.path is not None
+    port = free_port()
+    site = (FOLDER / proxy.file).read_text()
+    written, here = (text.format(port=port) for text in proxy.listens)
+    for old, new in (("8000", str(ports[0])), ("8001", str(ports[1])), (written, here), *changes):
+        assert old in site
+        site = site.replace(old, new)
+    proxy.write(site, folder)
+    words = [word.format(folder=folder) for word in proxy.words]
+    home = {**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([proxy.path, *words], cwd=folder, env=home, stdout=log, stderr=log)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
+            wait_for(lambda: answers(http), lambda: f"no answer ({process.poll()}): {(folder / 'log').read_text()}")
+            yield http
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)
 
 
 def answers(http: httpx.Client) -> bool:
