@@ -138,7 +138,7 @@ def test_what_still_comes_of_a_body_after_its_reply_cuts_no_other_stream_either(
     connection.send_headers(1, head)
     connection.send_data(1, b"x" * 1000)
     with (
-        running(make_driver(saying("hello")), edge=EdgeOptions(max_body_bytes=500)) as server,
+        running(make_driver(saying("hello")), edge=EdgeOptions(body_s=0.2)) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as client,
     ):
         client.sendall(connection.data_to_send())
@@ -150,7 +150,7 @@ def test_what_still_comes_of_a_body_after_its_reply_cuts_no_other_stream_either(
                     reply += event.data or b""
                 elif isinstance(event, h2.events.StreamEnded):
                     ended.add(event.stream_id or 0)
-                    if event.stream_id == 1:  # a 413
+                    if event.stream_id == 1:  # a 408: the rest of its body has not come in time
                         connection.send_headers(3, head)
                         connection.send_data(1, b"x" * 1000)
                         connection.send_data(3, json.dumps({**CHAT, "stream": True}).encode(), end_stream=True)
