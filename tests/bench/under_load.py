@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="modules of the server: another checkout's .types",
     )
+    add("--threads", type=int, help="of the server's model (its cores)")
     add("--rows", type=int, default=16, help="%(default)s")
     add("--waiting", type=int, default=64, help="overload: length of the queue (%(default)s)")
     add("--prompt-tokens", type=int, default=64, help="%(default)s")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from ortserve.gateway.bench.client import Connection
 from ortserve.gateway.bench.http1 import ProtocolError
@@ -19,6 +20,31 @@ NAME = "loaded"  # what the model is called here
 MAX_RETRY_AFTER_S = 60
 
 Body = dict[str, Any]
+_ENCODE = msgspec.json.Encoder().encode  # what the client takes of shared cores, the server lacks
+
+
+class _Choice(msgspec.Struct, gc=False):
+    text: str
+    finish_reason: str | None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    completion_tokens: int
+
+
+class _Failure(msgspec.Struct, gc=False):
+    message: str
+
+
+class _Event(msgspec.Struct, gc=False):
+    """What is read of one."""
+
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: _Failure | None = None
+
+
+_DECODE = msgspec.json.Decoder(_Event).decode
 
 
 @dataclass(slots=True)
@@ -44,17 +70,17 @@ class Reply:
         """One event."""
         if data == b"[DONE]":
             return
-        event = json.loads(data)
-        if "error" in event:
-            self.failure = event["error"]["message"]
+        event = _DECODE(data)
+        if event.error is not None:
+            self.failure = event.error.message
             return
-        for choice in event["choices"]:
-            if choice["text"] and self.first_s is None:
+        for choice in event.choices:
+            if choice.text and self.first_s is None:
                 self.first_s = time.perf_counter()
-            self.text += choice["text"]
-            self.finish = choice["finish_reason"] or self.finish
-        if event.get("usage"):
-            self.num_tokens = event["usage"]["completion_tokens"]
+            self.text += choice.text
+            self.finish = choice.finish_reason or self.finish
+        if event.usage is not None:
+            self.num_tokens = event.usage.completion_tokens
 
 
 class Caller:
@@ -66,7 +92,7 @@ class Caller:
 
     async def ask(self, body: Body) -> Reply:
         """A streamed completion. Raises nothing for what the server or the network does."""
-        data = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
+        data = _ENCODE({**body, "stream": True, "stream_options": {"include_usage": True}})
         reply, rest = Reply(time.perf_counter()), bytearray()
 
         def take(piece: bytes, _: float) -> None:
@@ -123,8 +149,8 @@ class Shape:
 
     def body(self, number: int) -> Body:
         """Request `number`: ids that no other has, so that nothing is cached."""
-        dice = random.Random(number)
-        prompt = [dice.randint(self.last_id // 10, self.last_id) for _ in range(self.prompt_tokens)]
+        ids = range(self.last_id // 10, self.last_id + 1)
+        prompt = random.Random(number).choices(ids, k=self.prompt_tokens)
         limits = {"max_tokens": self.output_tokens, "min_tokens": self.output_tokens, "ignore_eos": True}
         return {"model": NAME, "prompt": prompt, "temperature": 0, **limits}
 
@@ -186,7 +212,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 def is_proper(reply: Reply) -> bool:
     """A refusal that a client understands: status, when to return, and the error's envelope."""
     try:
-        error = json.loads(reply.body)["error"]
+        error = msgspec.json.decode(reply.body)["error"]
         wait_s = int(reply.headers["retry-after"])
     except (ValueError, KeyError, TypeError):
         return False

@@ -29,6 +29,7 @@ class Server:
 
     port: int
     process: subprocess.Popen[bytes]
+    cores: set[int] = field(default_factory=set)  # its own and the client's
 
     def memory(self) -> int:
         """Resident bytes of the server and its children."""
@@ -41,19 +42,39 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """Processor time of the server and its children so far."""
+        return sum(_seconds(f"/proc/{pid}/stat") for pid in self._processes())
+
+    def loop_seconds(self) -> float:
+        """That of the event loop's thread, which has all of HTTP."""
+        return _seconds(f"/proc/{self.process.pid}/task/{self.process.pid}/stat")
+
+    def busy_seconds(self) -> float:
+        """Processor time that these cores have spent on anything."""
         ticks = 0
-        for pid in self._processes():
-            with contextlib.suppress(OSError):
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-                ticks += int(fields[11]) + int(fields[12])  # user and system
+        for line in Path("/proc/stat").read_text().splitlines():
+            name, *fields = line.split()
+            if name[:3] == "cpu" and name[3:].isdigit() and int(name[3:]) in self.cores:
+                user, nice, system, _, _, interrupts, soft = map(int, fields[:7])
+                ticks += user + nice + system + interrupts + soft
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def _processes(self) -> list[int]:
         found = [self.process.pid]
         for pid in found:
             with contextlib.suppress(OSError):
-                found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+                # Engine processes are children of the threads that have started them.
+                for thread in Path(f"/proc/{pid}/task").iterdir():
+                    found += map(int, (thread / "children").read_text().split())
         return found
+
+
+def _seconds(file: str) -> float:
+    """Processor time of a process or thread; 0 when it has ended."""
+    try:
+        fields = Path(file).read_text().rpartition(") ")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system
 
 
 @contextlib.contextmanager
@@ -64,6 +85,7 @@ def serving(arguments: argparse.Namespace, *options: str) -> Iterator[Server]:
     words = [sys.executable, "-m", "ortserve.gateway.cli", "serve", *arguments.model, "--port", str(port)]
     words += ["--served-name", NAME, "--quiet", "--log-level", "warning", "--max-rows", str(arguments.rows)]
     words += ["--allow-unverified", *options]  # random weights fail a proof of their text
+    words += [] if arguments.threads is None else ["--threads", str(arguments.threads)]
     environment = dict(os.environ)
     if arguments.server_path is not None:
         path = environment.get("PYTHONPATH")
@@ -74,7 +96,7 @@ def serving(arguments: argparse.Namespace, *options: str) -> Iterator[Server]:
             os.sched_setaffinity(process.pid, arguments.server_cores)
         try:
             _wait_until_ready(port, process, log)
-            yield Server(port, process)
+            yield Server(port, process, (arguments.server_cores or set()) | os.sched_getaffinity(0))
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -102,12 +124,19 @@ class Use:
     at_s: list[float] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)  # the server's resident bytes
     server_s: list[float] = field(default_factory=list)  # processor time since each began
+    loop_s: list[float] = field(default_factory=list)  # the part of its event loop
     client_s: list[float] = field(default_factory=list)
+    busy_s: list[float] = field(default_factory=list)  # of their cores, whoever it was
 
     def cores(self) -> dict[str, float]:
-        """Processors in use, on average."""
+        """Processors in use, on average, and of the server's its event loop.
+
+        What others use makes the measurement one of something else.
+        """
         seconds = self.at_s[-1] - self.at_s[0]
-        used = {"server": self.server_s[-1] - self.server_s[0], "client": self.client_s[-1] - self.client_s[0]}
+        samples = self.server_s, self.loop_s, self.client_s, self.busy_s
+        server, loop, client, busy = (each[-1] - each[0] for each in samples)
+        used = {"server": server, "loop": loop, "client": client, "others": busy - server - client}
         return {name: round(value / seconds, 3) for name, value in used.items()}
 
 
@@ -120,7 +149,9 @@ async def watched(server: Server, *, after_s: float = 0.0) -> AsyncIterator[Use]
         use.at_s.append(time.perf_counter())
         use.memory.append(server.memory())
         use.server_s.append(server.cpu_seconds())
+        use.loop_s.append(server.loop_seconds())
         use.client_s.append(time.process_time())
+        use.busy_s.append(server.busy_seconds())
 
     async def sample() -> None:
         await asyncio.sleep(after_s)
