@@ -73,6 +73,7 @@ def build_app(
     log_prompts: bool = False,
     tracing: Tracing | None = None,
     new_model: NewModel | None = None,
+    refused: Callable[[], None] | None = None,
 ) -> Starlette:
     """Routes and layers. `patience` bounds silent and stalled streams.
 
@@ -81,6 +82,7 @@ def build_app(
     one in memory) is closed when the application ends. What is used goes to the `ledger`, which keeps the budgets. With
     `admin_metrics` only administrators read metrics, with `log_prompts` the bodies of requests are logged. `tracing`
     takes the spans of requests. `new_model` makes specs of the sources that an administrator names (None: none may be).
+    `refused` is called for each request that a full queue refuses.
     """
     patience = patience or Patience()
     edge = edge or EdgeOptions()
@@ -123,7 +125,7 @@ def build_app(
         directory=lambda: fleet.directory,
         settle=settle,
         check_budget=check_budget,
-        check_room=Room(fleet).check,
+        check_room=Room(fleet, refused).check,
         max_body_bytes=edge.max_body_bytes,
         admin_metrics=admin_metrics,
     )

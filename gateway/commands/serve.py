@@ -27,6 +27,7 @@ from ortserve.gateway.options.settings import Settings, add_server_options, reso
 from ortserve.gateway.options.state import state_options
 from ortserve.gateway.store.state import State
 from ortserve.gateway.telemetry.tracing import Tracing, open_tracing
+from ortserve.gateway.transport.gathering import GatheringSelector, new_loop
 from ortserve.gateway.transport.supervisor import Supervisor
 from ortserve.gateway.usage.ledger import Ledger
 from ortserve.gateway.usage.options import accounted_units, open_ledger
@@ -101,7 +102,10 @@ def run(arguments: argparse.Namespace, resolve_model: ResolveModel) -> int:
         specs = model_specs(settings)
         front = Front(socket_, tls, edge, limits, Supervisor(os.environ, predecessor=socket_.predecessor))
         kept = Kept(access, state, ledger, tracing)
-        asyncio.run(_serve(_Serving(settings, front, kept, began), specs, resolve_model))
+        selector = GatheringSelector()
+        serving = _Serving(settings, front, kept, began, selector.refused)
+        with asyncio.Runner(loop_factory=partial(new_loop, selector)) as runner:
+            runner.run(_serve(serving, specs, resolve_model))
     _end_beside_loads()
     return 0
 
@@ -114,6 +118,7 @@ class _Serving:
     front: Front
     kept: Kept
     began: float  # monotonic clock
+    refused: Callable[[], None]  # by a full queue: called each time
 
 
 async def _serve(serving: _Serving, specs: Sequence[ModelSpec], resolve_model: ResolveModel) -> None:
@@ -134,6 +139,7 @@ async def _serve(serving: _Serving, specs: Sequence[ModelSpec], resolve_model: R
         state=kept.state,
         edge=front.edge,
         new_model=partial(new_spec, settings),
+        refused=serving.refused,
     )
     stop = asyncio.Event()
     stop_on_signals(stop)

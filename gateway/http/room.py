@@ -5,6 +5,7 @@ Under a flood most requests end here: what one of them costs, the flood takes fr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -32,8 +33,10 @@ _DECODER = msgspec.json.Decoder(_Named)
 class Room:
     """In the queues of all models that generate."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, refused: Callable[[], None] | None = None) -> None:
+        """`refused` is told of each that a full queue refuses."""
         self._fleet = fleet
+        self._refused = refused
 
     def check(self, exchange: Exchange) -> None:
         """Raise `ApiError` for a full queue: 429, or 403 to whoever may not use the model.
@@ -54,5 +57,7 @@ class Room:
         try:
             service.check_room("prompt")
         except ApiError:
+            if self._refused is not None:
+                self._refused()
             exchange.check_model(name)
             raise

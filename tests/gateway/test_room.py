@@ -24,6 +24,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/messages": {"messages": MESSAGES, "max_tokens": 4},
     "/v1/responses": {"input": "hi"},
 }
+REFUSED: list[int] = []  # one for each that the server was told of
 KEYS: dict[str, dict[str, Any]] = {"all": {}, "none": {"models": ["another"]}, "hurried": {"requests_per_minute": 1}}
 
 
@@ -32,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     file = tmp_path_factory.mktemp("keys") / "keys.jsonl"
     file.write_text("".join(_line(name, rules) for name, rules in KEYS.items()))
     driver = make_driver(saying("hello"))
-    with running(driver, access=Access(file=Path(file))) as started:
+    with running(driver, access=Access(file=Path(file)), refused=lambda: REFUSED.append(1)) as started:
         yield started
 
 
@@ -92,6 +93,18 @@ def test_a_refusal_is_counted_under_its_model_and_leaves_nothing_behind(server: 
     server.driver.full = None
     assert full.post("/v1/completions", json={"model": "scripted", "prompt": "hi"}).status_code == 200
     assert len(server.driver.submitted) == num_submitted + 1
+
+
+def test_refusals_of_a_full_queue_are_told_of_and_no_others(full: httpx.Client) -> None:
+    path, body = "/v1/chat/completions", BODIES["/v1/chat/completions"]
+    REFUSED.clear()
+    for _ in range(3):
+        assert full.post(path, json=body).status_code == 429
+    assert len(REFUSED) == 3
+    assert full.post(path, json=body, headers=_bearer("stranger")).status_code == 401
+    assert full.post(path, json={**body, "model": "nobody"}).status_code == 404
+    assert full.get("/v1/models").status_code == 200
+    assert len(REFUSED) == 3
 
 
 async def _must_not_be_called(*_: object, **__: object) -> None:
