@@ -150,7 +150,7 @@ def serving(*words: str | Path, limit_s: float = 120.0) -> Iterator[Server]:
     start = perf_counter()
     with tempfile.TemporaryFile() as log, subprocess.Popen(arguments, stderr=log) as child:
         try:
-            while not _healthy(port):
+            while not healthy(port):
                 if child.poll() is not None or perf_counter() - start > limit_s:
                     log.seek(0)
                     raise RuntimeError(f"the server did not come up: {log.read().decode()[-2000:]}")
@@ -164,7 +164,7 @@ def serving(*words: str | Path, limit_s: float = 120.0) -> Iterator[Server]:
                 child.kill()
 
 
-def _healthy(port: int) -> bool:
+def healthy(port: int) -> bool:
     """One GET /health: 503 while the models are being loaded."""
     try:
         with socket.create_connection((HOST, port), timeout=30) as connection:

@@ -80,7 +80,7 @@ def _sample(session: int, peaks: _Peaks, done: Event) -> None:
     pause = 0.0
     while not done.wait(pause):
         began = thread_time()
-        memories = [memory for memory in map(_memory, _processes(session)) if memory is not None]
+        memories = [memory for memory in map(memory_of, _processes(session)) if memory is not None]
         if memories:
             peaks.proportional = max(peaks.proportional, sum(memory[0] for memory in memories))
             peaks.anonymous = max(peaks.anonymous, sum(memory[1] for memory in memories))
@@ -97,7 +97,7 @@ def _processes(session: int) -> Iterator[int]:
                     yield int(entry.name)
 
 
-def _memory(process: int) -> tuple[int, int] | None:
+def memory_of(process: int) -> tuple[int, int] | None:
     """Proportional and anonymous bytes; None: it has ended."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]

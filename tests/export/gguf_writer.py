@@ -19,7 +19,7 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Te
     header = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(metadata))
     for key, value in metadata.items():
         header += text(key) + typed(value)
-    data = b""
+    data = bytearray()
     for name, (kind, values) in tensors.items():
         header += text(name) + struct.pack("<I", values.ndim)
         header += b"".join(struct.pack("<Q", size) for size in reversed(values.shape))
@@ -38,6 +38,8 @@ def typed(value: Any) -> bytes:
     """A metadata value behind the number of its type."""
     if isinstance(value, bool):
         return struct.pack("<I?", 7, value)
+    if isinstance(value, np.int32):  # llama.cpp reads the kinds of tokens as signed ones
+        return struct.pack("<Ii", 5, value)
     if isinstance(value, int):
         return struct.pack("<II", 4, value)
     if isinstance(value, float):

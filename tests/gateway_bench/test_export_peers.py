@@ -19,7 +19,7 @@ HELD = 48_000_000
 
 def test_memory_of_all_processes_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both hold it until it has been looked at."""
-    held, seen, look, num_looks = tmp_path / "held", tmp_path / "seen", process_tree._memory, 0
+    held, seen, look, num_looks = tmp_path / "held", tmp_path / "seen", process_tree.memory_of, 0
 
     def watched(pid: int) -> tuple[int, int] | None:
         nonlocal num_looks
@@ -28,7 +28,7 @@ def test_memory_of_all_processes_together(tmp_path: Path, monkeypatch: pytest.Mo
             seen.touch()
         return look(pid)
 
-    monkeypatch.setattr(process_tree, "_memory", watched)
+    monkeypatch.setattr(process_tree, "memory_of", watched)
     hold = f"import sys; held = b'x' * {HELD}; open(sys.argv[1], 'w').close(); sys.stdin.read()"
     code = (
         "import subprocess, sys, time, pathlib\n"

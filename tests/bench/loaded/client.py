@@ -113,6 +113,10 @@ class Caller:
             reply.headers = dict(self.connection.headers)
         return reply
 
+    async def stream(self, body: Body, sink: Callable[[bytes, float], None]) -> int:
+        """A completion whose pieces go to `sink` with their times; the status. Raises `OSError` and `ProtocolError`."""
+        return await self._send(b"POST", PATH.encode(), msgspec.json.encode(body), sink)
+
     async def get(self, path: str) -> bytes:
         pieces: list[bytes] = []
         status = await self._send(b"GET", path.encode(), b"", lambda piece, _: pieces.append(piece))

@@ -1,0 +1,221 @@
+"""`ortserve serve` beside llama.cpp's server, OpenVINO GenAI and onnxruntime-genai: one checkpoint, the same requests.
+
+Sides take turns in every round, all of them loaded, one at work. ortserve and llama.cpp are asked over HTTP, streamed,
+by the same client on the same cores; the other two have no server in their Python packages and are asked in their
+process, which spares them HTTP and text. Prompts are token ids, replies greedy and exactly as long as asked, guesses
+off but in the part `drafts`. A side that cannot be run is reported with the reason, never estimated.
+
+  ortserve widen pocket at-size --like qwen2.5-0.5b
+  python -m tests.bench.cpu_peers at-size --work DIR --llama DIR/bin --openvino-python PYTHON --json out.json \\
+    --sides ours-int8,llama-q8_0,openvino-int8 --parts decode
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from tokenizers import Tokenizer
+
+from ortserve.gateway.bench.speculation_work import works
+from tests.bench.measurement import Spread, finish, script_parser, spread, write_json
+from tests.bench.peers.models import NotMadeError, Tools
+from tests.bench.peers.roster import ROSTER, start
+from tests.bench.peers.sides import Side, SideError
+from tests.bench.peers.work import (
+    DECODE_PROMPT,
+    PREFIX,
+    PROMPTS,
+    STREAMS,
+    SUFFIX,
+    Ask,
+    Prompts,
+    decode_rate,
+    decoding,
+    interference,
+    interference_figures,
+    whole_rate,
+)
+
+QUESTION, ANSWER = "What is 23 + 58?", "81"
+COPY_TOKENS = 96
+MEGABYTE = 1_000_000
+Figures = Iterator[tuple[str, float]]
+
+
+@dataclass(slots=True)
+class Found:
+    """Figures so far: by name, by side, one for each round; and what was not run."""
+
+    figures: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
+    not_run: dict[str, str] = field(default_factory=dict)
+    answers: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, side: str, number: int, value: float) -> None:
+        self.figures.setdefault(name, {}).setdefault(side, {})[number] = value
+
+    def ratio(self, name: str, ours: str, side: str) -> Spread | None:
+        """Ours over the other's, in the rounds that have both."""
+        sides = self.figures[name]
+        both = sides.get(ours, {}).keys() & sides.get(side, {}).keys()
+        return spread([sides[ours][one] / sides[side][one] for one in both]) if both else None
+
+    def table(self, sides: Sequence[str]) -> Iterator[str]:
+        """A line for each figure; after each side's figure, ours over it in brackets."""
+        ours = next((side for side in sides if side.startswith("ours")), None)
+        yield "| " + " | ".join(["", *sides]) + " |"
+        yield "|---" * (len(sides) + 1) + "|"
+        for name, found in self.figures.items():
+            cells = [name]
+            for side in sides:
+                cell = str(spread(list(found[side].values()))) if side in found else "not run"
+                ratio = self.ratio(name, ours, side) if ours and side != ours else None
+                cells.append(f"{cell} [{ratio.median:.2f}]" if ratio else cell)
+            yield "| " + " | ".join(cells) + " |"
+        for what, reason in self.not_run.items():
+            yield f"not run: {what}: {reason}"
+
+
+class Parts:
+    """The parts of the comparison on one side in one round: names with figures."""
+
+    def __init__(self, side: Side, number: int, tokenizer: Tokenizer) -> None:
+        self._side = side
+        self._number = number
+        self._tokenizer = tokenizer
+        self._prompts = Prompts(number, tokenizer.get_vocab_size())
+
+    def decode(self) -> Figures:
+        for streams in STREAMS:
+            replies = self._side.run(decoding(self._prompts, streams))
+            yield f"tokens/s decoding, {streams} streams", decode_rate(replies)
+            yield f"tokens/s with prompts of {DECODE_PROMPT}, {streams} streams", whole_rate(replies)
+        proportional, anonymous = self._side.memory()
+        yield "MB resident after it (proportional)", proportional / MEGABYTE
+        yield "MB of it anonymous", anonymous / MEGABYTE
+
+    def prompts(self) -> Figures:
+        for length in PROMPTS:
+            times = [self._side.run([Ask(self._prompts.draw(length), 2)])[0].ttft_s for _ in range(3)]
+            yield f"TTFT ms, prompt of {length}", 1e3 * median(times)
+
+    def prefix(self) -> Figures:
+        shared = self._prompts.draw(PREFIX)
+        times = [self._side.run([Ask(shared + self._prompts.draw(SUFFIX), 2)])[0].ttft_s for _ in range(4)]
+        yield f"TTFT ms, prefix of {PREFIX} and {SUFFIX} more, first time", 1e3 * times[0]
+        yield f"TTFT ms, prefix of {PREFIX} and {SUFFIX} more, again", 1e3 * median(times[1:])
+
+    def interference(self) -> Figures:
+        yield from interference_figures(self._side.run(interference(self._prompts)))
+
+    def drafts(self) -> Figures:
+        """Passages to be given back. Run for two sides of one library: with guesses and without."""
+        for streams in (1, 8):
+            asked = works("copying", self._number, streams)
+            asks = [Ask(self._chat(work.question), COPY_TOKENS, ignore_eos=False) for work in asked]
+            yield f"tokens/s copying, {streams} streams", whole_rate(self._side.run(asks))
+
+    def check(self) -> str:
+        """The reply to a question whose answer is known: do they compute the same model?"""
+        (reply,) = self._side.run([Ask(self._chat(QUESTION), 24, ignore_eos=False)])
+        return reply.text
+
+    def _chat(self, question: str) -> tuple[int, ...]:
+        text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+PARTS: Mapping[str, Callable[[Parts], Figures]] = {
+    "decode": Parts.decode,
+    "prompts": Parts.prompts,
+    "prefix": Parts.prefix,
+    "interference": Parts.interference,
+    "drafts": Parts.drafts,
+}
+
+
+def compare(sides: dict[str, Side], arguments: argparse.Namespace, tokenizer: Tokenizer, found: Found) -> None:
+    """All rounds; what a side fails at is not asked of it again."""
+    for name, side in list(sides.items()):
+        try:
+            found.answers[name] = Parts(side, 1_000_000, tokenizer).check()
+            side.run(decoding(Prompts(2_000_000, tokenizer.get_vocab_size()), 2))  # warms up
+        except (SideError, ValueError) as error:
+            found.not_run[name] = str(error)
+            del sides[name]
+    for number in range(arguments.first_round, arguments.first_round + arguments.rounds):
+        for part in arguments.parts:
+            for name, side in sides.items():
+                if f"{part} of {name}" in found.not_run:
+                    continue
+                try:
+                    for figure, value in PARTS[part](Parts(side, number, tokenizer)):
+                        found.add(figure, name, number, value)
+                        print(f"round {number}, {name}: {figure}: {value:.4g}", flush=True)
+                except (SideError, ValueError, TimeoutError) as error:
+                    found.not_run[f"{part} of {name}"] = f"{type(error).__name__}: {error}"
+        write_json(arguments, [], details(found))
+
+
+def details(found: Found) -> dict[str, object]:
+    return {"figures": found.figures, "not_run": found.not_run, "answers": found.answers}
+
+
+def chosen(known: Mapping[str, object]) -> Callable[[str], list[str]]:
+    """Names out of `known`. The function raises `argparse.ArgumentTypeError` naming all of them."""
+
+    def choose(text: str) -> list[str]:
+        names = text.split(",")
+        unknown = [name for name in names if name.removesuffix("+drafts") not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown: choose from {', '.join(known)}")
+        return names
+
+    return choose
+
+
+def main() -> int:
+    parser = script_parser(__doc__ or "")
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a Llama whose tokenizer is the bundled model's, as `ortserve widen` makes it")
+    add("--work", type=Path, required=True, metavar="DIR", help="where every side's form of it is made and kept")
+    sides_help = f"{', '.join(ROSTER)}; NAME+drafts: with its own guesses; the first of ours is what ratios are of"
+    add("--sides", type=chosen(ROSTER), default=list(ROSTER), metavar="A,B", help=sides_help)
+    add("--parts", type=chosen(PARTS), default=list(PARTS)[:-1], metavar="A,B", help=", ".join(PARTS))
+    add("--llama", type=Path, metavar="DIR", help="folder of llama-server and llama-quantize")
+    add("--openvino-python", type=Path, metavar="PATH", help="interpreter that has openvino-genai")
+    add("--genai-python", type=Path, metavar="PATH", help="interpreter that has onnxruntime-genai, torch, transformers")
+    add("--optimum-python", type=Path, metavar="PATH", help="interpreter that has optimum-intel, for OpenVINO's model")
+    add("--first-round", type=int, default=0, help="whose prompts are another run's no more (default %(default)s)")
+    add("--extra", action="append", default=[], metavar="SIDE:OPTIONS", help="more options for a side")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    others = (arguments.llama, arguments.genai_python, arguments.optimum_python)
+    tools = Tools(arguments.checkpoint, arguments.work, *others)
+    pythons = {"openvino": arguments.openvino_python, "genai": arguments.genai_python}
+    extra = dict(one.split(":", 1) for one in arguments.extra)
+    tokenizer = Tokenizer.from_file(str(arguments.checkpoint / "tokenizer.json"))
+    sides, found = dict[str, Side](), Found()
+    try:
+        for name in arguments.sides:
+            entrant, drafts = ROSTER[name.removesuffix("+drafts")], name.endswith("+drafts")
+            try:
+                sides[name] = start(entrant, tools, pythons.get(entrant.library), extra.get(name, ""), drafts=drafts)
+            except (NotMadeError, SideError) as error:
+                found.not_run[name] = str(error)
+        compare(sides, arguments, tokenizer, found)
+    finally:
+        for side in sides.values():
+            side.close()
+    print("\n".join(found.table(arguments.sides)))
+    wrong = [name for name, text in found.answers.items() if ANSWER not in text]
+    print(f"answers to {QUESTION!r}: {found.answers}")
+    return finish(arguments, [], details(found)) or bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
