@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ortserve.runtime.host.heap import trim_heap
+from ortserve.runtime.host.huge_pages import use_huge_pages
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.session import Binding, Session
 from ortserve.runtime.slots.batch import Batch, build_batch
 from ortserve.runtime.slots.kv import SlotKvStore
 from ortserve.runtime.step import Step
+
+LARGE_BYTES = 64 << 20  # of weights: smaller ones lie in the processor's own cache
 
 Logits = npt.NDArray[np.float32]
 _INPUTS = tuple(field.name for field in fields(Batch))
@@ -110,4 +114,8 @@ def load_session(
     folder: Path, manifest: Manifest, *, num_threads: int | None, turn: AbstractContextManager[object] | None = None
 ) -> Session:
     """Load an exported folder's graph. Sessions that share a `turn` never run at once."""
-    return Session(folder / manifest.graph, num_threads=num_threads, turn=turn)
+    session = Session(folder / manifest.graph, num_threads=num_threads, turn=turn)
+    if manifest.weight_bytes >= LARGE_BYTES:
+        trim_heap()  # what loading has left behind need not be moved
+        use_huge_pages()
+    return session

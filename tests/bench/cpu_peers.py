@@ -43,6 +43,7 @@ from tests.bench.peers.work import (
 
 QUESTION, ANSWER = "What is 23 + 58?", "81"
 COPY_TOKENS = 96
+MANY_TOKENS = 512  # shorter prompts are repeated within a round
 MEGABYTE = 1_000_000
 Figures = Iterator[tuple[str, float]]
 
@@ -100,7 +101,9 @@ class Parts:
 
     def prompts(self) -> Figures:
         for length in PROMPTS:
-            times = [self._side.run([Ask(self._prompts.draw(length), 2)])[0].ttft_s for _ in range(3)]
+            times = [
+                self._side.run([Ask(self._prompts.draw(length), 2)])[0].ttft_s for _ in range(1 + MANY_TOKENS // length)
+            ]
             yield f"TTFT ms, prompt of {length}", 1e3 * median(times)
 
     def prefix(self) -> Figures:
