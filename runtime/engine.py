@@ -61,6 +61,7 @@ class Flight:
     step: Step
     begun_s: float
     picking: Picking
+    is_usual: bool  # what it takes says what its like will take
 
 
 class StepRunner(Protocol):
@@ -101,7 +102,8 @@ class Engine:
         self.drafting = drafting
         self.grammars = grammars or NoGrammars("its engine was made without")
         self._masking = Masking(self.grammars)
-        self._foresight = Foresight(self.scheduler, runner) if isinstance(runner, PreparingRunner) else None
+        self._preparing = runner if isinstance(runner, PreparingRunner) else None
+        self._foresight = None if self._preparing is None else Foresight(self.scheduler, self._preparing)
         self._flight: Flight | None = None  # launched by the step before
         self.is_stalled = False  # there is work, and all of it waits for the prompt cache
         self._num_arrivals = 0
@@ -171,7 +173,10 @@ class Engine:
             logits = self._runner.run(step)
         finally:
             masks.exception()  # whatever happens, the constraints are left alone before anybody touches them
-        return Flight(step, begun, self._draw(step, logits, masks.result()))
+        return self._flight_of(step, begun, self._draw(step, logits, masks.result()))
+
+    def _flight_of(self, step: Step, begun_s: float, picking: Picking) -> Flight:
+        return Flight(step, begun_s, picking, self._preparing is None or not self._preparing.was_unusual)
 
     def _land(self, flight: Flight) -> list[Delta]:
         """Wait for a step, launch the next one where that is known, and take over what this one has drawn."""
@@ -183,7 +188,8 @@ class Engine:
             return self._abandon(step, error)
         now = self._clock()  # only now: logits may have been on their way until a token was drawn
         launched = None if foreseen is None or self._foresight is None else self._foresight.launch(foreseen, picked)
-        if step.rows and not any(row.num_scored for row in step.rows):  # whose logits cost time of their own
+        # Rows that are scored cost time of their own.
+        if flight.is_usual and step.rows and not any(row.num_scored for row in step.rows):
             self._pace.observe(step.num_tokens, step.num_attended, (now - flight.begun_s) * 1000)
         advances = self.scheduler.commit(step, picked, now_s=now, seconds=now - flight.begun_s)
         self._stats.num_steps += 1
@@ -287,7 +293,7 @@ class Engine:
         if launched.failure is not None:
             return self._abandon(launched.step, launched.failure)
         try:
-            self._flight = Flight(launched.step, now_s, self._draw(launched.step, launched.logits, {}))
+            self._flight = self._flight_of(launched.step, now_s, self._draw(launched.step, launched.logits, {}))
         except Exception as error:
             return self._abandon(launched.step, error)
         return []

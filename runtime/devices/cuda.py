@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from ctypes import byref, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
+from weakref import finalize
 
 import numpy as np
 import structlog
@@ -132,7 +133,13 @@ class CudaDevice:
             structlog.get_logger("ortserve.cuda").warning("no CUDA graphs: steps run eagerly", reason=str(error))
             return None
         self._library.cudaGraphDestroy(graph)
-        return lambda: self._check(self._library.cudaGraphLaunch(executable, self._stream), "launch a graph")
+
+        def launch() -> None:
+            self._check(self._library.cudaGraphLaunch(executable, self._stream), "launch a graph")
+
+        # One that still runs is freed once it is done. At exit the driver may be gone before.
+        finalize(launch, self._library.cudaGraphExecDestroy, executable).atexit = False
+        return launch
 
     def free_bytes(self) -> int:
         """Part of `Device`."""

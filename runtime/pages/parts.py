@@ -13,7 +13,7 @@ from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.pages.emulation import emulate
 from ortserve.runtime.pages.kv import PagedKvStore
 from ortserve.runtime.pages.plan import plan_paged_engine
-from ortserve.runtime.pages.runner import PagedRunner
+from ortserve.runtime.pages.runner import PagedRunner, most_logit_rows
 from ortserve.runtime.pages.sampler import DeviceSampler
 from ortserve.runtime.pages.single import spell_for_one_token
 from ortserve.runtime.plan import EnginePlan
@@ -52,6 +52,6 @@ def open_paged_parts(folder: Path, manifest: Manifest, config: EngineConfig, dev
     store = PagedKvStore(manifest.kv, device, num_blocks=plan.num_blocks, num_host_blocks=plan.num_host_blocks)
     runner = PagedRunner(manifest, session, store, device, plan, single=single, many=many)
     sampler = DeviceSampler(
-        device, vocab_size=manifest.vocab_size, num_tokens=manifest.num_tokens, max_rows=plan.max_logit_rows
+        device, vocab_size=manifest.vocab_size, num_tokens=manifest.num_tokens, max_rows=most_logit_rows(plan)
     )
     return PagedParts(plan, store, runner, sampler)

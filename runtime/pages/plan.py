@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.manifest import Manifest
+from ortserve.runtime.pages.batch import ROOM_FOR_PADDING
 from ortserve.runtime.plan import (
     GIB,
     MAX_DRAFTER_KEEP,
@@ -17,6 +18,7 @@ from ortserve.runtime.rotary import regimes_within
 
 MAX_ROWS = 64  # unless the user says more
 MAX_CHUNK_TOKENS = 2048  # enough for the matrix units
+GUESSED_ROWS = 2  # logits of each sequence that a step has room for when all decode: its token, and a guess
 KV_SHARE = 0.92  # of what the weights, the activations and the sampling head leave free
 MAX_DEFAULT_SWAP = 4 * GIB  # it is locked in host memory
 HOST_SHARE = 0.25  # of the host's free memory, at most, for it
@@ -35,12 +37,12 @@ def plan_paged_engine(manifest: Manifest, config: EngineConfig, *, device_bytes:
     assert size is not None, "layout pages says the size of its pages"
     bytes_per_block = size * manifest.kv.bytes_per_token
     max_rows = config.max_rows or MAX_ROWS
-    max_logit_rows = max(config.max_logit_rows, max_rows)
+    max_logit_rows = max(config.max_logit_rows, GUESSED_ROWS * max_rows)
     chunk = config.max_chunk_tokens or MAX_CHUNK_TOKENS
     workspace = (
         _KERNEL_BYTES
         + _LIVE_ACTIVATIONS * chunk * manifest.hidden_size * max(manifest.kv.item_bytes, _ACTIVATION_BYTES)
-        + _LIVE_LOGITS * max_logit_rows * manifest.vocab_size * 4
+        + _LIVE_LOGITS * (max_logit_rows + ROOM_FOR_PADDING) * manifest.vocab_size * 4
     )
     budget = max(0, int((device_bytes - workspace) * KV_SHARE)) if config.kv_memory is None else config.kv_memory
     num_blocks = budget // bytes_per_block

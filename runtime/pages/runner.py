@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ortserve.runtime.devices.device import Device, Launch, Strided
+from ortserve.runtime.devices.device import Device, Strided
+from ortserve.runtime.devices.recordings import Recordings
 from ortserve.runtime.devices.session import DeviceBinding, DeviceSession
 from ortserve.runtime.manifest import Manifest
-from ortserve.runtime.pages.batch import PagedBatch, build_paged_batch
+from ortserve.runtime.pages.batch import ROOM_FOR_PADDING, PagedBatch, build_paged_batch
 from ortserve.runtime.pages.kv import PagedKvStore
 from ortserve.runtime.pages.staging import Staging, staged_bytes
 from ortserve.runtime.plan import EnginePlan
@@ -40,7 +41,7 @@ class DeviceLogits:
 class PagedRunner:
     """One model on a device with its KV pages bound in place.
 
-    A step of plain decodes has one of a few shapes. The first of a shape runs as it is; the second is recorded, and
+    A step of few tokens has one of a few shapes. The first of a shape runs as it is; the second is recorded, and
     from then on the whole model is launched at once. `single` and `many` are the same model with other kernels for
     matrices in codes, for steps of one token and of more than `MANY_TOKENS`.
     """
@@ -61,7 +62,7 @@ class PagedRunner:
         self._plan = plan
         self._vocab_size = manifest.vocab_size
         self._width = plan.capacity // plan.block_size
-        self._max_rows = max(plan.max_logit_rows, plan.num_rows)
+        self._max_rows = most_logit_rows(plan)
         max_tokens = plan.max_chunk_tokens + self._max_rows * 2
         self._staging = Staging(
             device,
@@ -71,8 +72,8 @@ class PagedRunner:
         self._binding = _bound(session, store)
         self._single_binding = self._binding if single is None else _bound(single, store)
         self._many_binding = self._binding if many is None else _bound(many, store)
-        self._seen: set[tuple[int, int, int, int]] = set()
-        self._launches: dict[tuple[int, int, int, int], Launch] = {}
+        self.recordings: Recordings[tuple[int, int, int, int]] = Recordings(device)
+        self.was_unusual = False
 
     def run(self, step: Step) -> DeviceLogits:
         """Enqueue the step; returns its logits, valid until the next run."""
@@ -88,7 +89,13 @@ class PagedRunner:
 
     def prepare(self, step: Step) -> PagedBatch:
         """The arrays of a step. Part of `PreparingRunner`."""
-        return build_paged_batch(step, block_size=self._plan.block_size, max_rows=self._max_rows, max_width=self._width)
+        return build_paged_batch(
+            step,
+            block_size=self._plan.block_size,
+            max_rows=self._plan.num_rows,
+            max_width=self._width,
+            max_padded=self._max_rows,
+        )
 
     def launch(self, prepared: PagedBatch, tokens: Sequence[int]) -> DeviceLogits:
         """Enqueue a step of plain decodes with these tokens. Part of `PreparingRunner`."""
@@ -112,8 +119,8 @@ class PagedRunner:
         addresses = self._staging.send(arrays)
         if tokens is not None:
             self._device.copy(Strided(addresses["input_ids"], tokens.pitch), tokens, width=tokens.pitch, height=1)
-        if batch.is_decode and (launch := self._launches.get(batch.shape)) is not None:
-            launch()
+        self.was_unusual = False
+        if batch.is_padded and self.recordings.launch(batch.shape):
             return
         binding = self._binding_for(len(batch.input_ids))
         for name, address in addresses.items():
@@ -121,19 +128,20 @@ class PagedRunner:
         binding.bind_host_input("attention_bounds", batch.attention_bounds)
         shape = (len(batch.logit_index), self._vocab_size)
         binding.bind_output("logits", self._logits, "float32", shape)
-        if batch.is_decode and batch.shape in self._seen:
-            launch = self._device.record(binding.run)
-            if launch is not None:
-                self._launches[batch.shape] = launch
-                launch()
-                return
-        binding.run()
-        self._seen.add(batch.shape)
+        if batch.is_padded:
+            self.was_unusual = self.recordings.run(batch.shape, binding.run)
+        else:
+            binding.run()
 
     def _binding_for(self, num_tokens: int) -> DeviceBinding:
         if num_tokens == 1:
             return self._single_binding
         return self._many_binding if num_tokens > MANY_TOKENS else self._binding
+
+
+def most_logit_rows(plan: EnginePlan) -> int:
+    """Rows of logits that a step may have, padding included."""
+    return plan.max_logit_rows + ROOM_FOR_PADDING
 
 
 def _bound(session: DeviceSession, store: PagedKvStore) -> DeviceBinding:

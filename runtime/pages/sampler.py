@@ -13,7 +13,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from ortserve.runtime.devices.device import Bytes, Device, Launch
+from ortserve.runtime.devices.device import Bytes, Device
+from ortserve.runtime.devices.recordings import Recordings
 from ortserve.runtime.devices.session import DeviceBinding, DeviceSession
 from ortserve.runtime.pages.runner import DeviceLogits
 from ortserve.runtime.pages.sampling_head import (
@@ -96,8 +97,7 @@ class DeviceSampler:
         self._results = self._new_results()
         self._row = device.host_array(vocab_size * 4).view(np.float32)
         self._heads: dict[HeadKind, DeviceBinding] = {}
-        self._seen: set[_Shape] = set()
-        self._launches: dict[_Shape, Launch] = {}
+        self.recordings: Recordings[_Shape] = Recordings(device)
 
     def draw(self, logits: DeviceLogits, draws: Sequence[Draw]) -> list[Drawn]:
         """One token for each row that counts. Waits for the device, once."""
@@ -112,7 +112,8 @@ class DeviceSampler:
         shape = self._enqueue_inputs(kind, logits, draws)
         results = self._results
         used = results.host if kind.has_logprobs else results.host[: results.tokens.nbytes]
-        self._launch(shape)
+        if not self.recordings.launch(shape):
+            self.recordings.run(shape, self._heads[kind].run)
         self._device.download(used, results.address)
         return DeviceDrawing(
             results.address if all(map(_is_decided, draws)) else None,
@@ -151,7 +152,7 @@ class DeviceSampler:
             if num_rules > self._rules:
                 self._rules = num_rules
                 self._rule_staging = self._new_rule_staging()
-                self._launches = {shape: launch for shape, launch in self._launches.items() if not shape.kind.has_rules}
+                self.recordings.drop(lambda shape: shape.kind.has_rules)
             arrays = _rule_arrays(draws, entries, num_rules, logits.num_padded_rows)
             self._bind(binding, self._rule_staging, arrays)
         num_masks = 0
@@ -163,19 +164,6 @@ class DeviceSampler:
             self._bind(binding, self._mask_staging, arrays)
             num_masks = len(arrays["masks"])
         return _Shape(kind, logits.num_padded_rows, num_rules, num_masks)
-
-    def _launch(self, shape: _Shape) -> None:
-        head = self._heads[shape.kind]
-        launch = self._launches.get(shape)
-        if launch is None and shape in self._seen:
-            launch = self._device.record(head.run)
-            if launch is not None:
-                self._launches[shape] = launch
-        if launch is not None:
-            launch()
-        else:
-            head.run()
-            self._seen.add(shape)
 
     def _bind(self, binding: DeviceBinding, staging: Staging, arrays: Arrays) -> None:
         for name, address in staging.send(arrays).items():

@@ -31,6 +31,7 @@ from ortserve.export.toys import toy
 from ortserve.export.toys.shapes import SHAPES
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.devices.cuda import CudaDevice
+from ortserve.runtime.devices.recordings import Recordings
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.manifest import Manifest, read_manifest
 from ortserve.runtime.opening import open_paged_engine
@@ -137,12 +138,14 @@ class Bench:
 
     def eager(self, num_streams: int, context: int) -> dict[str, float]:
         """The same without recorded work."""
-        runner, sampler = self.engine._runner, self.engine._sampler
+        users: list[Any] = [self.engine._runner, self.engine._sampler]
         with mock.patch.object(self.device, "_can_record", False):
-            runner._launches, kept = {}, runner._launches  # type: ignore[attr-defined]
-            sampler._launches, kept_heads = {}, sampler._launches  # type: ignore[attr-defined]
+            kept = [user.recordings for user in users]
+            for user in users:
+                user.recordings = Recordings(self.device)
             found = self.decode(num_streams, context, GREEDY, steps=20)
-            runner._launches, sampler._launches = kept, kept_heads  # type: ignore[attr-defined]
+            for user, recordings in zip(users, kept, strict=True):
+                user.recordings = recordings
         return found
 
     def prefill(self, num_tokens: int) -> dict[str, float]:
@@ -164,9 +167,9 @@ class Bench:
 
     def _device_seconds(self) -> float:
         """Of the recorded model and head, launched back to back without the engine."""
-        launches = [*self.engine._runner._launches.values()][-1:]  # type: ignore[attr-defined]
-        launches += [*self.engine._sampler._launches.values()][-1:]  # type: ignore[attr-defined]
-        if len(launches) < 2:
+        users: list[Any] = [self.engine._runner, self.engine._sampler]
+        launches = [launch for user in users if (launch := user.recordings.newest()) is not None]
+        if len(launches) < len(users):
             return 0.0
         self.device.synchronize()
         begun = time.perf_counter()

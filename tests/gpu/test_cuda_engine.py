@@ -203,12 +203,12 @@ def test_preempted_equals_undisturbed(exported: tuple[Path, Manifest], device: D
 def test_recorded_steps_compute_what_eager_ones_do(exported: tuple[Path, Manifest], device: CudaDevice) -> None:
     recorded = engine(exported, device)
     found = replies(recorded, requests())
-    assert recorded._runner._launches  # type: ignore[attr-defined]
+    assert recorded._runner.recordings  # type: ignore[attr-defined]
     eager_device = CudaDevice(0)
     eager_device._can_record = False
     eager = engine(exported, eager_device)
     assert_same(found, replies(eager, requests()))
-    assert not eager._runner._launches  # type: ignore[attr-defined]
+    assert not eager._runner.recordings  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("vocab_size", [512, 128256, 151936])

@@ -70,10 +70,12 @@ class PagedSyntheticModel:
         )
 
 
-def load_paged_synthetic_model(folder: Path, max_context: int) -> PagedSyntheticModel:
+def load_paged_synthetic_model(
+    folder: Path, max_context: int, *, device: HostDevice | None = None
+) -> PagedSyntheticModel:
     """Write the model into `folder` and load its emulation."""
     manifest = write_paged_synthetic_model(folder, max_context=max_context)
-    device = HostDevice()
+    device = device or HostDevice()
     session = DeviceSession(emulate(folder / manifest.graph).SerializeToString(), device)
     manifest = replace(manifest, kv=replace(manifest.kv, dtype="float32"))
     sampler = DeviceSampler(device, vocab_size=manifest.vocab_size, num_tokens=manifest.num_tokens, max_rows=128)
