@@ -1,7 +1,7 @@
 """When a client stops waiting, as its headers say. Knows no route and no clock.
 
 OpenAI's and Anthropic's clients tell how long they wait for the next byte. That bounds a reply which comes as a whole;
-a stream begins at once and is kept alive, so that for one only a bound that is asked for holds.
+a stream is kept alive, so that for one only a bound that is asked for holds.
 """
 
 from __future__ import annotations

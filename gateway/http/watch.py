@@ -1,13 +1,13 @@
 """Ends a handler whose client has gone or has stopped reading, and keeps silent streams alive. Knows no model.
 
 Hypercorn does not cancel handlers by itself. A watch costs one waiting task and one coarse timer per request, and
-nothing per chunk but two assignments.
+nothing per chunk but a few assignments.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
@@ -39,8 +39,13 @@ class Watch:
         ping: Callable[[], bytes] = bytes,
         patience: Patience,
         deadline: float | None = None,
+        begin: Callable[[], Awaitable[bytes]] | None = None,
     ) -> None:
-        """`deadline`: when the block ends at the latest, on the loop's clock, which is the monotonic one."""
+        """`deadline`: when the block ends at the latest, on the loop's clock, which is the monotonic one.
+
+        `begin` sends the reply's head, and makes what its body begins with. It is awaited once: before the first piece,
+        or before the first ping where that comes sooner.
+        """
         self._receive = receive
         self._send = send
         self._ping = ping
@@ -53,6 +58,7 @@ class Watch:
         self._busy_since: float | None = None  # a write is waiting for the reader
         self._last_sent = self._loop.time()
         self._deadline = deadline
+        self._begin = begin
         self._alarm: asyncio.TimerHandle | None = None
         self.reason: Reason | None = None
 
@@ -82,11 +88,18 @@ class Watch:
         """A write has not got through."""
         return self._busy_since is not None
 
+    @property
+    def has_begun(self) -> bool:
+        """The head of the reply has been sent."""
+        return self._begin is None
+
     async def send_body(self, body: bytes) -> None:
         """Write one piece of the body; a reader that blocks it for too long ends the block."""
-        assert self._send is not None
         self._busy_since = self._loop.time()
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        if self._pinger is not None:
+            await self._pinger  # it may have to send the head, which no piece can overtake
+            self._pinger = None
+        await self._write(body if self.has_begun else await self._opening() + body)
         self._busy_since = None
         self._last_sent = self._loop.time()
 
@@ -121,11 +134,21 @@ class Watch:
             if now - self._busy_since > self._patience.stall_s:
                 self._end("stalled")
                 return
-        elif now - self._last_sent >= self._patience.ping_s:
+        elif now - self._last_sent >= self._patience.ping_s and (self._pinger is None or self._pinger.done()):
             self._last_sent = now
             self._pinger = self._loop.create_task(self._send_ping())
         self._arm()
 
     async def _send_ping(self) -> None:
-        if self._busy_since is None and self._send is not None:
-            await self._send({"type": "http.response.body", "body": self._ping(), "more_body": True})
+        if self._busy_since is None:
+            first = b"" if self.has_begun else await self._opening()
+            await self._write(first + self._ping())
+
+    async def _opening(self) -> bytes:
+        assert self._begin is not None
+        begin, self._begin = self._begin, None
+        return await begin()
+
+    async def _write(self, body: bytes) -> None:
+        assert self._send is not None
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})

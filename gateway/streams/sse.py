@@ -37,7 +37,7 @@ class ChunkWriter(Protocol):
         """What keeps a silent stream alive; asked for each time."""
 
     def begin(self, num_choices: int) -> bytes:
-        """What is sent as soon as the request has been admitted."""
+        """What the body begins with. Asked for once, before everything else."""
 
     def piece(self, piece: ChoicePiece) -> bytes:
         """Frames of one piece: its text, then in a frame of its own its finish."""

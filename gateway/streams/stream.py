@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from ortserve.gateway.errors import ApiError, Problem, internal_error
 from ortserve.gateway.exchange import Exchange, exchange_of
+from ortserve.gateway.http.edge import problem_response
 from ortserve.gateway.http.watch import Patience, Watch
 from ortserve.gateway.logs import log
 from ortserve.gateway.replies.generation import Generation
@@ -26,7 +27,12 @@ HEADERS = (
 
 
 class EventStream:
-    """Streams a generation that has already been admitted: from here on, failures are frames."""
+    """Streams a generation that has already been admitted. Its head waits for the first piece, or for the first ping.
+
+    So what fails before is an error with a status of its own; what fails later is a frame. And a proxy in Go (Caddy,
+    Traefik) that is answered over HTTP/1.1 while it still looks whether the request has ended drops the connection: by
+    the time of a first token it seldom does.
+    """
 
     def __init__(
         self,
@@ -35,7 +41,10 @@ class EventStream:
         patience: Patience,
         keep: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`keep` is awaited before the last frames are sent: a client that has read them finds what it keeps."""
+        """`keep` is awaited before the last frames are sent: a client that has read them finds what it keeps.
+
+        What fails before anything was said is not kept: nobody has heard of it.
+        """
         self._keep = keep
         self._generation = generation
         self._writer = writer
@@ -44,31 +53,46 @@ class EventStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Part of ASGI."""
         exchange = exchange_of(scope)
-        generation = self._generation
-        last = b""
-        deadline = exchange.begin_stream()
+        generation, writer = self._generation, self._writer
+        first = writer.begin(generation.num_choices)
+
+        async def begin() -> bytes:
+            await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+            return first
+
+        watch = Watch(
+            receive,
+            exchange.send_piece or send,
+            ping=lambda: writer.ping,
+            patience=self._patience,
+            deadline=exchange.begin_stream(),
+            begin=begin,
+        )
+        end: bytes | Problem = b""
         try:
-            send_piece, writer = exchange.send_piece or send, self._writer
-            async with Watch(
-                receive, send_piece, ping=lambda: writer.ping, patience=self._patience, deadline=deadline
-            ) as watch:
-                await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
-                last = await self._pump(watch, exchange)
+            async with watch:
+                end = await self._pump(watch)
             if watch.reason is not None:
                 exchange.outcome = watch.reason
                 if watch.reason != "late" or watch.is_blocked:
                     return
-                last = await self._failed(exchange.deadline.problem(is_streamed=True), exchange)
+                end = exchange.deadline.problem(is_streamed=True)
+            elif isinstance(end, Problem):
+                exchange.outcome = "failed"
+            if isinstance(end, Problem) and watch.has_begun:
+                end = await self._failed(end, exchange)
         finally:
             generation.close()
             exchange.note(generation)
-        await send({"type": "http.response.body", "body": last, "more_body": False})
+        if isinstance(end, Problem):
+            await problem_response(end, scope)(scope, receive, send)
+        else:
+            await send({"type": "http.response.body", "body": end, "more_body": False})
 
-    async def _pump(self, watch: Watch, exchange: Exchange) -> bytes:
+    async def _pump(self, watch: Watch) -> bytes | Problem:
         """Send everything but the last frames, which are returned: the body must end in the same write."""
         writer = self._writer
         try:
-            await watch.send_body(writer.begin(self._generation.num_choices))
             async with aclosing(self._generation.batches()) as batches:
                 async for batch in batches:
                     await watch.send_body(
@@ -80,14 +104,11 @@ class EventStream:
             if self._keep is not None:
                 await self._keep()
         except ApiError as error:
-            problem = error.problem
+            return error.problem
         except Exception:
             log().exception("stream_failed")
-            problem = internal_error()
-        else:
-            return last
-        exchange.outcome = "failed"
-        return await self._failed(problem, exchange)
+            return internal_error()
+        return last
 
     async def _failed(self, problem: Problem, exchange: Exchange) -> bytes:
         """The last frames of a reply that has none of its own."""

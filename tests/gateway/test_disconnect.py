@@ -158,18 +158,6 @@ def test_a_busy_stream_has_no_comment_lines(monkeypatch: pytest.MonkeyPatch) -> 
     asyncio.run(main())
 
 
-def test_headers_and_role_come_before_the_first_token() -> None:
-    script = Held("x")
-    with (
-        running(make_driver(script)) as server,
-        httpx.stream("POST", server.url + PATH, json=body(stream=True)) as response,
-    ):
-        lines = response.iter_lines()
-        assert '"role":"assistant"' in next(lines)
-        script.release()
-        assert list(lines)[-2] == "data: [DONE]"
-
-
 # Stopping
 
 
