@@ -50,9 +50,16 @@ def check_lines(path: Path, endpoint: str) -> tuple[int, list[BatchProblem]]:
 
 
 def append_result(path: Path, result: BatchResult) -> None:
-    """Add one line; it is complete when its end of line is there."""
-    with path.open("ab") as file:
-        file.write(msgspec.json.encode(result) + b"\n")
+    """Add one line; it is complete when its end of line is there. Raises `OSError`; then nothing is added."""
+    data = memoryview(msgspec.json.encode(result) + b"\n")
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(end)  # a full disk takes a part; the next line must not begin in the middle of this one
+            raise
 
 
 def read_results(path: Path, take: Callable[[BatchResult], None]) -> int:

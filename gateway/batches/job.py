@@ -1,6 +1,7 @@
 """One batch while it runs: its requests through the ordinary routes, below everything else. Knows no HTTP and no table.
 
 What has a result is not run again after a restart: results are appended to partial files, which the next server reads.
+While the disk refuses, a batch waits: neither results nor its end are lost.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -27,7 +30,9 @@ from ortserve.gateway.answers.batches import (
 from ortserve.gateway.answers.files import FileReply
 from ortserve.gateway.batches.dispatch import Answer, Dispatcher
 from ortserve.gateway.batches.files import append_result, check_lines, read_lines, read_results
+from ortserve.gateway.batches.patience import GivenUpError, Patience
 from ortserve.gateway.batches.tally import BatchTally
+from ortserve.gateway.errors import ApiError
 from ortserve.gateway.ids import new_id
 from ortserve.gateway.logs import log
 from ortserve.gateway.schema.batches import BatchLine
@@ -66,6 +71,7 @@ class BatchJob:
         self._write_lock = asyncio.Lock()
         self._saved_at = 0.0
         self._is_stopping = False  # the server ends: keep everything for the next one
+        self._patience = Patience(reply.id)
         self._workers: set[asyncio.Task[None]] = set()
         self._notes: set[asyncio.Task[None]] = set()  # results being written
 
@@ -83,21 +89,27 @@ class BatchJob:
                     await self._finish()
         except asyncio.CancelledError:
             raise
+        except GivenUpError:
+            return
         except Exception as error:
             log().exception("batch_failed", batch=self.reply.id)
-            await self._fail([BatchProblem("server_error", f"The server could not run this batch: {error}")])
+            problem = BatchProblem("server_error", f"The server could not run this batch: {error}")
+            with suppress(GivenUpError):
+                await self._fail([problem])
 
     async def cancel(self) -> None:
         """Run nothing more of it; what runs is ended without a result."""
         if is_over(self.reply) or self.reply.status == "cancelling":
             return
-        await self._save(status="cancelling", cancelling_at=_now())
+        self._change(status="cancelling", cancelling_at=_now())
+        await self._try_to_save()
         for worker in self._workers:
             worker.cancel()
 
     def stop(self) -> None:
         """The server ends: run nothing more, and leave it to the next one."""
         self._is_stopping = True
+        self._patience.end()
         for worker in self._workers:
             worker.cancel()
 
@@ -138,8 +150,13 @@ class BatchJob:
             lines.close()  # type: ignore[attr-defined]  # a generator, with the file open
 
     def _read_written(self) -> tuple[int, int]:
-        """Of an earlier server: how many results and errors there are."""
-        return read_results(self._output, self._tally.add), read_results(self._errors, self._tally.add)
+        """Of an earlier server, which may have published them: how many results and errors there are."""
+        published = self._parts.state.files.path
+        output, errors = (
+            path if path.exists() else published(path.name.removesuffix(PARTIAL))
+            for path in (self._output, self._errors)
+        )
+        return read_results(output, self._tally.add), read_results(errors, self._tally.add)
 
     def _may_go_on(self) -> bool:
         return self.reply.status == "in_progress" and not self._is_stopping and not self._is_late
@@ -178,13 +195,17 @@ class BatchJob:
 
     async def _note(self, result: BatchResult, *, is_good: bool) -> None:
         async with self._write_lock:
-            await asyncio.to_thread(self._write, self._output if is_good else self._errors, result)
+            path = self._output if is_good else self._errors
+            try:
+                await self._patience.insist(partial(asyncio.to_thread, self._append, path, result))
+            except GivenUpError:
+                return
             old = self.reply.request_counts
             self._count(old.completed + is_good, old.failed + (not is_good))
             if time.monotonic() - self._saved_at >= SAVE_S:
-                await self._save()
+                await self._try_to_save()
 
-    def _write(self, path: Path, result: BatchResult) -> None:
+    def _append(self, path: Path, result: BatchResult) -> None:
         append_result(path, result)
         self._tally.add(result)
 
@@ -198,11 +219,11 @@ class BatchJob:
             ended = ("cancelled", "cancelled_at")
         elif self._is_late and self.reply.request_counts.total > _num_done(self.reply):
             ended = ("expired", "expired_at")
-            await asyncio.to_thread(self._expire_rest)
+            await self._patience.insist(partial(asyncio.to_thread, self._expire_rest))
         if ended[0] == "completed":
             await self._save(status="finalizing", finalizing_at=_now())
-        output_id = await self._publish(self._output, "output")
-        error_id = await self._publish(self._errors, "error")
+        output_id = await self._patience.insist(partial(self._publish, self._output, "output"))
+        error_id = await self._patience.insist(partial(self._publish, self._errors, "error"))
         status, at = ended
         await self._save(status=status, output_file_id=output_id, error_file_id=error_id, **{at: _now()})
 
@@ -210,14 +231,17 @@ class BatchJob:
         error = LineError("batch_expired", "This request could not be run before the batch expired.")
         for line in read_lines(self._parts.state.files.path(self.reply.input_file_id)):
             if line.custom_id not in self._tally.ids:
-                append_result(self._errors, BatchResult(new_id("batch_req"), line.custom_id, error=error))
+                self._append(self._errors, BatchResult(new_id("batch_req"), line.custom_id, error=error))
 
     async def _publish(self, path: Path, word: str) -> str | None:
         """Turn a partial file into one that its owner finds; None when there are no such results."""
         files, id = self._parts.state.files, path.name.removesuffix(PARTIAL)
         if not await asyncio.to_thread(path.exists):
-            published = await files.find(self.tenant, id)  # by a server that ended right after it
-            return None if published is None else id
+            if await files.find(self.tenant, id) is not None:  # published by a server that ended right after it
+                return id
+            if not await asyncio.to_thread(files.path(id).exists):
+                return None
+            await asyncio.to_thread(files.path(id).rename, path)  # of one that ended while it published it
         size = (await asyncio.to_thread(path.stat)).st_size
         created_at, ttl_s = _now(), self._output_ttl_s or BATCH_TTL_S
         reply = FileReply(id, size, created_at, f"{self.reply.id}_{word}.jsonl", "batch_output", created_at + ttl_s)
@@ -227,8 +251,20 @@ class BatchJob:
     async def _fail(self, problems: list[BatchProblem]) -> None:
         await self._save(status="failed", failed_at=_now(), errors=BatchErrors(problems))
 
-    async def _save(self, **changes: object) -> None:
+    def _change(self, **changes: object) -> None:
         self.reply = msgspec.structs.replace(self.reply, **changes)
+
+    async def _save(self, **changes: object) -> None:
+        """What the next server must know, however long it takes. Raises `GivenUpError`."""
+        self._change(**changes)
+        await self._patience.insist(self._write)
+
+    async def _try_to_save(self) -> None:
+        """What is written again soon: the store has logged why it refuses."""
+        with suppress(ApiError):
+            await self._write()
+
+    async def _write(self) -> None:
         self._saved_at = time.monotonic()
         body = msgspec.json.encode(self.reply)
         await self._parts.state.batches.write(self.tenant, self.reply.id, body, is_over=is_over(self.reply))

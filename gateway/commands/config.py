@@ -32,8 +32,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print it; 0. Raises `ConfigurationError` for what `serve` would refuse."""
+    """Print it; 0. Raises `ConfigurationError` for what `serve` would refuse; what it would warn of goes to stderr."""
     resolved = resolve(arguments)
+    for name, near in resolved.unknown.items():
+        hint = "" if near is None else f"; the nearest is {near}"
+        sys.stderr.write(f"warning: {name} is no option of a server{hint}\n")
     if arguments.json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(_as_json(resolved)), indent=2).decode() + "\n")
     else:

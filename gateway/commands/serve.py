@@ -78,8 +78,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, resolve_model: ResolveModel) -> int:
     """Serve until a signal; 0 after an orderly end. Raises `OrtserveError` for everything that prevents it."""
     began = time.monotonic()
-    settings = resolve(arguments).settings
+    resolved = resolve(arguments)
+    settings = resolved.settings
     configure_logs(settings.logging.log_level)
+    for name, near in resolved.unknown.items():
+        log().warning("unknown_variable", variable=name, nearest=near)
     raise_file_limit()
     limits = Limits(
         drain_s=settings.server.drain, header_s=settings.limits.header_timeout, leave_s=settings.server.drain_delay

@@ -15,7 +15,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from ortserve.gateway.errors import ApiError, Problem, bad_request, missing_parameter
+from ortserve.gateway.errors import ApiError, Problem, bad_request, missing_parameter, unavailable
+from ortserve.gateway.logs import log
 
 FILE_FIELD = "file"
 MAX_FIELDS = 16
@@ -91,7 +92,7 @@ class _Form:
 
 
 async def receive_upload(request: Request, path: Path, *, max_bytes: int) -> Upload:
-    """Write the form's file to `path`. Raises `ApiError` (400, 413), or `ClientDisconnect`; then `path` is gone."""
+    """Write the form's file to `path`. Raises `ApiError` (400, 413, 503) or `ClientDisconnect`; then `path` is gone."""
     form = _Form()
     parser = MultipartParser(
         _boundary(request),
@@ -113,11 +114,14 @@ async def receive_upload(request: Request, path: Path, *, max_bytes: int) -> Upl
 
 @contextmanager
 def gone_on_failure(path: Path) -> Iterator[None]:
-    """Delete the file when the block fails; a form that cannot be read is a 400."""
+    """Delete the file when the block fails; a form that cannot be read is a 400, a disk that refuses a 503."""
     try:
         yield
     except BaseException as error:
         path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            log().error("upload_not_written", path=str(path), error=str(error))
+            raise ApiError(unavailable(f"The file cannot be kept: {error.strerror}.")) from error
         if isinstance(error, FormParserError):
             raise bad_request(f"Invalid form: {error}.", code="invalid_form") from None
         raise

@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 from ortserve.gateway.configuration.file import ConfigurationFile, Table, read_file
 from ortserve.gateway.configuration.layers import Layers, Origin, check_keys, nearest
-from ortserve.gateway.configuration.option import Section, add_options
+from ortserve.gateway.configuration.option import Section, add_options, options_of
 from ortserve.gateway.options.access import AccessSettings
 from ortserve.gateway.options.cache import CacheSettings
 from ortserve.gateway.options.drafter import DrafterSettings
@@ -31,6 +31,7 @@ from ortserve.gateway.options.server import LoggingSettings, ServerSettings
 from ortserve.gateway.options.state import StateSettings
 from ortserve.gateway.options.tracing import TracingSettings
 from ortserve.gateway.options.usage import UsageSettings
+from ortserve.gateway.options.variables import unknown_variables, without_links
 from ortserve.runtime.errors import ConfigurationError
 
 MODELS = ModelEntry.SECTION
@@ -58,10 +59,14 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Settings, and where each value came from: by section, or by [[models]] and place."""
+    """Settings, and where each value came from: by section, or by [[models]] and place.
+
+    `unknown` are variables of the environment that are called as options are and set none, with the nearest that does.
+    """
 
     settings: Settings
     origins: Mapping[str, Sequence[Origin]]
+    unknown: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def sections() -> dict[str, type[Section]]:
@@ -85,7 +90,7 @@ def resolve(arguments: argparse.Namespace, environment: Mapping[str, str] | None
     Models that are named by flags or the environment are served in place of those of the file. Raises
     `ConfigurationError`, which names the line and the key, the variable, or the flag.
     """
-    environment = os.environ if environment is None else environment
+    environment = without_links(os.environ if environment is None else environment)
     path = arguments.config or default_of("--config", environment=environment)
     file = ConfigurationFile(Path(), {}, {}) if path is None else read_file(Path(path))
     _check_tables(file)
@@ -103,7 +108,9 @@ def resolve(arguments: argparse.Namespace, environment: Mapping[str, str] | None
         settings, found = _read_model(layers, file, named)
         models.append(settings)
         origins[f"{MODELS} {number}"] = [one for one in found if one.source not in ("default", _shared(origins, one))]
-    return Resolved(Settings(**values, models=tuple(models)), origins)
+    all_options = [one for section in (*sections().values(), *OF_MODELS) for one in options_of(section)]
+    known = [name for one in all_options for name in one.environment]
+    return Resolved(Settings(**values, models=tuple(models)), origins, unknown_variables(environment, known))
 
 
 def model_settings(arguments: argparse.Namespace) -> ModelSettings:

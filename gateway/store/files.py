@@ -73,7 +73,13 @@ class Files:
             records.insert(connection, owned, record, now=now)
             self.partial_path(new.id).rename(self.path(new.id))
 
-        await self.database.run(work)
+        try:
+            await self.database.run(work)
+        except ApiError:
+            # Where a full disk has not taken the object, the caller may try again.
+            if self.path(new.id).exists():
+                self.path(new.id).rename(self.partial_path(new.id))
+            raise
 
     async def find(self, tenant: bytes, id: str) -> Record | None:
         """Its object."""
@@ -118,13 +124,13 @@ class Files:
             await asyncio.to_thread(self.path(id).unlink, missing_ok=True)
 
     def remove_strays(self, spared: Sequence[str] = ()) -> None:
-        """Delete bytes that nothing names; at the start. `spared` are ids of partial files that are still written."""
+        """Delete bytes that nothing names; at the start. `spared` are ids of files that are still written."""
         known = self.database.run_now(
             lambda connection: {
                 row[0] for row in connection.execute("SELECT id FROM records WHERE kind = ?", (KIND,)).fetchall()
             }
         )
-        kept = known | {f"{id}{PARTIAL}" for id in spared}
+        kept = known | {f"{id}{PARTIAL}" for id in spared} | set(spared)
         for path in self.folder.entries():
             if path.name not in kept:
                 path.unlink()

@@ -40,6 +40,7 @@ class Ledger:
         self._lines: SimpleQueue[bytes | None] = SimpleQueue()
         try:
             self._file = path.open("ab")
+            _end_last_line(path, self._file)
         except OSError as error:
             raise LedgerError(f"{path} cannot be written ({error.strerror}): check --usage-ledger") from None
         self._thread = threading.Thread(target=self._write, name="ortserve-ledger", daemon=True)
@@ -78,18 +79,32 @@ class Ledger:
 
     def _write(self) -> None:
         is_failing = False
-        with self._file:
-            while (line := self._lines.get()) is not None:
-                try:
-                    self._file.write(line)
-                    if self._lines.empty():
-                        self._file.flush()
-                except OSError as error:
-                    if not is_failing:
-                        log().error("usage_not_written", error=str(error))
-                    is_failing = True
-                else:
-                    is_failing = False
+        while (line := self._lines.get()) is not None:
+            try:
+                self._file.write(line)
+                if self._lines.empty():
+                    self._file.flush()
+            except OSError as error:
+                if not is_failing:
+                    log().error("usage_not_written", error=str(error))
+                is_failing = True
+            else:
+                is_failing = False
+        try:
+            self._file.close()
+        except OSError as error:  # what a full disk has not taken is lost now
+            log().error("usage_not_written", error=str(error))
+
+
+def _end_last_line(path: Path, file: BinaryIO) -> None:
+    """A line that a killed server or a full disk has torn must not take the next one with it."""
+    if path.is_file() and file.tell():
+        with path.open("rb") as whole:
+            whole.seek(-1, SEEK_END)
+            is_torn = whole.read() != b"\n"
+        if is_torn:
+            file.write(b"\n")
+            file.flush()
 
 
 def read_ledger(path: Path) -> tuple[list[UsageLine], int]:

@@ -178,6 +178,7 @@ class Disk:
             self._wakeup.notify()
 
     def _run(self) -> None:
+        self._attempt(partial(_make_folder, self._folder), may_be_missing=False)  # what is wrong with it shows at once
         self._attempt(self._list)
         self._is_listed.set()
         while True:
@@ -237,7 +238,8 @@ class Disk:
         self._num_reads += 1
 
     def _do_write(self, job: WriteJob) -> None:
-        if self._context.clock() >= self._no_writes_until and not self._attempt(partial(self._write_one, job)):
+        write = partial(self._write_one, job)
+        if self._context.clock() >= self._no_writes_until and not self._attempt(write, may_be_missing=False):
             self._no_writes_until = self._context.clock() + _PAUSE_S
         self._written.append(job)  # nobody waits for it: whoever polls or evicts next takes it out
 
@@ -247,20 +249,26 @@ class Disk:
         now = self._context.wall_clock()
         self._serial += 1
         folder = Path(job.shelf.folder)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what users have written can be guessed from the bytes
+        _make_folder(folder)
         with self._context.io.view(job.block) as view:
-            num_bytes = write_block(folder, job.name, view, now, self._serial)
+            try:
+                num_bytes = write_block(folder, job.name, view, now, self._serial)
+            except FileNotFoundError:  # another process has removed the folder in between
+                _make_folder(folder)
+                num_bytes = write_block(folder, job.name, view, now, self._serial)
         self._num_writes += 1
         self._shelves.add(job.shelf, job.name.key, Record(job.name.parent, num_bytes, now))
         self._shelves.enforce(now)
 
-    def _attempt(self, action: Callable[[], None]) -> bool:
-        """Whether it went well; nothing may end the thread."""
+    def _attempt(self, action: Callable[[], None], *, may_be_missing: bool = True) -> bool:
+        """Whether it went well; nothing may end the thread. A file that is read may have been removed by others."""
         try:
             action()
-        except (FileNotFoundError, BadBlockError):
-            return False  # removed by another process, or already spoken of
+        except BadBlockError:
+            return False  # already spoken of
         except OSError as error:
+            if may_be_missing and isinstance(error, FileNotFoundError):
+                return False
             self._num_failures += 1
             self._warn_once("refused", f"the prompt cache cannot use {self._folder} ({error}): requests go on without")
             return False
@@ -274,3 +282,7 @@ class Disk:
         if kind not in self._has_warned:
             self._has_warned.add(kind)
             self._context.warn(line)
+
+
+def _make_folder(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what users have written can be guessed from the bytes

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -253,3 +254,35 @@ def test_two_servers_share_a_folder_and_one_is_killed(tmp_path: Path) -> None:
     assert tier(engine).num_ignored_files == 0, "a kill leaves no half file under a block's name"
     assert tier(engine).num_bytes <= 20000
     engine.cache.close()
+
+
+def test_a_folder_that_cannot_be_made_is_told_at_once(tmp_path: Path) -> None:
+    """Before anything is written; and what no system call finds a place for is a refusal, not a file that is gone."""
+    (tmp_path / "file").write_text("")
+    for folder, reason in ((tmp_path / "file" / "below", "Not a directory"), (Path("/proc/none"), "No such file")):
+        engine = Engine(options={"path": str(folder)})
+        (warning,) = engine.warnings
+        assert str(folder) in warning
+        assert reason in warning
+        engine.keep(numbers(0, 12))
+        assert engine.found(numbers(0, 12)) == 12, "in memory"
+        engine.cache.close()
+        assert tier(engine).num_failures >= 1
+
+
+def test_a_folder_that_others_remove_meanwhile_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    removed: list[Path] = []
+
+    def write_late(folder: Path, *words: Any) -> int:
+        if not removed:
+            removed.append(folder)
+            shutil.rmtree(folder)
+        return write_block(folder, *words)
+
+    monkeypatch.setattr(disk, "write_block", write_late)
+    engine = disk_engine(tmp_path)
+    engine.keep(numbers(0, 12))
+    engine.cache.close()
+    assert removed
+    assert not engine.warnings
+    assert len(files(tmp_path)) == 3

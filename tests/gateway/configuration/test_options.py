@@ -29,6 +29,7 @@ from ortserve.gateway.configuration.option import Option, options_of
 from ortserve.gateway.options.edge import BASE_PATH, MODE
 from ortserve.gateway.options.model import ModelEntry
 from ortserve.gateway.options.settings import OF_MODELS, Resolved, add_server_options, resolve, sections
+from ortserve.runtime.errors import ConfigurationError
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "ortserve.toml"
 # Of each kind a value no option has by default: as text, and as TOML.
@@ -153,3 +154,27 @@ def test_what_the_example_leaves_out_may_be_put_in(tmp_path: Path) -> None:
         place = "models 1" if option.section == ModelEntry.SECTION else option.section
         line = named[place, option.name].removeprefix(f"{file}:")
         assert text.splitlines()[int(line) - 1].startswith(f"{option.name} = "), option.key
+
+
+def test_variables_that_are_no_options_are_told() -> None:
+    assert resolved(ORTSERVE_MAX_ROWS="3", ORTSERVE_CONFIG="", ORTSERVE_URL="x", HOME="/").unknown == {}
+    assert resolved(ORTSERVE_MAX_ROW="3", ORTSERVE_ZZ="sk-secret").unknown == {
+        "ORTSERVE_MAX_ROW": "ORTSERVE_MAX_ROWS",
+        "ORTSERVE_ZZ": None,
+    }
+
+
+def test_what_kubernetes_says_of_a_service_called_ortserve_is_no_option() -> None:
+    links = {
+        "ORTSERVE_SERVICE_HOST": "10.0.0.1",
+        "ORTSERVE_SERVICE_PORT": "80",
+        "ORTSERVE_SERVICE_PORT_HTTP": "80",
+        "ORTSERVE_PORT": "tcp://10.0.0.1:80",
+        "ORTSERVE_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "ORTSERVE_PORT_80_TCP_PROTO": "tcp",
+        "ORTSERVE_CANARY_PORT": "tcp://10.0.0.2:80",
+    }
+    found = resolved(**links)
+    assert (found.settings.server.port, found.unknown) == (8000, {})
+    with pytest.raises(ConfigurationError, match="ORTSERVE_PORT"):
+        resolved(ORTSERVE_PORT="http://10.0.0.1:80")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from ortserve.gateway.access.access import Access
 from ortserve.gateway.access.grant import digest_of
@@ -72,6 +74,32 @@ def test_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.out.splitlines()[1].split()[:3] == ["1970-01-02", "3", "30"]
     assert "1 lines" in shown.err
     assert main(["usage", str(tmp_path / "none")]) == 2
+
+
+def test_a_torn_last_line_takes_no_other_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "usage.jsonl"
+    path.write_bytes(b'{"time":1.5,"request_id":"req_1","ke')
+    for _ in range(2):  # the second time nothing is torn
+        ledger = Ledger(path, {})
+        with running(make_driver(saying("hello")), ledger=ledger) as server:
+            assert httpx.post(f"{server.url}/v1/chat/completions", json=CHAT).status_code == 200
+        ledger.close()
+    lines, num_broken = read_ledger(path)
+    assert (len(lines), num_broken, path.read_bytes().count(b"\n")) == (2, 1, 3)
+
+
+def test_a_disk_that_is_full_to_the_end_is_told_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "usage.jsonl"
+    path.symlink_to("/dev/full")
+    dead: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", dead.append)
+    ledger = Ledger(path, {})
+    with capture_logs() as logged:
+        with running(make_driver(saying("hello")), ledger=ledger) as server:
+            assert httpx.post(f"{server.url}/v1/chat/completions", json=CHAT).status_code == 200
+        ledger.close()
+    assert not dead
+    assert [one["event"] for one in logged if "No space left" in one.get("error", "")] == ["usage_not_written"] * 2
 
 
 def test_what_cannot_be_used(tmp_path: Path) -> None:
