@@ -197,9 +197,19 @@ async def _live(serving: _Serving, fleet: Fleet) -> None:
         log().info("ready", models=[state.name for state in states], **front.address(), seconds=seconds)
         if not settings.server.quiet:
             needs_key = not serving.kept.access.ring.is_open
-            sys.stdout.write(greeting(states, front.url, needs_key=needs_key, unix=front.unix))
-            sys.stdout.flush()
+            _greet(greeting(states, front.url, needs_key=needs_key, unix=front.unix))
         await asyncio.get_running_loop().create_future()
+
+
+def _greet(text: str) -> None:
+    """Print it, if anybody reads: that nobody does is no reason to end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    except OSError as error:
+        log().warning("greeting_not_written", error=str(error))
+        sys.stdout = None  # type: ignore[assignment]  # or the interpreter would try again when it ends
 
 
 def _new_fleet(serving: _Serving, specs: Sequence[ModelSpec], resolve_model: ResolveModel) -> Fleet:

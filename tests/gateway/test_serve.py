@@ -102,6 +102,27 @@ def test_a_server_greets_answers_logs_and_ends(model: Path) -> None:
     assert {line["event"] for line in lines} >= {"memory_plan", "ready", "draining"}
 
 
+@pytest.mark.parametrize("closed", ["stderr", "stdout"])
+def test_a_server_outlives_who_reads_what_it_prints(model: Path, tmp_path: Path, closed: str) -> None:
+    path = str(tmp_path / "s")
+    with process("serve", str(model), "--threads", "1", "--unix", path) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        if closed == "stderr":
+            assert json.loads(child.stderr.readline())["event"] == "threads", "before the models are loaded"
+            child.stderr.close()
+            assert "served" in read_greeting(child)
+        else:
+            child.stdout.close()
+            wait_for(lambda: "greeting_not_written" in child.stderr.readline())  # type: ignore[union-attr]
+        body = {"model": "synthetic", "messages": [{"role": "user", "content": "abc"}], "max_tokens": 3}
+        with httpx.Client(transport=httpx.HTTPTransport(uds=path), base_url="http://x") as http:
+            for _ in range(2):
+                assert http.post("/v1/chat/completions", json=body).status_code == 200
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(PATIENCE_S) == 0
+
+
 def test_the_served_snippet_runs(model: Path) -> None:
     with process("serve", str(model), "--port", "0", "--threads", "1") as child:
         greeting = read_greeting(child)
