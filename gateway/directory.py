@@ -23,6 +23,7 @@ class ServedModel:
     names: tuple[str, ...]
     task: Task
     verified: bool = True  # its report proves it; False: it runs because the operator allows it
+    own_name: str | None = None  # one of the names: its export's own, where the operator has given it another
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -66,7 +66,7 @@ class _Stderr(io.TextIOBase):
         return json.dumps(event) + "\n"
 
 
-_STDERR = _Stderr()  # one, for structlog's lock is the file's
+_STDERR = cast("TextIO", _Stderr())  # one, for structlog's lock is the file's
 
 
 class _ToStructlog(logging.Handler):

@@ -209,7 +209,7 @@ def _greet(text: str) -> None:
             sys.stdout.flush()
     except OSError as error:
         log().warning("greeting_not_written", error=str(error))
-        sys.stdout = None  # type: ignore[assignment]  # or the interpreter would try again when it ends
+        sys.stdout = None  # or the interpreter would try again when it ends
 
 
 def _new_fleet(serving: _Serving, specs: Sequence[ModelSpec], resolve_model: ResolveModel) -> Fleet:

@@ -72,7 +72,7 @@ class Fleet:
 
     def states(self) -> list[ModelState]:
         """All models, those that generate first."""
-        return [state_of(member) for member in self._roster.members]
+        return [self._state_of(member) for member in self._roster.members]
 
     @property
     def num_bytes(self) -> int:
@@ -86,7 +86,10 @@ class Fleet:
 
     def state(self, name: str) -> ModelState:
         """The model of that name. Raises `ApiError` (404)."""
-        return state_of(self._find(name, *ALL_TASKS))
+        return self._state_of(self._find(name, *ALL_TASKS))
+
+    def _state_of(self, member: Member) -> ModelState:
+        return state_of(member, self._roster.names(member))
 
     # Who asks for what.
 

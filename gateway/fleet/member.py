@@ -71,8 +71,7 @@ class Member:
         """Its names and what it does; before it has been exported, the names that it will have most likely."""
         if self.prepared is not None:
             return self.prepared.entry
-        own = self.spec.provisional_name
-        return ServedModel(tuple(dict.fromkeys((self.spec.name or own, own, *self.spec.aliases))), "generate")
+        return self.spec.entry(self.spec.provisional_name, "generate")
 
     @property
     def num_bytes(self) -> int:

@@ -29,9 +29,8 @@ class Prepared:
     def entry(self) -> ServedModel:
         """Its names, the one that is shown first, and what it does."""
         own = self.manifest.name
-        names = tuple(dict.fromkeys((self.spec.name or own, own, *self.spec.aliases)))
         task = self.manifest.task if isinstance(self.manifest, EncoderManifest) else "generate"
-        return ServedModel(names, task, self.verified)
+        return self.spec.entry(own, task, verified=self.verified)
 
     @property
     def name(self) -> str:

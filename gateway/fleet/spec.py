@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ortserve.gateway.directory import ServedModel, Task
 from ortserve.gateway.options.drafter import BUNDLED
 from ortserve.gateway.options.model import EngineSettings
 from ortserve.runtime.config import EngineConfig
@@ -18,7 +19,7 @@ class ModelSpec:
     """`source` is an exported folder, a checkpoint folder or a hub id; None: the bundled model."""
 
     source: str | None
-    name: str | None = None  # shown instead of the model's own, which is answered to as well
+    name: str | None = None  # shown instead of the model's own, which is answered to as well while no other has it
     aliases: tuple[str, ...] = ()  # further names
     preload: bool = True  # False: loaded when it is first asked for
     pinned: bool = False  # never gives way to another model
@@ -36,6 +37,12 @@ class ModelSpec:
             return BUNDLED
         path = Path(self.source)
         return path.stem if path.suffix == ".gguf" else path.name
+
+    def entry(self, own: str, task: Task, *, verified: bool = True) -> ServedModel:
+        """Its names, the one that is shown first, and what it does, by its own name."""
+        names = tuple(dict.fromkeys((self.name or own, own, *self.aliases)))
+        is_given = own in (self.name or own, *self.aliases)
+        return ServedModel(names, task, verified, own_name=None if is_given else own)
 
 
 def check_undivided(specs: Iterable[ModelSpec]) -> None:

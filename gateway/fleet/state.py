@@ -46,13 +46,13 @@ def needs_restart(states: Sequence[ModelState]) -> bool:
     return any(state.is_hung for state in states) or (is_over and any(state.phase == "failed" for state in states))
 
 
-def state_of(member: Member) -> ModelState:
-    """Read it off."""
+def state_of(member: Member, names: tuple[str, ...]) -> ModelState:
+    """Read it off; `names` are those that it answers to."""
     instance, now_s = member.instance, monotonic()
     is_idle = instance is not None and not instance.num_users
     return ModelState(
         name=member.name,
-        names=member.entry.names,
+        names=names,
         source=member.spec.source,
         phase=member.phase,
         phase_s=now_s - member.since_s,

@@ -144,7 +144,7 @@ class Choice:
         if delta.finish is FinishReason.ERROR:
             raise ApiError(internal_error(f"The engine failed while running this request: {delta.error}."))
         if delta.finish is FinishReason.CANCELLED:
-            raise ApiError(unavailable("The server is shutting down and has cancelled this request."))
+            raise ApiError(unavailable("This request was cancelled: the server is shutting down or unloads the model."))
         self.usage = delta.usage
         rest = assembler.finish()
         whole = Piece(piece.text + rest.text, piece.tokens + rest.tokens)

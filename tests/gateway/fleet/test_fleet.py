@@ -13,6 +13,7 @@ from ortserve.gateway.errors import ApiError
 from ortserve.gateway.exchange import Exchange
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.fleet.memory import NoRoomError
+from ortserve.gateway.fleet.spec import ModelSpec
 from ortserve.gateway.options.model import EngineSettings
 from ortserve.gateway.served.service import ModelService
 from ortserve.runtime.errors import ConfigurationError, MemoryBudgetError, ModelError
@@ -240,6 +241,33 @@ def test_a_model_from_elsewhere_is_added_under_names_that_are_free() -> None:
         assert phases(fleet) == {"a": "ready", "new": "ready"}
 
     tell(make_fleet(opener, spec_of("a")), story)
+
+
+def test_models_of_one_own_name_are_served_under_those_they_were_given() -> None:
+    """Two exports of one checkpoint: its name means the first, unless a model is shown by it."""
+
+    def same(name: str | None) -> ModelSpec:
+        return spec_of("same", name=name)
+
+    async def two(fleet: Fleet) -> None:
+        assert [state.names for state in fleet.states()] == [("a", "same"), ("b",)]
+        assert [await ask(fleet, name) for name in ("a", "b", "same")] == ["a", "b", "a"]
+        await fleet.load_enlisted(fleet.enlist(same("c")))
+        assert fleet.state("c").names == ("c",)
+        with pytest.raises(ConfigurationError, match="two models are called a"):
+            fleet.enlist(same("a"))
+        await fleet.load_enlisted(fleet.enlist(same(None)))  # shown by it: it is this one's now
+        assert [await ask(fleet, name) for name in ("a", "same")] == ["a", "same"]
+        assert fleet.state("a").names == ("a",)
+        with pytest.raises(ConfigurationError, match="two models are called same"):
+            fleet.enlist(same(None))
+
+    tell(make_fleet(ScriptedOpener(), same("a"), same("b")), two)
+
+    async def late(fleet: Fleet) -> None:
+        assert [await ask(fleet, name) for name in ("a", "b", "same")] == ["a", "b", "a"]
+
+    tell(make_fleet(ScriptedOpener(unknown={"same"}), same("a"), same("b")), late)
 
 
 def test_no_other_model_comes_beside_one_that_has_divided_the_cores() -> None:
