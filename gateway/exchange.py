@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from ortserve.gateway.access.grant import Grant, anonymous
 from ortserve.gateway.access.quota import Quota
 from ortserve.gateway.access.turn import Turn
-from ortserve.gateway.contract.table import Unheeded
 from ortserve.gateway.deadline import NEVER, Deadline
 from ortserve.gateway.directory import Directory
 from ortserve.gateway.replies.generation import Generation, Timings
+from ortserve.gateway.request_fields.table import Unheeded
 
 if TYPE_CHECKING:
     from starlette.types import Scope, Send

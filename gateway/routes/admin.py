@@ -10,11 +10,11 @@ from starlette.responses import Response
 
 from ortserve.gateway.access.tenancy import salt_of
 from ortserve.gateway.answers.cache import ClearedReply, EntriesReply, StatsReply, WarmedReply
-from ortserve.gateway.contract.admin import CLEAR, WARM
-from ortserve.gateway.contract.queries import DEFAULT_ENTRIES, MAX_ENTRIES
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.request_fields.admin import CLEAR, WARM
+from ortserve.gateway.request_fields.queries import DEFAULT_ENTRIES, MAX_ENTRIES
 from ortserve.gateway.routes.bodies import asked_model, json_response, read_request
 from ortserve.gateway.schema.fields import Fields, check_range
 from ortserve.gateway.served.warming import Whose, answer_of, read_warm, warm

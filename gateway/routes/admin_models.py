@@ -11,13 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.answers.admin_models import ManagedModel, ManagedModels
-from ortserve.gateway.contract.admin import LOAD, SWAP, UNLOAD
 from ortserve.gateway.errors import ApiError, Problem, bad_request
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.fleet.spec import ModelSpec
 from ortserve.gateway.fleet.state import ModelState
 from ortserve.gateway.logs import log
 from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.request_fields.admin import LOAD, SWAP, UNLOAD
 from ortserve.gateway.routes.bodies import json_response, read_request
 from ortserve.gateway.schema.admin_models import read_load, read_swap, read_unload
 from ortserve.runtime.errors import MemoryBudgetError, OrtserveError

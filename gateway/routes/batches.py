@@ -11,11 +11,11 @@ from starlette.responses import Response
 from ortserve.gateway.answers.batches import BatchReply, is_over
 from ortserve.gateway.answers.files import FileReply
 from ortserve.gateway.batches.jobs import BatchJobs
-from ortserve.gateway.contract.batches import BATCHES
 from ortserve.gateway.errors import ApiError, bad_request, not_found
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.ids import new_id
 from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.request_fields.batches import BATCHES
 from ortserve.gateway.routes.bodies import json_response, now, read_request
 from ortserve.gateway.routes.pages import list_response, read_page, wrong_cursor
 from ortserve.gateway.schema.batches import WINDOW_S, read_batch_call

@@ -13,12 +13,12 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ortserve.gateway.contract.rules import Verdict
-from ortserve.gateway.contract.table import FieldTable
 from ortserve.gateway.errors import ApiError, Problem, bad_request
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.request_fields.rules import Verdict
+from ortserve.gateway.request_fields.table import FieldTable
 from ortserve.gateway.schema.fields import Fields, parse_object
 from ortserve.gateway.served.service import ModelService
 

@@ -11,12 +11,12 @@ from starlette.responses import Response
 
 from ortserve.gateway.answers.chat import ChatChoice, ChatReply, chat_finish, chat_logprobs, chat_message
 from ortserve.gateway.answers.usage import usage_reply
-from ortserve.gateway.contract.chat import CHAT
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.replies.generation import Generation, TokenUsage, WholeChoice
+from ortserve.gateway.request_fields.chat import CHAT
 from ortserve.gateway.responses.chat_record import ChatRecord, RecordedChunks
 from ortserve.gateway.routes.bodies import json_response, now, read_addressed, reply_id
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices

@@ -11,12 +11,12 @@ from starlette.responses import Response
 
 from ortserve.gateway.answers.completions import CompletionChoice, CompletionReply, completion_logprobs
 from ortserve.gateway.answers.usage import usage_reply
-from ortserve.gateway.contract.completions import COMPLETIONS
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.replies.generation import Generation, WholeChoice
+from ortserve.gateway.request_fields.completions import COMPLETIONS
 from ortserve.gateway.routes.bodies import json_response, now, read_addressed, reply_id
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
 from ortserve.gateway.schema.completions import CompletionRequest, read_completion

@@ -10,11 +10,11 @@ from starlette.responses import Response
 
 from ortserve.gateway.answers.conversations import ConversationReply
 from ortserve.gateway.answers.deleted import DeletedReply
-from ortserve.gateway.contract.conversations import CONVERSATION_ITEMS, CONVERSATIONS, METADATA_UPDATE
 from ortserve.gateway.errors import ApiError, bad_request, not_found
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.ids import new_id
 from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.request_fields.conversations import CONVERSATION_ITEMS, CONVERSATIONS, METADATA_UPDATE
 from ortserve.gateway.responses.thread import kept_of
 from ortserve.gateway.routes.bodies import json_response, now, read_request
 from ortserve.gateway.routes.pages import list_response, query_words, read_page, wrong_cursor

@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ortserve.gateway.contract.openapi import openapi_document
-from ortserve.gateway.contract.page import html_page
+from ortserve.gateway.documentation.openapi import openapi_document
+from ortserve.gateway.documentation.page import html_page
 
 
 class DocumentationRoute:

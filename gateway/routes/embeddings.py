@@ -9,13 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.answers.embeddings import EmbeddingReply, EncoderUsage, embedding_values
-from ortserve.gateway.contract.encoders import EMBEDDINGS
 from ortserve.gateway.encoders.service import Encoded, EncoderService, Truncation, normalized
 from ortserve.gateway.errors import bad_request
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.request_fields.encoders import EMBEDDINGS
 from ortserve.gateway.routes.bodies import read_request
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_while_connected
 from ortserve.gateway.schema.embeddings import EmbeddingRequest, read_embedding

@@ -10,11 +10,11 @@ from starlette.responses import FileResponse, Response
 
 from ortserve.gateway.answers.deleted import DeletedReply
 from ortserve.gateway.answers.files import FileReply
-from ortserve.gateway.contract.queries import MAX_FILES
 from ortserve.gateway.errors import ApiError, not_found
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.http.uploads import gone_on_failure, receive_upload
 from ortserve.gateway.ids import new_id
+from ortserve.gateway.request_fields.queries import MAX_FILES
 from ortserve.gateway.routes.bodies import json_response, now
 from ortserve.gateway.routes.pages import list_response, read_page, wrong_cursor
 from ortserve.gateway.routes.whole import CLIENT_CLOSED

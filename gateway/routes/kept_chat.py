@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.answers.deleted import DeletedReply
-from ortserve.gateway.contract.conversations import METADATA_UPDATE
 from ortserve.gateway.errors import ApiError, not_found
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.request_fields.conversations import METADATA_UPDATE
 from ortserve.gateway.routes.bodies import INLINE_BYTES, json_response, read_request
 from ortserve.gateway.routes.pages import list_response, query_pairs, read_page, wrong_cursor
 from ortserve.gateway.schema.kept_chat import listed_messages

@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.answers.deleted import DeletedReply
-from ortserve.gateway.contract.queries import MAX_EVENTS
 from ortserve.gateway.errors import ApiError, bad_request, not_found
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.http.watch import Patience
+from ortserve.gateway.request_fields.queries import MAX_EVENTS
 from ortserve.gateway.responses.runs import Runs, split_frames
 from ortserve.gateway.routes.bodies import json_response
 from ortserve.gateway.routes.pages import (

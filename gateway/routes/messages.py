@@ -16,12 +16,12 @@ from ortserve.gateway.answers.anthropic import (
     message_usage,
     stop_reason,
 )
-from ortserve.gateway.contract.messages import MESSAGES
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.replies.generation import Generation
+from ortserve.gateway.request_fields.messages import MESSAGES
 from ortserve.gateway.routes.bodies import json_response, read_addressed
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_for_choices
 from ortserve.gateway.schema.anthropic import read_counted_call, read_message_call

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.answers.lists import ListReply
-from ortserve.gateway.contract.queries import ORDERS
 from ortserve.gateway.errors import ApiError, bad_request
+from ortserve.gateway.request_fields.queries import ORDERS
 from ortserve.gateway.routes.bodies import json_response
 from ortserve.gateway.schema.fields import check_range, invalid_value
 from ortserve.gateway.store.pages import CursorError, Page, PageRequest

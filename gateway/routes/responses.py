@@ -9,13 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.answers.responses import InputTokensReply
-from ortserve.gateway.contract.responses import RESPONSES
 from ortserve.gateway.errors import ApiError
 from ortserve.gateway.exchange import Exchange, exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.replies.generation import Generation
+from ortserve.gateway.request_fields.responses import RESPONSES
 from ortserve.gateway.responses.draft import ResponseDraft
 from ortserve.gateway.responses.record import ResponseRecord
 from ortserve.gateway.responses.runs import Run, Runs

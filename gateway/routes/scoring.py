@@ -11,12 +11,12 @@ from starlette.responses import Response
 
 from ortserve.gateway.answers.embeddings import EncoderUsage
 from ortserve.gateway.answers.scoring import RankedDocument, RankedResult, RerankReply, ScoreReply, ScoreValue
-from ortserve.gateway.contract.encoders import RERANK, SCORE
 from ortserve.gateway.encoders.service import Encoded, EncoderService, Truncation
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.http.watch import Patience
 from ortserve.gateway.pool import WorkPool
+from ortserve.gateway.request_fields.encoders import RERANK, SCORE
 from ortserve.gateway.routes.bodies import json_response, now, read_request, reply_id
 from ortserve.gateway.routes.whole import CLIENT_CLOSED, wait_while_connected
 from ortserve.gateway.schema.scoring import RerankRequest, read_rerank, read_score

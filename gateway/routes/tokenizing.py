@@ -10,11 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ortserve.gateway.answers.tokenizing import DetokenizeReply, TokenizeReply, TokenizerInfoReply, TokenPiece
-from ortserve.gateway.contract.tokenizing import DETOKENIZE, TOKENIZE
 from ortserve.gateway.exchange import exchange_of
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.prompts.prompt import INLINE_BYTES
+from ortserve.gateway.request_fields.tokenizing import DETOKENIZE, TOKENIZE
 from ortserve.gateway.routes.bodies import asked_model, json_response, read_addressed
 from ortserve.gateway.schema.tokenizing import TokenizeRequest, read_detokenize, read_tokenize
 from ortserve.gateway.served.service import ModelService

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from ortserve.gateway.contract.items import MEDIA
-from ortserve.gateway.contract.messages import OTHER_RESULTS, OTHER_TOOLS
+from ortserve.gateway.request_fields.items import MEDIA
+from ortserve.gateway.request_fields.messages import OTHER_RESULTS, OTHER_TOOLS
 from ortserve.gateway.routes.admin import read_clear
 from ortserve.gateway.schema.admin_models import read_load, read_swap, read_unload
 from ortserve.gateway.schema.anthropic import read_counted_call, read_message_call

@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from ortserve.gateway.contract.endpoints import table_of
-from ortserve.gateway.contract.operations import OPERATIONS
-from ortserve.gateway.contract.rules import Verdict
+from ortserve.gateway.documentation.operations import OPERATIONS
+from ortserve.gateway.request_fields.endpoints import table_of
+from ortserve.gateway.request_fields.rules import Verdict
 from tests.gateway.bodies import HONOURED
 from tests.gateway.running import running
 from tests.gateway.scripted import make_driver, saying

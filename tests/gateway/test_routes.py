@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from ortserve.gateway.app import build_app
-from ortserve.gateway.contract.operations import OPERATIONS
+from ortserve.gateway.documentation.operations import OPERATIONS
 from ortserve.gateway.http.edge import canonical_path
 from ortserve.gateway.options.edge import MAX_BODY_BYTES, EdgeOptions
 from ortserve.gateway.routes import bodies

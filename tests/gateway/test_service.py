@@ -9,10 +9,10 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from ortserve.gateway.contract.completions import COMPLETIONS
 from ortserve.gateway.errors import ApiError
 from ortserve.gateway.logs import configure_logs
 from ortserve.gateway.prompts.prompt import INLINE_BYTES
+from ortserve.gateway.request_fields.completions import COMPLETIONS
 from ortserve.gateway.schema.completions import read_completion
 from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.schema.sampling import SamplingDefaults

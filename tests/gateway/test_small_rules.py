@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from ortserve.gateway.contract.endpoints import BODIES, BodyContract
 from ortserve.gateway.errors import ApiError, too_many, unavailable
 from ortserve.gateway.http.server import Limits, server_config
+from ortserve.gateway.request_fields.endpoints import BODIES, BodyContract
 from ortserve.gateway.schema.fields import Fields
 from ortserve.gateway.schema.sampling import SamplingDefaults, Vocabulary, read_sampling
 from ortserve.gateway.served.service import ModelService
@@ -196,7 +196,7 @@ def test_the_tier_is_always_the_one_there_is(http: httpx.Client) -> None:
 
 def test_every_frame_is_one_data_line_and_one_write() -> None:
     """No `id:`, `retry:` or `event:` lines on chat, and no frame that is cut over two pieces of the chunked body."""
-    payload, script = json.dumps(body(stream=True)).encode(), Held("hello world! " * 3)
+    payload, script = json.dumps(body(stream=True)).encode(), Held("hello world! " * 3, 1)
     head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(payload)}\r\nconnection: close\r\n\r\n"
     with (
         running(make_driver(script)) as server,

@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
-from ortserve.gateway.contract.endpoints import BODIES, BodyContract, table_of
-from ortserve.gateway.contract.markdown import with_tables
-from ortserve.gateway.contract.rules import Rule, Verdict
-from ortserve.gateway.contract.table import FieldTable
+from ortserve.gateway.documentation.markdown import with_tables
 from ortserve.gateway.errors import ApiError
+from ortserve.gateway.request_fields.endpoints import BODIES, BodyContract, table_of
+from ortserve.gateway.request_fields.rules import Rule, Verdict
+from ortserve.gateway.request_fields.table import FieldTable
 from ortserve.gateway.schema.fields import Fields
 from tests.gateway.bodies import HONOURED, READERS, REFUSED, Body
 from tests.gateway.running import running
@@ -46,7 +46,7 @@ def names(body: BodyContract) -> str:
 def test_every_field_of_the_specification_has_a_verdict(path: str) -> None:
     table = table_of(path)
     undecided = [field for field in fields_of(SPECIFICATIONS[path]) if table.verdict_of(field) is None]
-    assert undecided == [], "add a line to the endpoint's file in gateway/contract"
+    assert undecided == [], "add a line to the endpoint's file in gateway/request_fields"
 
 
 def test_a_field_without_a_verdict_is_found() -> None:
@@ -202,7 +202,7 @@ def samples(shape: Any) -> Iterator[Any]:
 
 def test_the_page_has_the_tables() -> None:
     page = PAGE.read_text()
-    assert with_tables(page) == page, "run: python -m ortserve.gateway.contract.markdown gateway/README.md"
+    assert with_tables(page) == page, "run: python -m ortserve.gateway.documentation.markdown gateway/README.md"
 
 
 CHAT_PATH = "/v1/chat/completions"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ortserve.gateway.contract.items import ITEM
-from ortserve.gateway.contract.rules import honoured, required
-from ortserve.gateway.contract.shapes import OBJECT, STRING, array, mapping
-from ortserve.gateway.contract.table import FieldTable
+from ortserve.gateway.request_fields.items import ITEM
+from ortserve.gateway.request_fields.rules import honoured, required
+from ortserve.gateway.request_fields.shapes import OBJECT, STRING, array, mapping
+from ortserve.gateway.request_fields.table import FieldTable
 from ortserve.gateway.schema.conversations import MAX_NEW_ITEMS
 
 NEW_ITEM = tuple(rule.below("items[]") for rule in ITEM)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-from ortserve.gateway.contract.rules import Rule, Verdict
-from ortserve.gateway.contract.table import FieldTable
+from ortserve.gateway.request_fields.rules import Rule, Verdict
+from ortserve.gateway.request_fields.table import FieldTable
 
 
 def body_shape(table: FieldTable) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ortserve.gateway.contract.shapes import BOOLEAN, STRING, Shape, array, integer, mapping, words
+from ortserve.gateway.request_fields.shapes import BOOLEAN, STRING, Shape, array, integer, mapping, words
 from ortserve.gateway.schema.responses import INCLUDABLE
 
 ORDERS = ("asc", "desc")

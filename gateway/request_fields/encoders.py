@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ortserve.gateway.contract.rules import Rule, extension, honoured, ignored, refused_extension, required
-from ortserve.gateway.contract.shapes import BOOLEAN, OBJECT, STRING, Shape, array, integer, one_of, words
-from ortserve.gateway.contract.table import FieldTable
+from ortserve.gateway.request_fields.rules import Rule, extension, honoured, ignored, refused_extension, required
+from ortserve.gateway.request_fields.shapes import BOOLEAN, OBJECT, STRING, Shape, array, integer, one_of, words
+from ortserve.gateway.request_fields.table import FieldTable
 from ortserve.gateway.schema.embeddings import MAX_INPUTS
 
 TOKENS: Shape = array(integer(0), min_items=1)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ortserve.gateway.contract.rules import honoured, required
-from ortserve.gateway.contract.shapes import OBJECT, STRING, integer, mapping, words
-from ortserve.gateway.contract.table import FieldTable
+from ortserve.gateway.request_fields.rules import honoured, required
+from ortserve.gateway.request_fields.shapes import OBJECT, STRING, integer, mapping, words
+from ortserve.gateway.request_fields.table import FieldTable
 from ortserve.gateway.schema.batches import ENDPOINTS, WINDOWS
 from ortserve.gateway.schema.files import MAX_TTL_S, MIN_TTL_S
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ortserve.gateway.contract.chat import MESSAGES
-from ortserve.gateway.contract.rules import extension
-from ortserve.gateway.contract.sampling import TOKEN_ID
-from ortserve.gateway.contract.shapes import BOOLEAN, STRING, array, number, one_of, string
-from ortserve.gateway.contract.table import FieldTable
+from ortserve.gateway.request_fields.chat import MESSAGES
+from ortserve.gateway.request_fields.rules import extension
+from ortserve.gateway.request_fields.sampling import TOKEN_ID
+from ortserve.gateway.request_fields.shapes import BOOLEAN, STRING, array, number, one_of, string
+from ortserve.gateway.request_fields.table import FieldTable
 from ortserve.gateway.schema.admin_models import MAX_ALIASES, MAX_DRAIN_S, MAX_NAME
 
 KEY = extension("api_key", STRING, "whose prefixes are meant")

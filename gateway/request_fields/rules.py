@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from ortserve.gateway.contract.shapes import ANYTHING, Shape
+from ortserve.gateway.request_fields.shapes import ANYTHING, Shape
 
 
 class Verdict(StrEnum):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ortserve.gateway.contract.chat import MESSAGES, TOOLS
-from ortserve.gateway.contract.rules import extension, honoured, ignored, refused, refused_extension, required
-from ortserve.gateway.contract.shapes import BOOLEAN, OBJECT, STRING, array, integer, string, words
-from ortserve.gateway.contract.table import FieldTable
+from ortserve.gateway.request_fields.chat import MESSAGES, TOOLS
+from ortserve.gateway.request_fields.rules import extension, honoured, ignored, refused, refused_extension, required
+from ortserve.gateway.request_fields.shapes import BOOLEAN, OBJECT, STRING, array, integer, string, words
+from ortserve.gateway.request_fields.table import FieldTable
 from ortserve.gateway.schema.chat import REASONING_EFFORTS
 from ortserve.gateway.schema.tokenizing import MAX_TEXT_LENGTH
 

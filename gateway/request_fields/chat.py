@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from ortserve.gateway.contract.rules import Rule, extension, honoured, ignored, refused, required
-from ortserve.gateway.contract.sampling import BREAKPOINT, CACHING, CHOOSING, EXTENSIONS, FOREIGN, FORMATS
-from ortserve.gateway.contract.shapes import ANYTHING, BOOLEAN, OBJECT, STRING, array, integer, mapping, one_of, words
-from ortserve.gateway.contract.table import FieldTable
+from ortserve.gateway.request_fields.rules import Rule, extension, honoured, ignored, refused, required
+from ortserve.gateway.request_fields.sampling import BREAKPOINT, CACHING, CHOOSING, EXTENSIONS, FOREIGN, FORMATS
+from ortserve.gateway.request_fields.shapes import (
+    ANYTHING,
+    BOOLEAN,
+    OBJECT,
+    STRING,
+    array,
+    integer,
+    mapping,
+    one_of,
+    words,
+)
+from ortserve.gateway.request_fields.table import FieldTable
 from ortserve.gateway.schema.chat import MAX_TOP_LOGPROBS, REASONING_EFFORTS, SERVICE_TIERS, VERBOSITIES
 from ortserve.gateway.schema.messages import ROLES
 from ortserve.gateway.schema.metadata import MAX_PAIRS

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from ortserve.gateway.contract.shapes import ANYTHING, Shape
+from ortserve.gateway.request_fields.shapes import ANYTHING, Shape
 
 PLAIN: Mapping[object, Shape] = {
     str: {"type": "string"},

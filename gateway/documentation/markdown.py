@@ -1,6 +1,6 @@
 """The field tables as Markdown, for gateway/README.md.
 
-  python -m ortserve.gateway.contract.markdown gateway/README.md
+  python -m ortserve.gateway.documentation.markdown gateway/README.md
 
 writes them into the page, between its two marks. Knows no rule by name.
 """
@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ortserve.gateway.contract.endpoints import BODIES
-from ortserve.gateway.contract.rules import Rule, Verdict
-from ortserve.gateway.contract.shapes import Shape
-from ortserve.gateway.contract.table import FieldTable
+from ortserve.gateway.request_fields.endpoints import BODIES
+from ortserve.gateway.request_fields.rules import Rule, Verdict
+from ortserve.gateway.request_fields.shapes import Shape
+from ortserve.gateway.request_fields.table import FieldTable
 
 BEGIN, END = "<!-- fields -->", "<!-- end of fields -->"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from ortserve.gateway.contract.rules import Rule, Verdict
+from ortserve.gateway.request_fields.rules import Rule, Verdict
 
 MAX_NAMES = 32  # in one header
 MAX_NAME_LENGTH = 100

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ortserve.gateway.contract.items import ITEM
-from ortserve.gateway.contract.rules import Rule, extension, honoured, ignored, refused, required
-from ortserve.gateway.contract.sampling import CACHING, CHOOSING, CONSTRAINTS, DRAWING, EXTENSIONS
-from ortserve.gateway.contract.shapes import (
+from ortserve.gateway.request_fields.items import ITEM
+from ortserve.gateway.request_fields.rules import Rule, extension, honoured, ignored, refused, required
+from ortserve.gateway.request_fields.sampling import CACHING, CHOOSING, CONSTRAINTS, DRAWING, EXTENSIONS
+from ortserve.gateway.request_fields.shapes import (
     ANYTHING,
     BOOLEAN,
     OBJECT,
@@ -17,7 +17,7 @@ from ortserve.gateway.contract.shapes import (
     string,
     words,
 )
-from ortserve.gateway.contract.table import FieldTable
+from ortserve.gateway.request_fields.table import FieldTable
 from ortserve.gateway.schema.chat import MAX_TOP_LOGPROBS, REASONING_EFFORTS, VERBOSITIES
 from ortserve.gateway.schema.responses import INCLUDABLE, MAX_NAME_LENGTH, SERVICE_TIERS, SUMMARIES, TRUNCATIONS
 from ortserve.gateway.schema.structure import FORMAT_TYPES

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ortserve.gateway.contract.admin import CLEAR, LOAD, SWAP, UNLOAD, WARM
-from ortserve.gateway.contract.batches import BATCHES
-from ortserve.gateway.contract.chat import CHAT
-from ortserve.gateway.contract.completions import COMPLETIONS
-from ortserve.gateway.contract.conversations import CONVERSATION_ITEMS, CONVERSATIONS, METADATA_UPDATE
-from ortserve.gateway.contract.encoders import EMBEDDINGS, RERANK, SCORE
-from ortserve.gateway.contract.messages import MESSAGES
-from ortserve.gateway.contract.responses import RESPONSES
-from ortserve.gateway.contract.table import FieldTable
-from ortserve.gateway.contract.tokenizing import DETOKENIZE, TOKENIZE
+from ortserve.gateway.request_fields.admin import CLEAR, LOAD, SWAP, UNLOAD, WARM
+from ortserve.gateway.request_fields.batches import BATCHES
+from ortserve.gateway.request_fields.chat import CHAT
+from ortserve.gateway.request_fields.completions import COMPLETIONS
+from ortserve.gateway.request_fields.conversations import CONVERSATION_ITEMS, CONVERSATIONS, METADATA_UPDATE
+from ortserve.gateway.request_fields.encoders import EMBEDDINGS, RERANK, SCORE
+from ortserve.gateway.request_fields.messages import MESSAGES
+from ortserve.gateway.request_fields.responses import RESPONSES
+from ortserve.gateway.request_fields.table import FieldTable
+from ortserve.gateway.request_fields.tokenizing import DETOKENIZE, TOKENIZE
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ortserve.gateway.contract.rules import honoured, required
-from ortserve.gateway.contract.sampling import CACHING, CHOOSING, EXTENSIONS, FOREIGN, FORMATS, TOKEN_ID
-from ortserve.gateway.contract.shapes import BOOLEAN, STRING, array, integer, one_of
-from ortserve.gateway.contract.table import FieldTable
+from ortserve.gateway.request_fields.rules import honoured, required
+from ortserve.gateway.request_fields.sampling import CACHING, CHOOSING, EXTENSIONS, FOREIGN, FORMATS, TOKEN_ID
+from ortserve.gateway.request_fields.shapes import BOOLEAN, STRING, array, integer, one_of
+from ortserve.gateway.request_fields.table import FieldTable
 from ortserve.gateway.schema.completions import DEFAULT_MAX_TOKENS, MAX_BEST_OF, MAX_LOGPROBS, MAX_PROMPTS
 
 TOKENS = array(TOKEN_ID, min_items=1)

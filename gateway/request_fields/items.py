@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ortserve.gateway.contract.rules import Rule, honoured, ignored, refused, required
-from ortserve.gateway.contract.sampling import BREAKPOINT
-from ortserve.gateway.contract.shapes import ANYTHING, OBJECT, STRING, array, one_of, string, words
+from ortserve.gateway.request_fields.rules import Rule, honoured, ignored, refused, required
+from ortserve.gateway.request_fields.sampling import BREAKPOINT
+from ortserve.gateway.request_fields.shapes import ANYTHING, OBJECT, STRING, array, one_of, string, words
 from ortserve.gateway.schema.items import MAX_ID_LENGTH, PHASES, ROLES, STATUSES
 
 TEXT_OR_PARTS = one_of(STRING, array(OBJECT))

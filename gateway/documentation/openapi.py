@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from ortserve.gateway.contract.bodies import body_shape
-from ortserve.gateway.contract.endpoints import BODIES
-from ortserve.gateway.contract.operations import Operation, operation_of
-from ortserve.gateway.contract.queries import QUERIES, QueryParameter
-from ortserve.gateway.contract.replies import ReplyShapes
+from ortserve.gateway.documentation.bodies import body_shape
+from ortserve.gateway.documentation.operations import Operation, operation_of
+from ortserve.gateway.documentation.replies import ReplyShapes
+from ortserve.gateway.request_fields.endpoints import BODIES
+from ortserve.gateway.request_fields.queries import QUERIES, QueryParameter
 
 ERROR: dict[str, Any] = {
     "type": "object",

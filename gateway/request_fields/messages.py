@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ortserve.gateway.contract.rules import Rule, extension, honoured, ignored, refused, required
-from ortserve.gateway.contract.sampling import CONSTRAINTS, EXTENSIONS
-from ortserve.gateway.contract.shapes import (
+from ortserve.gateway.request_fields.rules import Rule, extension, honoured, ignored, refused, required
+from ortserve.gateway.request_fields.sampling import CONSTRAINTS, EXTENSIONS
+from ortserve.gateway.request_fields.shapes import (
     ANYTHING,
     BOOLEAN,
     OBJECT,
@@ -16,7 +16,7 @@ from ortserve.gateway.contract.shapes import (
     one_of,
     words,
 )
-from ortserve.gateway.contract.table import FieldTable
+from ortserve.gateway.request_fields.table import FieldTable
 from ortserve.gateway.schema.anthropic import SERVICE_TIERS, THINKING_TYPES
 from ortserve.gateway.schema.anthropic_content import BLOCKS, ROLES, TTLS_S
 from ortserve.gateway.schema.anthropic_tools import CHOICES

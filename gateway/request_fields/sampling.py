@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from ortserve.gateway.contract.rules import Rule, extension, honoured, ignored, refused, refused_extension, required
-from ortserve.gateway.contract.shapes import (
+from ortserve.gateway.request_fields.rules import (
+    Rule,
+    extension,
+    honoured,
+    ignored,
+    refused,
+    refused_extension,
+    required,
+)
+from ortserve.gateway.request_fields.shapes import (
     BOOLEAN,
     OBJECT,
     STRING,

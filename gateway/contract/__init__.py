@@ -1,1 +1,0 @@
-"""What the served API takes: every request field with its verdict. Read by requests, the documentation and tests."""
