@@ -95,16 +95,18 @@ class Engine:
         self._runner = runner
         self._sampler = sampler
         self._clock = clock
-        self._pace = Pace(max_step_ms=plan.max_step_ms, max_chunk_tokens=plan.max_chunk_tokens)
+        self._preparing = runner if isinstance(runner, PreparingRunner) else None
+        short = None if self._preparing is None else self._preparing.longest_short
+        self._pace = Pace(max_step_ms=plan.max_step_ms, max_chunk_tokens=plan.max_chunk_tokens, longest_short=short)
         self.bell = bell or Bell()
         self.reuse = reuse or new_reuse(plan, NoCache)
         self.scheduler = Scheduler(plan, self._pace, Placement(plan, self.reuse))
         self.drafting = drafting
         self.grammars = grammars or NoGrammars("its engine was made without")
         self._masking = Masking(self.grammars)
-        self._preparing = runner if isinstance(runner, PreparingRunner) else None
         self._foresight = None if self._preparing is None else Foresight(self.scheduler, self._preparing)
         self._flight: Flight | None = None  # launched by the step before
+        self._tail_s = 0.0  # what the step before has done once its device was ready
         self.is_stalled = False  # there is work, and all of it waits for the prompt cache
         self._num_arrivals = 0
         self._costs: Costs | None = None
@@ -155,25 +157,25 @@ class Engine:
         """
         flight, self._flight = self._flight, None
         if flight is None:
+            begun = self._clock() - self._tail_s
             step = self.scheduler.plan(self._stats.num_steps, self._clock(), self._propose())
             self.is_stalled = step is None
             if step is None:
                 return []
             try:
-                flight = self._take_off(step)
+                flight = self._take_off(step, begun + (self.drafting.take_spent_s() if self.drafting else 0.0))
             except Exception as error:  # whatever the kernels or the memory raise: nothing is committed yet
                 return self._abandon(step, error)
         return self._land(flight)
 
-    def _take_off(self, step: Step) -> Flight:
+    def _take_off(self, step: Step, begun_s: float) -> Flight:
         """Run a planned step, or have its device begin with it."""
-        begun = self._clock()
         masks = self._masking.begin(self._constrained(step))
         try:
             logits = self._runner.run(step)
         finally:
             masks.exception()  # whatever happens, the constraints are left alone before anybody touches them
-        return self._flight_of(step, begun, self._draw(step, logits, masks.result()))
+        return self._flight_of(step, begun_s, self._draw(step, logits, masks.result()))
 
     def _flight_of(self, step: Step, begun_s: float, picking: Picking) -> Flight:
         return Flight(step, begun_s, picking, self._preparing is None or not self._preparing.was_unusual)
@@ -190,7 +192,7 @@ class Engine:
         launched = None if foreseen is None or self._foresight is None else self._foresight.launch(foreseen, picked)
         # Rows that are scored cost time of their own.
         if flight.is_usual and step.rows and not any(row.num_scored for row in step.rows):
-            self._pace.observe(step.num_tokens, step.num_attended, (now - flight.begun_s) * 1000)
+            self._pace.observe(step.num_tokens, step.num_attended, 1000 * (now - flight.begun_s), longest=step.longest)
         advances = self.scheduler.commit(step, picked, now_s=now, seconds=now - flight.begun_s)
         self._stats.num_steps += 1
         self._stats.num_fed_rows += len(step.rows)
@@ -198,7 +200,9 @@ class Engine:
         self._stats.num_output_tokens += sum(len(advance.added) for advance in advances)
         lost = [] if launched is None else self._follow(launched, now)
         self._learn(advances, (now - flight.begun_s) / max(step.num_tokens, 1))
-        return [self._delta(advance, now) for advance in advances] + lost
+        deltas = [self._delta(advance, now) for advance in advances] + lost
+        self._tail_s = self._clock() - now
+        return deltas
 
     def close(self) -> None:
         """Let the prompt cache finish writing, and stop the drafter."""
@@ -277,8 +281,8 @@ class Engine:
         return draw_rows(self._sampler, rows, logits, masks)
 
     def _foresee(self, step: Step, tokens: int | None) -> Foreseen | None:
-        if self._foresight is None:
-            return None
+        if self._foresight is None or step.longest > 1:
+            return None  # nothing is known of what follows
         asked = self.drafting if self.drafting is not None and self.drafting.is_asked else None
         decoding = [] if asked is None else self.scheduler.decoding()
         if asked is not None and limits(decoding, self._pace, asked.cost):

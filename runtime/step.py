@@ -133,6 +133,11 @@ class Step:
     rows: tuple[Row, ...]
 
     @property
+    def longest(self) -> int:
+        """Tokens of the row that feeds the most; 0 without rows."""
+        return max((len(row.tokens) for row in self.rows), default=0)
+
+    @property
     def num_tokens(self) -> int:
         """Packed tokens of the model call."""
         return sum(len(row.tokens) for row in self.rows)

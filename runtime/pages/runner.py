@@ -13,7 +13,7 @@ from ortserve.runtime.devices.device import Device, Strided
 from ortserve.runtime.devices.recordings import Recordings
 from ortserve.runtime.devices.session import DeviceBinding, DeviceSession
 from ortserve.runtime.manifest import Manifest
-from ortserve.runtime.pages.batch import ROOM_FOR_PADDING, PagedBatch, build_paged_batch
+from ortserve.runtime.pages.batch import LONGEST_PADDED, ROOM_FOR_PADDING, PagedBatch, build_paged_batch
 from ortserve.runtime.pages.kv import PagedKvStore
 from ortserve.runtime.pages.staging import Staging, staged_bytes
 from ortserve.runtime.plan import EnginePlan
@@ -74,6 +74,7 @@ class PagedRunner:
         self._many_binding = self._binding if many is None else _bound(many, store)
         self.recordings: Recordings[tuple[int, int, int, int]] = Recordings(device)
         self.was_unusual = False
+        self.longest_short = LONGEST_PADDED
 
     def run(self, step: Step) -> DeviceLogits:
         """Enqueue the step; returns its logits, valid until the next run."""

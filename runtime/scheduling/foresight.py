@@ -27,9 +27,8 @@ _UNKNOWN = 0  # stands for a token until it is drawn
 class PreparingRunner(Protocol):
     """A runner whose device computes while the host goes on."""
 
-    was_unusual: (
-        bool  # the step enqueued last took longer than its like will from now on: it was the first, or recorded
-    )
+    longest_short: int  # tokens of the longest row up to which a step may be launched as a whole
+    was_unusual: bool  # the step enqueued last took longer than its like will: it was the first, or recorded
 
     def prepare(self, step: Step) -> Any:
         """The arrays of a step of plain decodes without moves, whatever its tokens. Touches no memory of the device."""

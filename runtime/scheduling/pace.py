@@ -1,7 +1,9 @@
 """Learns how long steps take and says how many prompt tokens the next one may carry. Knows no sequences and no clock.
 
-A step's time is nearly linear in the tokens it feeds and the query-key pairs it attends to. Steps are remembered by
-shape, so that what a prompt chunk costs is still known after an hour of plain decoding.
+A step's time is nearly linear in the tokens it feeds and the query-key pairs it attends to. On a device, where plain
+decodes, short rows and chunks of prompts are launched in different ways and have different kernels, each of these kinds
+has something of its own besides. Steps are remembered by shape, so that what a prompt chunk costs is still known after
+an hour of plain decoding.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ _HALF_LIFE = 500  # observations after which a shape that is not seen any more c
 _LEAST_WEIGHT = 1e-3  # it never counts nothing: it may be the only one that knows what a chunk costs
 _SHORTEST_MS = 1e-3  # a clock may stand still
 _FIT_EVERY = 8  # observations
-_FEWEST_SHAPES = 3  # as many as there are terms
+_FEWEST_SHAPES = 3  # as many as there are terms of one kind of steps
+_PLAIN, _SHORT, _LONG = range(3)  # kinds: one token of each row; of some rows more; chunks
 
 
 @dataclass(slots=True)
@@ -29,6 +32,7 @@ class _Shape:
     tokens: float
     attended: float
     milliseconds: float
+    kind: int
     last_seen: int = 0  # number of the observation
 
     def add(self, tokens: int, attended: int, milliseconds: float) -> None:
@@ -50,21 +54,24 @@ class Costs:
 class Pace:
     """Bounds the prompt tokens of steps in which sequences decode."""
 
-    def __init__(self, *, max_step_ms: float | None, max_chunk_tokens: int) -> None:
+    def __init__(self, *, max_step_ms: float | None, max_chunk_tokens: int, longest_short: int | None = None) -> None:
+        """`longest_short`: tokens of the longest row up to which a step is no chunk; None: all steps are alike."""
         self._max_step_ms = max_step_ms
         self._max_chunk_tokens = max_chunk_tokens
-        self._shapes: dict[tuple[int, int], _Shape] = {}
+        self._longest_short = longest_short
+        self._shapes: dict[tuple[int, int, int], _Shape] = {}
         self._num_observed = 0
-        self._terms: tuple[float, float, float] | None = None  # of base, token, pair; None: to be fitted again
+        self._terms: tuple[float, ...] | None = None  # of base, token, pair, short, long; None: to be fitted again
         self._fits_at = 0  # observations
 
-    def observe(self, tokens: int, attended: int, milliseconds: float) -> None:
-        """A step fed `tokens` and attended to `attended` query-key pairs."""
+    def observe(self, tokens: int, attended: int, milliseconds: float, *, longest: int = 1) -> None:
+        """A step fed `tokens`, at most `longest` to a row, and attended to `attended` query-key pairs."""
         milliseconds = max(milliseconds, _SHORTEST_MS)
-        key = (_bucket(tokens), _bucket(attended))
+        kind = self._kind(longest)
+        key = (_bucket(tokens), _bucket(attended), kind)
         shape = self._shapes.get(key)
         if shape is None:
-            shape = self._shapes[key] = _Shape(float(tokens), float(attended), milliseconds)
+            shape = self._shapes[key] = _Shape(float(tokens), float(attended), milliseconds, kind)
             self._fits_at = 0  # a new shape says more than all that follow
         else:
             shape.add(tokens, attended, milliseconds)
@@ -73,23 +80,22 @@ class Pace:
         if self._num_observed >= self._fits_at:
             self._terms = None
 
-    def predict(self, tokens: int, attended: int) -> float | None:
-        """Milliseconds of a step; None while too little has been seen."""
+    def predict(self, tokens: int, attended: int, *, longest: int = 1) -> float | None:
+        """Milliseconds of a step that feeds at most `longest` tokens to a row; None while too little has been seen."""
         if len(self._shapes) < _FEWEST_SHAPES:
             return None
         if self._terms is None:
-            base, token, pair = map(float, self._fit())
-            self._terms = base, token, pair
+            self._terms = tuple(map(float, self._fit()))
             # Each observation moves an average by a tenth; a fit takes as long as a tenth of a small model's step.
             self._fits_at = self._num_observed + _FIT_EVERY
-        base, token, pair = self._terms
-        return base + token * tokens + pair * attended
+        base, token, pair, short, long = self._terms
+        return base + token * tokens + pair * attended + (0.0, short, long)[self._kind(longest)]
 
     def costs(self, num_rows: int, depth: int) -> Costs | None:
         """Of tokens where `num_rows` sequences with `depth` tokens each decode; None while too little has been seen."""
         chunk, attended = self._max_chunk_tokens, num_rows * depth
         batch = self.predict(num_rows, attended)
-        mixed = self.predict(num_rows + chunk, attended + chunk * (depth + chunk) // 2)
+        mixed = self.predict(num_rows + chunk, attended + chunk * (depth + chunk) // 2, longest=chunk)
         if batch is None or mixed is None:
             return None
         return Costs((mixed - batch) / chunk / 1000, batch / num_rows / 1000)
@@ -116,7 +122,7 @@ class Pace:
         largest = self._max_chunk_tokens
         while largest > SMALLEST_CHUNK:
             attended = decode_attended - held_attended + largest * (start + largest)
-            predicted = self.predict(decode_tokens - held_tokens + largest, attended)
+            predicted = self.predict(decode_tokens - held_tokens + largest, attended, longest=largest)
             if predicted is None or predicted <= limit:
                 break
             largest -= QUANTUM
@@ -128,9 +134,13 @@ class Pace:
         times = np.array([shape.milliseconds for shape in shapes])
         ages = np.array([self._num_observed - shape.last_seen for shape in shapes])
         weights = np.maximum(0.5 ** (ages / _HALF_LIFE), _LEAST_WEIGHT)
-        features = np.array([[1.0, shape.tokens, shape.attended] for shape in shapes]) * (weights / times)[:, None]
-        terms = np.zeros(3)
-        active = np.arange(3)
+        rows = [
+            [1.0, shape.tokens, shape.attended, float(shape.kind == _SHORT), float(shape.kind == _LONG)]
+            for shape in shapes
+        ]
+        features = np.array(rows) * (weights / times)[:, None]
+        terms = np.zeros(features.shape[1])
+        active = np.flatnonzero(features.any(axis=0))
         while len(active):
             solution = np.linalg.lstsq(features[:, active], weights, rcond=None)[0]
             if np.all(solution >= 0):
@@ -138,6 +148,11 @@ class Pace:
                 break
             active = active[solution >= 0]
         return terms
+
+    def _kind(self, longest: int) -> int:
+        if self._longest_short is None or longest <= 1:
+            return _PLAIN
+        return _SHORT if longest <= self._longest_short else _LONG
 
 
 def _bucket(count: int) -> int:

@@ -1,8 +1,9 @@
 """How many guesses a sequence may be given: as many as pay, by measured acceptance and measured cost. Knows no drafter.
 
 The j-th guess of a sequence is worth the probability that it and all before it are accepted. It costs what one more
-token adds to the step and, where it makes the longest draft longer, what the drafter needs for one more. Of all
-sequences' guesses, the most probable ones are taken as long as they raise the tokens per time of the step.
+token adds to the step and, where it makes the longest draft longer, what the drafter needs for one more; the first of a
+step costs besides what such a step takes longer than a plain one. Of all sequences' guesses, the most probable ones are
+taken as long as they raise the tokens per time of the step.
 
 A drafter that says how probably each of its guesses holds is asked for as many as there may be, and those that pay are
 taken then. What it says is believed as far as its promises to a sequence have been kept.
@@ -59,13 +60,13 @@ def limits(sequences: Values[Sequence], pace: Pace, drafting: DraftCost) -> dict
     """Guesses allowed for each of the decoding `sequences`; those that get none are left out."""
     if not sequences:
         return {}
-    base, costs = _costs(sequences, pace)
+    base, entry, costs = _costs(sequences, pace)
     most = [_most(sequence) for sequence in sequences]
     if base is None:
         counts = [min(one, _FIRST_TRIES) for one in most]
     else:
         terms = [(cost, sequence.coverage) for cost, sequence in zip(costs, sequences, strict=True)]
-        counts = _best(list(_guesses(sequences, most)), terms, base, drafting)
+        counts = _best(list(_guesses(sequences, most)), terms, base, entry, drafting)
     return {sequence.request.id: count for sequence, count in zip(sequences, counts, strict=True) if count}
 
 
@@ -81,7 +82,7 @@ def worthwhile(
 
     `sequences` are all that decode: the drafted ones share the step with the others.
     """
-    base, costs = _costs(sequences, pace)
+    base, entry, costs = _costs(sequences, pace)
     if base is None or not any(draft.chances for draft in drafts.values()):
         return {name: draft.tokens[: limits[name]] for name, draft in drafts.items()}
     found: list[tuple[float, int, int]] = []
@@ -90,7 +91,7 @@ def worthwhile(
         if draft is not None:
             found += _judged(sequence, draft, limits[sequence.request.id], number)
     # That the drafter was asked is paid already.
-    counts = _best(found, [(cost, 1.0) for cost in costs], base, DraftCost(), weight=_CAUTION)
+    counts = _best(found, [(cost, 1.0) for cost in costs], base, entry, DraftCost(), weight=_CAUTION)
     return {
         sequence.request.id: drafts[sequence.request.id].tokens[:count]
         for sequence, count in zip(sequences, counts, strict=True)
@@ -142,15 +143,18 @@ def leave_alone(sequences: Values[Sequence], drafting: DraftCost) -> None:
         heard(sequence, was_asked=False, has_draft=False)
 
 
-def _costs(sequences: Values[Sequence], pace: Pace) -> tuple[float | None, list[float]]:
-    """Milliseconds of a step without guesses, and of one more token of each sequence; None while nothing is known."""
-    attended = sum(len(sequence.tokens) for sequence in sequences)
-    base = pace.predict(len(sequences), attended)
-    if base is None:
-        return None, [0.0] * len(sequences)
+def _costs(sequences: Values[Sequence], pace: Pace) -> tuple[float | None, float, list[float]]:
+    """Milliseconds of a step without guesses, of being no such step, and of one more token of each sequence.
+
+    None while nothing is known.
+    """
+    count, attended = len(sequences), sum(len(sequence.tokens) for sequence in sequences)
+    base, short = pace.predict(count, attended), pace.predict(count, attended, longest=2)
+    if base is None or short is None:
+        return None, 0.0, [0.0] * count
     # One more token attends to all before it.
-    dearer = [pace.predict(len(sequences) + 1, attended + len(sequence.tokens)) for sequence in sequences]
-    return base, [max((one or base) - base, 0.0) for one in dearer]
+    dearer = [pace.predict(count + 1, attended + len(sequence.tokens), longest=2) for sequence in sequences]
+    return base, max(short - base, 0.0), [max((one or short) - short, 0.0) for one in dearer]
 
 
 def _most(sequence: Sequence) -> int:
@@ -182,24 +186,27 @@ def _best(
     guesses: list[tuple[float, int, int]],
     terms: Values[tuple[float, float]],
     base_ms: float,
+    entry_ms: float,
     drafting: DraftCost,
     *,
     weight: float = 1.0,
 ) -> list[int]:
     """How many guesses of each sequence give the most tokens per millisecond.
 
-    `terms`: of each sequence the milliseconds that a guess costs, and how probably the drafter has any.
+    `terms`: of each sequence the milliseconds that a guess costs, and how probably the drafter has any. `entry_ms`:
+    what the first guess of all costs besides.
     `weight`: what a token that was guessed counts for.
     """
     guesses.sort(key=lambda guess: (-guess[0], guess[1]))
-    gain, verifying, longest = 0.0, 0.0, 0
+    gain, verifying, longest, asking = 0.0, entry_ms, 0, drafting.predict(0)
     best, best_count = len(terms) / max(base_ms, 1e-6), 0
     for count, (probability, place, number) in enumerate(guesses, start=1):
         cost, coverage = terms[number]
         gain += weight * coverage * probability
         verifying += coverage * cost
-        longest = max(longest, place)
-        speed = (len(terms) + gain) / max(base_ms + verifying + drafting.predict(longest), 1e-6)
+        if place > longest:
+            longest, asking = place, drafting.predict(place)
+        speed = (len(terms) + gain) / max(base_ms + verifying + asking, 1e-6)
         if speed >= best:
             best, best_count = speed, count
     counts = [0] * len(terms)

@@ -53,13 +53,14 @@ class Drafting:
     ) -> None:
         self.stats = DraftStats()
         self.cost = DraftCost()
+        self._spent_s = 0.0  # since it was last taken: what `cost` has learnt from, and what was waited in vain
         self._drafter = drafter
         self._vocab_size = vocab_size
         self._clock = clock
         self._shortest_wait_s = shortest_wait_s
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._pending: Future[Values[Draft]] | None = None  # of a deadline that was missed
-        self._asked_s = 0.0  # what the last answer took; written before it is handed over
+        self._answered_s = 0.0  # what the last answer took; written before it is handed over
         self._num_misses = 0
         self._pause_s = FIRST_PAUSE_S
         self._paused_until = -math.inf
@@ -113,6 +114,7 @@ class Drafting:
         try:
             drafts = self._checked(self._pending.result(wait_s), by_id, limits, rooms)
         except TimeoutError:
+            self._spent_s += self._clock() - begun
             self._miss()
             return {}
         except Exception as error:  # a plugin may raise anything, or return what is no draft
@@ -125,9 +127,15 @@ class Drafting:
         # Not what was waited: the thread may have been busy with the prompts of new requests.
         # Guesses beyond what was asked for by length come free: their drafter has them in memory.
         longest = max((min(len(draft.tokens), limits[name]) for name, draft in drafts.items()), default=0)
-        self.cost.observe(longest, 1000 * self._asked_s)
+        self._spent_s += self._answered_s
+        self.cost.observe(longest, 1000 * self._answered_s)
         self._drafts = drafts
         return drafts
+
+    def take_spent_s(self) -> float:
+        """Seconds that proposals have taken since the last call, but for being handed over: no cost of the steps."""
+        spent, self._spent_s = self._spent_s, 0.0
+        return spent
 
     def chances(self, request_id: str) -> tuple[float, ...]:
         """How probably the guesses for a request in the step that runs were said to hold; none where nothing was."""
@@ -205,7 +213,7 @@ class Drafting:
             begun = self._clock()
             try:
                 drafts = question()
-                self._asked_s = self._clock() - begun
+                self._answered_s = self._clock() - begun
                 future.set_result(drafts)
             except BaseException as error:  # handed to whoever waits
                 future.set_exception(error)

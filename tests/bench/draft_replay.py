@@ -54,8 +54,8 @@ class LinearPace(Pace):
         super().__init__(max_step_ms=None, max_chunk_tokens=128)
         self._base_ms, self._token_ms = base_ms, token_ms
 
-    def predict(self, tokens: int, attended: int) -> float:
-        del attended
+    def predict(self, tokens: int, attended: int, *, longest: int = 1) -> float:
+        del attended, longest
         return self._base_ms + self._token_ms * tokens
 
     def prompts(self, count: int) -> float:

@@ -39,7 +39,7 @@ def microseconds(model: SyntheticModel, num_waiting: int, num_tenants: int) -> f
         engine.progress()
         planned = perf_counter() - begun
         assert step is not None
-        picked = engine._take_off(step).picking.result()
+        picked = engine._take_off(step, 0.0).picking.result()
         begun = perf_counter()
         engine.scheduler.commit(step, picked, now_s=0.0, seconds=0.001)
         times.append(planned + perf_counter() - begun)

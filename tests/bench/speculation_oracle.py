@@ -34,12 +34,13 @@ WANTED = {(0.8, 1): 2.8, (0.8, 8): 1.7}  # the 0.5B shape in int8, where a verif
 
 
 class OracleDrafter:
-    """Knows the replies. Each of its guesses is spoilt with probability `1 - acceptance`, by its place alone."""
+    """Knows the replies. Each of its guesses is spoilt with probability `1 - acceptance`, by its prompt and place."""
 
     def __init__(self, num_tokens: int) -> None:
         self.acceptance = 1.0
         self.replies: dict[tuple[int, ...], list[int]] = {}  # by prompt
         self._num_tokens = num_tokens
+        self._spoilt: dict[tuple[float, tuple[int, ...]], list[int]] = {}  # replies with wrong guesses in them
         self._running: dict[str, tuple[int, ...]] = {}
 
     def start(self, request: DraftRequest) -> None:
@@ -65,11 +66,14 @@ class OracleDrafter:
     def _guesses(self, view: SequenceView) -> tuple[int, ...]:
         prompt = self._running[view.id]
         begin = len(view.tokens) - view.num_prompt_tokens
-        reply = self.replies.get(prompt, [])[begin : begin + view.max_draft]
-        return tuple(
-            token if Random(f"{prompt} {begin + place}").random() < self.acceptance else (token + 1) % self._num_tokens
-            for place, token in enumerate(reply)
-        )
+        spoilt = self._spoilt.get((self.acceptance, prompt))
+        if spoilt is None:  # once: a step of a GPU takes less time than a few hundred random generators
+            chance = Random(f"{self.acceptance} {prompt}")
+            spoilt = self._spoilt[self.acceptance, prompt] = [
+                token if chance.random() < self.acceptance else (token + 1) % self._num_tokens
+                for token in self.replies.get(prompt, [])
+            ]
+        return tuple(spoilt[begin : begin + view.max_draft])
 
 
 def run(

@@ -239,7 +239,7 @@ def test_drafted_replies_are_equal_bit_for_bit(open_pocket: OpenPocket, precisio
     # By this clock guesses are cheap: however busy the machine is, many are verified.
     for tokens in (1, 8, 64):
         engine._pace.observe(tokens, 10 * tokens, 100.0 + tokens)
-    engine._pace.observe = lambda *arguments: None  # type: ignore[method-assign]
+    engine._pace.observe = lambda *arguments, **options: None  # type: ignore[method-assign]
     num_accepted = 0
     for turn in range(2):  # the second time the drafter has seen the replies
         again = [replace(request, id=f"{turn} {request.id}") for request in requests]

@@ -61,6 +61,31 @@ def test_a_request_bounds_its_own() -> None:
     assert limits([], pace_of(10.0, 0.3), DraftCost()) == {}
 
 
+def test_the_first_guess_pays_for_the_kind_of_step_it_makes() -> None:
+    """On a device a step with guesses has other kernels than a plain one: one guess is not worth that."""
+
+    def pace_with(entry_ms: float) -> Pace:
+        pace = Pace(max_step_ms=None, max_chunk_tokens=128, longest_short=32)
+        for tokens, longest in [(1, 1), (8, 1), (32, 1), (4, 2), (16, 2), (64, 2)]:
+            for attended in (10, 40):
+                taken = 1.0 + 0.01 * tokens + entry_ms * (longest > 1)
+                pace.observe(tokens, tokens * attended, taken, longest=longest)
+        return pace
+
+    likely = [sequence_of(f"r{number}", acceptance=0.7) for number in range(8)]
+    others = [sequence_of(f"r{number}", acceptance=0.0) for number in range(1, 8)]
+    odd = [sequence_of("r0", acceptance=0.7), *others]
+    cheap, dear = pace_with(0.0), pace_with(0.5)
+    free = limits(likely, cheap, DraftCost())
+    paid = limits(likely, dear, DraftCost())
+    assert set(paid.values()) == set(free.values()) or min(paid.values()) >= min(free.values()), "all are worth it"
+    assert limits(odd, cheap, DraftCost()).keys() == {"r0"}
+    assert limits(odd, dear, DraftCost()) == {}
+    drafts = {"r0": Draft("r0", 3, (7, 8), "one", (0.7, 0.7))}
+    assert worthwhile(drafts, {"r0": 2}, odd, cheap)
+    assert not worthwhile(drafts, {"r0": 2}, odd, dear)
+
+
 def test_what_drafting_takes_is_weighed_and_forgotten() -> None:
     pace, cost = pace_of(10.0, 0.3), DraftCost()
     free = allowed(sequence_of(acceptance=0.8), pace, cost)

@@ -90,7 +90,7 @@ def small_model(synthetic: SyntheticModel) -> Engine:
 
 
 def always_drafting(engine: Engine) -> Engine:
-    engine._pace.observe = lambda *_: None  # type: ignore[method-assign]  # costs unknown: a few guesses in every step
+    engine._pace.observe = lambda *_, **__: None  # type: ignore[method-assign]  # costs unknown: a few guesses in every step
     return engine
 
 

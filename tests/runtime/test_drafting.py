@@ -173,7 +173,7 @@ def test_wrong_guesses_are_counted_and_become_rare(synthetic: SyntheticModel, ki
     for tokens in (1, 8, 64):
         for context in (10, 1000):
             engine._pace.observe(tokens, tokens * context, float(tokens))
-    engine._pace.observe = lambda *arguments: None  # type: ignore[method-assign]
+    engine._pace.observe = lambda *arguments, **options: None  # type: ignore[method-assign]
     sampling = replace(GREEDY, max_tokens=200)
     reply = replies_of(engine, [Request("r", (5, 6, 7), sampling)])["r"]
     assert reply.usage.num_accepted_tokens == 0
@@ -207,7 +207,7 @@ def test_sure_guesses_may_be_many_where_the_request_allows_them(synthetic: Synth
     engine = drafted_engine(synthetic, plan, Promising(right))
     for tokens in (1, 8, 64):
         engine._pace.observe(tokens, 10 * tokens, 100.0 + tokens)
-    engine._pace.observe = lambda *arguments: None  # type: ignore[method-assign]
+    engine._pace.observe = lambda *arguments, **options: None  # type: ignore[method-assign]
     replies_of(engine, [Request("one", (5, 6, 8), GREEDY, draft=DraftHints(max_draft=1))])
     assert engine.drafting is not None
     assert max(place for _, place in engine.drafting.stats.proposed) == 1

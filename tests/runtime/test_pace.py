@@ -204,3 +204,25 @@ def test_a_machine_that_has_become_slower_is_believed() -> None:
     predicted = pace.predict(40, 40 * 300)
     assert predicted is not None
     assert abs(predicted / (2 * (10 + 20 + 1.2)) - 1) < 0.15
+
+
+def test_kinds_of_steps_have_costs_of_their_own_where_they_are_told_apart() -> None:
+    """As on a device: 16 tokens in 8 rows take longer than 16 rows, and a chunk of 40 longer than both."""
+    own = {1: 0.0, 2: 0.4, 100: 2.0}
+    pace = Pace(max_step_ms=None, max_chunk_tokens=512, longest_short=32)
+    alike = Pace(max_step_ms=None, max_chunk_tokens=512)
+    for tokens, longest in [(1, 1), (8, 1), (32, 1), (4, 2), (16, 2), (64, 2), (100, 100), (500, 100), (200, 100)]:
+        for attended in (tokens * 100, tokens * 900):
+            pace.observe(tokens, attended, cost(tokens, attended, base=1.2, token=0.01) + own[longest], longest=longest)
+            alike.observe(tokens, attended, 5.0, longest=longest)
+    for tokens, longest, expected in [(8, 1, 0.0), (8, 2, 0.4), (8, 32, 0.4), (8, 33, 2.0), (40, 512, 2.0)]:
+        found = pace.predict(tokens, tokens * 500, longest=longest)
+        assert found == pytest.approx(cost(tokens, tokens * 500, base=1.2, token=0.01) + expected, rel=0.02)
+        assert alike.predict(tokens, tokens * 500, longest=longest) == pytest.approx(5.0)
+
+
+def test_a_kind_that_was_never_seen_costs_nothing_of_its_own() -> None:
+    pace = Pace(max_step_ms=None, max_chunk_tokens=128, longest_short=32)
+    for tokens in (1, 8, 32):
+        pace.observe(tokens, tokens * 100, cost(tokens, tokens * 100))
+    assert pace.predict(4, 400, longest=4) == pace.predict(4, 400)

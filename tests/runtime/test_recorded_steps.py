@@ -198,9 +198,9 @@ def test_the_pace_learns_nothing_from_a_step_that_is_new(recording: PagedSynthet
     learnt: list[int] = []
     observe = engine._pace.observe
 
-    def noted(tokens: int, attended: int, milliseconds: float) -> None:
+    def noted(tokens: int, attended: int, milliseconds: float, *, longest: int = 1) -> None:
         learnt.append(tokens)
-        observe(tokens, attended, milliseconds)
+        observe(tokens, attended, milliseconds, longest=longest)
 
     engine._pace.observe = noted  # type: ignore[method-assign]
     fed: list[tuple[int, bool]] = []
