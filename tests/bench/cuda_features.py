@@ -5,7 +5,7 @@
 
 drafts: an oracle for a drafter, whose guesses hold as often as is asked; with the steps that were recorded, prepared
 ahead or eager. regimes: a model with dynamic scaling beside the same one without. Random weights in the shape of
-Llama 3.2 1B.
+Llama 3.2 1B, or of another.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ class Steps:
 
 def drafts(arguments: argparse.Namespace) -> dict[str, Any]:
     """Tokens per second with guesses over without, by acceptance and streams."""
-    manifest, _ = make_model(arguments.folder, SHAPE, "fp16", MAX_CONTEXT)
+    manifest, _ = make_model(arguments.folder, arguments.shape, "fp16", MAX_CONTEXT)
     config = EngineConfig(max_rows=16, max_context=min(2048, MAX_CONTEXT), prompt_cache="none", kv_memory=4 << 30)
-    engine, plan = open_paged_engine(arguments.folder / f"{SHAPE}-fp16", manifest, config, CudaDevice(0))
+    engine, plan = open_paged_engine(arguments.folder / f"{arguments.shape}-fp16", manifest, config, CudaDevice(0))
     oracle = OracleDrafter(manifest.num_tokens)
     engine.drafting = Drafting(oracle, vocab_size=manifest.num_tokens)
     steps = Steps(engine._runner)
@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument(
         "--acceptance", default="0,0.7,0.9", type=lambda text: [float(word) for word in text.split(",")]
     )
+    parser.add_argument("--shape", default=SHAPE, choices=tuple(SHAPES), help="drafts: of the model (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=8)
     arguments = parser.parse_args()
