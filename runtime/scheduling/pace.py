@@ -3,7 +3,8 @@
 A step's time is nearly linear in the tokens it feeds and the query-key pairs it attends to. On a device, where plain
 decodes, short rows and chunks of prompts are launched in different ways and have different kernels, each of these kinds
 has something of its own besides. Steps are remembered by shape, so that what a prompt chunk costs is still known after
-an hour of plain decoding.
+an hour of plain decoding. That alone is slow to follow a machine that does other work: shapes which are seen no more go
+on saying what was. So what the last steps took, over what was expected of them, scales every prediction.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _LEAST_WEIGHT = 1e-3  # it never counts nothing: it may be the only one that kno
 _SHORTEST_MS = 1e-3  # a clock may stand still
 _FIT_EVERY = 8  # observations
 _FEWEST_SHAPES = 3  # as many as there are terms of one kind of steps
+_SLOWNESS_GAIN = 0.3  # weight of the newest steps in how much slower than remembered the machine is now
 _PLAIN, _SHORT, _LONG = range(3)  # kinds: one token of each row; of some rows more; chunks
 
 
@@ -61,13 +63,18 @@ class Pace:
         self._longest_short = longest_short
         self._shapes: dict[tuple[int, int, int], _Shape] = {}
         self._num_observed = 0
-        self._terms: tuple[float, ...] | None = None  # of base, token, pair, short, long; None: to be fitted again
+        self._terms: tuple[float, ...] | None = None  # of base, token, pair, short, long; None: too little seen
+        self._is_due = True  # they are to be fitted again
         self._fits_at = 0  # observations
+        self._slowness = 1.0  # of the machine now, over what the terms say
+        self._last_step = 0, 0, _PLAIN  # its tokens, pairs and kind
+        self._last_ratio = 1.0  # what the last step took over what the terms say of it
 
     def observe(self, tokens: int, attended: int, milliseconds: float, *, longest: int = 1) -> None:
         """A step fed `tokens`, at most `longest` to a row, and attended to `attended` query-key pairs."""
         milliseconds = max(milliseconds, _SHORTEST_MS)
         kind = self._kind(longest)
+        self._note_slowness(tokens, attended, kind, milliseconds)
         key = (_bucket(tokens), _bucket(attended), kind)
         shape = self._shapes.get(key)
         if shape is None:
@@ -78,18 +85,42 @@ class Pace:
         self._num_observed += 1
         shape.last_seen = self._num_observed
         if self._num_observed >= self._fits_at:
-            self._terms = None
+            self._is_due = True
 
     def predict(self, tokens: int, attended: int, *, longest: int = 1) -> float | None:
         """Milliseconds of a step that feeds at most `longest` tokens to a row; None while too little has been seen."""
         if len(self._shapes) < _FEWEST_SHAPES:
             return None
-        if self._terms is None:
-            self._terms = tuple(map(float, self._fit()))
-            # Each observation moves an average by a tenth; a fit takes as long as a tenth of a small model's step.
-            self._fits_at = self._num_observed + _FIT_EVERY
+        if self._is_due:
+            self._learn()
+        return self._slowness * self._expected(tokens, attended, self._kind(longest))
+
+    def _learn(self) -> None:
+        """Fit the terms again. Of the last step they then say, times the slowness, what they have said before."""
+        before = 0.0 if self._terms is None else self._expected(*self._last_step)
+        self._terms = tuple(map(float, self._fit()))
+        after = self._expected(*self._last_step)
+        if before > 0 and after > 0:
+            self._slowness *= before / after
+            self._last_ratio *= before / after
+        self._is_due = False
+        # Each observation moves an average by a tenth; a fit takes as long as a tenth of a small model's step.
+        self._fits_at = self._num_observed + _FIT_EVERY
+
+    def _expected(self, tokens: int, attended: int, kind: int) -> float:
+        assert self._terms is not None
         base, token, pair, short, long = self._terms
-        return base + token * tokens + pair * attended + (0.0, short, long)[self._kind(longest)]
+        return base + token * tokens + pair * attended + (0.0, short, long)[kind]
+
+    def _note_slowness(self, tokens: int, attended: int, kind: int, milliseconds: float) -> None:
+        """The middle one of the two last steps and of what is believed moves it: never one outlier alone."""
+        self._last_step = tokens, attended, kind
+        expected = 0.0 if self._terms is None else self._expected(tokens, attended, kind)
+        if expected > 0:
+            ratio = milliseconds / expected
+            middle = sorted((self._slowness, ratio, self._last_ratio))[1]
+            self._slowness += _SLOWNESS_GAIN * (middle - self._slowness)
+            self._last_ratio = ratio
 
     def costs(self, num_rows: int, depth: int) -> Costs | None:
         """Of tokens where `num_rows` sequences with `depth` tokens each decode; None while too little has been seen."""

@@ -226,3 +226,34 @@ def test_a_kind_that_was_never_seen_costs_nothing_of_its_own() -> None:
     for tokens in (1, 8, 32):
         pace.observe(tokens, tokens * 100, cost(tokens, tokens * 100))
     assert pace.predict(4, 400, longest=4) == pace.predict(4, 400)
+
+
+def replayed(pace: Pace, slowness: float, num_steps: int) -> list[float]:
+    """Milliseconds of steps that carry one long prompt after another beside sixteen rows, as the pace has it."""
+    rows, context, start, times = 16, 800, 0, []
+    for _ in range(num_steps):
+        chunk, milliseconds = step_cost(pace, rows=rows, context=context, start=start)
+        times.append(slowness * milliseconds)
+        pace.observe(rows + chunk, rows * context + chunk * (start + chunk), times[-1])
+        start = (start + chunk) % 4_000
+    return times
+
+
+@pytest.mark.parametrize("slowness", [1.5, 2.0, 3.0])
+def test_other_work_on_the_machine_is_followed_within_some_steps_and_so_is_its_end(slowness: float) -> None:
+    pace = Pace(max_step_ms=60.0, max_chunk_tokens=512)
+    assert max(replayed(pace, 1.0, 400)[100:]) <= 1.05 * 60.0
+    beside = replayed(pace, slowness, 100)
+    assert sum(milliseconds > 1.2 * 60.0 for milliseconds in beside) <= 20
+    after = replayed(pace, 1.0, 100)
+    assert sum(milliseconds < 0.8 * 60.0 for milliseconds in after) <= 20
+    assert sum(milliseconds > 1.2 * 60.0 for milliseconds in after) <= 10
+
+
+def test_what_nobody_asked_for_meanwhile_is_not_counted_twice() -> None:
+    """Steps that carry no prompt ask for no prediction: what they teach the shapes is no slowness any more."""
+    pace, _ = trained()
+    assert pace.predict(8, 4_000) is not None
+    for _ in range(200):
+        pace.observe(8, 4_000, 2 * cost(8, 4_000))
+    assert pace.predict(8, 4_000) == pytest.approx(2 * cost(8, 4_000), rel=0.05)
