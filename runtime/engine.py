@@ -241,7 +241,7 @@ class Engine:
         if self.drafting is None or not self.drafting.is_asked:
             return {}
         decoding = self.scheduler.decoding()
-        allowed = limits(decoding, self._pace, self.drafting.cost)
+        allowed = limits(decoding, self._pace, self.drafting.cost, max_logits=self._plan.max_logit_rows)
         if not allowed:
             leave_alone(decoding, self.drafting.cost)
             return {}
@@ -250,7 +250,7 @@ class Engine:
         for sequence in decoding:
             name = sequence.request.id
             heard(sequence, was_asked=name in allowed, has_draft=name in drafts)
-        return worthwhile(drafts, allowed, decoding, self._pace)
+        return worthwhile(drafts, allowed, decoding, self._pace, max_logits=self._plan.max_logit_rows)
 
     def _learn(self, advances: list[Advance], token_s: float) -> None:
         """`token_s`: seconds of the step per token fed."""
@@ -285,7 +285,7 @@ class Engine:
             return None  # nothing is known of what follows
         asked = self.drafting if self.drafting is not None and self.drafting.is_asked else None
         decoding = [] if asked is None else self.scheduler.decoding()
-        if asked is not None and limits(decoding, self._pace, asked.cost):
+        if asked and limits(decoding, self._pace, asked.cost, max_logits=self._plan.max_logit_rows):
             return None  # guesses come with a plan
         foreseen = self._foresight.look(step, tokens)
         if asked is not None and foreseen is not None:

@@ -1,7 +1,8 @@
 """Turns a Step into the packed arrays of the graph contract of layout "pages" and checks them before the run.
 
-Knows no sessions and no sequences. Steps of few tokens are padded to buckets, so that recorded work fits them: plain
-decodes to a number of rows, others (guesses to be verified, ends of prompts) to numbers of rows and of tokens.
+Knows no sessions and no sequences. A step of few tokens is spread: each token becomes a row of its own, with the same
+pages and one stored token more. Keys and values are stored before any are read, so that says the same, with the kernels
+of plain decodes; and rows are padded to a bucket, so that recorded work fits them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ _Integer = TypeVar("_Integer", np.int32, np.int64)
 _NOWHERE = -1  # slot of a token that is not stored
 _FINE_BUCKETS = (1, 2, 4, 8)
 _COARSE_BUCKET = 16  # above: the next multiple
-LONGEST_PADDED = 32  # tokens of a row: more are a chunk, whose step takes long enough not to be recorded
-ROOM_FOR_PADDING = 32  # logits rows that padding may need beyond those that a step may ask for
+LONGEST_SPREAD = (
+    17  # tokens of a row, of a draft and one more: a chunk of a prompt has kernels that read its pages once
+)
+ROOM_FOR_PADDING = _COARSE_BUCKET  # logits rows that padding may need beyond those that a step may ask for
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class PagedBatch:
     page_table: Int32Array  # [B, M]
     attention_bounds: Int32Array  # [3]: longest query, longest row, and what the longest row has at least
     is_decode: bool  # every row is one token with logits
-    is_padded: bool  # to buckets: of few shapes
+    is_spread: bool  # every row is one token, and their number one of few
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -45,35 +48,35 @@ class PagedBatch:
         return len(self.input_ids), len(self.past_lengths), self.page_table.shape[1], len(self.logit_index)
 
 
-def build_paged_batch(
-    step: Step, *, block_size: int, max_rows: int, max_width: int, max_padded: int | None = None
-) -> PagedBatch:
-    """Pack the step's rows. `max_rows` and `max_width` bound the buckets, `max_padded` their tokens (none)."""
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What batches of one runner keep to."""
+
+    num_rows: int  # sequences
+    num_pages: int  # of a sequence
+    num_spread: int = 0  # tokens of a step that may be spread
+    num_read_again: int = 0  # stored tokens that spreading may have the device read once more
+
+
+def build_paged_batch(step: Step, bounds: Bounds, *, block_size: int) -> PagedBatch:
+    """Pack the step's rows."""
     _check(step, block_size=block_size)
     width = -(-max(row.end for row in step.rows) // block_size)
     if all(len(row.tokens) == 1 == row.num_logits for row in step.rows):
-        bucket = max(row_bucket(len(step.rows), max_rows), len(step.rows))
-        return _build_decode(step.rows, block_size, bucket, width_bucket(width, max_width))
-    if max_padded is None or max(len(row.tokens) for row in step.rows) > LONGEST_PADDED:
-        return _build_ragged(step.rows, block_size, width)
-    num_rows = row_bucket(len(step.rows), max_rows) + 1  # the last takes what is missing of the tokens
-    num_tokens = token_bucket(step.num_tokens + num_rows - len(step.rows))
-    if num_tokens > max_padded:
-        return _build_ragged(step.rows, block_size, width)
-    ragged = _build_ragged(step.rows, block_size, width_bucket(width, max_width))
-    return _padded(ragged, num_rows, num_tokens, block_size)
+        bucket = max(row_bucket(len(step.rows), bounds.num_rows), len(step.rows))
+        return _build_decode(step.rows, block_size, bucket, width_bucket(width, bounds.num_pages))
+    ragged = _build_ragged(step.rows, block_size, width)
+    again = sum((len(row.tokens) - 1) * row.end for row in step.rows)
+    if step.longest > LONGEST_SPREAD or again > bounds.num_read_again or step.num_tokens > bounds.num_spread:
+        return ragged
+    bucket = row_bucket(step.num_tokens, bounds.num_spread)
+    return _spread(ragged, bucket, width_bucket(width, bounds.num_pages), block_size)
 
 
 def row_bucket(num_rows: int, max_rows: int) -> int:
     """Rows that a step of plain decodes is padded to."""
     fine = next((size for size in _FINE_BUCKETS if size >= num_rows), None)
     return min(fine or -(-num_rows // _COARSE_BUCKET) * _COARSE_BUCKET, max_rows)
-
-
-def token_bucket(num_tokens: int) -> int:
-    """Tokens that a step of more than plain decodes is padded to."""
-    size = 4 if num_tokens <= 16 else 8 if num_tokens <= 64 else 16
-    return -(-num_tokens // size) * size
 
 
 def width_bucket(width: int, max_width: int) -> int:
@@ -103,9 +106,9 @@ def _build_decode(rows: tuple[Row, ...], block_size: int, num_rows: int, width: 
         past_lengths=np.array(past, np.int32),
         slot_mapping=np.array(slots, np.int32),
         page_table=table,
-        attention_bounds=_bounds(1, width, block_size),
+        attention_bounds=_bounds(width, block_size),
         is_decode=True,
-        is_padded=True,
+        is_spread=True,
     )
 
 
@@ -137,33 +140,29 @@ def _build_ragged(rows: tuple[Row, ...], block_size: int, width: int) -> PagedBa
         page_table=table,
         attention_bounds=np.array([max(len(row.tokens) for row in rows), longest, longest], np.int32),
         is_decode=False,
-        is_padded=False,
+        is_spread=False,
     )
 
 
-def _padded(batch: PagedBatch, num_rows: int, num_tokens: int, block_size: int) -> PagedBatch:
-    """The same with rows of padding behind: one token each, and what is missing in the last.
-
-    They feed token 0 from position 0 on, are stored nowhere, and read block 0. Every token may have logits.
-    """
-    count, width = batch.page_table.shape
-    missing = num_tokens - len(batch.input_ids)
-    lengths = np.ones(num_rows - count, np.int32)
-    lengths[-1] += missing - len(lengths)
-    ends = batch.cumulative_lengths[-1] + np.cumsum(lengths, dtype=np.int32)
-    index = np.zeros(num_tokens, np.int64)
-    index[: len(batch.logit_index)] = batch.logit_index
+def _spread(batch: PagedBatch, num_rows: int, width: int, block_size: int) -> PagedBatch:
+    """The same tokens in the same order, each a row of its own, and padding as of decodes."""
+    count = len(batch.input_ids)
+    fed = np.diff(batch.cumulative_lengths)
+    row = np.repeat(np.arange(len(fed)), fed)
+    table = np.zeros((num_rows, width), np.int32)
+    table[:count, : batch.page_table.shape[1]] = batch.page_table[row]
+    before = (batch.past_lengths[row] + np.arange(count) - batch.cumulative_lengths[row]).astype(np.int32)
     return PagedBatch(
-        input_ids=_extended(batch.input_ids, num_tokens, 0),
-        position_ids=_extended(batch.position_ids, num_tokens, 0),
-        logit_index=index,
-        cumulative_lengths=np.concatenate([batch.cumulative_lengths, ends]),
-        past_lengths=_extended(batch.past_lengths, num_rows, 0),
-        slot_mapping=_extended(batch.slot_mapping, num_tokens, _NOWHERE),
-        page_table=np.concatenate([batch.page_table, np.zeros((num_rows - count, width), np.int32)]),
-        attention_bounds=_bounds(LONGEST_PADDED, width, block_size),
+        input_ids=_extended(batch.input_ids, num_rows, 0),
+        position_ids=_extended(batch.position_ids, num_rows, 0),
+        logit_index=_extended(batch.logit_index, num_rows, 0),
+        cumulative_lengths=np.arange(num_rows + 1, dtype=np.int32),
+        past_lengths=_extended(before, num_rows, 0),
+        slot_mapping=_extended(batch.slot_mapping, num_rows, _NOWHERE),
+        page_table=table,
+        attention_bounds=_bounds(width, block_size),
         is_decode=False,
-        is_padded=True,
+        is_spread=True,
     )
 
 
@@ -171,10 +170,10 @@ def _extended(values: npt.NDArray[_Integer], size: int, filling: int) -> npt.NDA
     return np.concatenate([values, np.full(size - len(values), filling, values.dtype)])
 
 
-def _bounds(longest: int, width: int, block_size: int) -> Int32Array:
-    """Of all steps with this bucket of pages, whatever the lengths of their rows."""
+def _bounds(width: int, block_size: int) -> Int32Array:
+    """Of all rows of one token with this bucket of pages, however many they have stored."""
     at_least = width // 2 * block_size + 1 if width == 1 << (width.bit_length() - 1) else 1
-    return np.array([longest, width * block_size, at_least], np.int32)
+    return np.array([1, width * block_size, at_least], np.int32)
 
 
 def _check(step: Step, *, block_size: int) -> None:

@@ -13,13 +13,14 @@ from ortserve.runtime.devices.device import Device, Strided
 from ortserve.runtime.devices.recordings import Recordings
 from ortserve.runtime.devices.session import DeviceBinding, DeviceSession
 from ortserve.runtime.manifest import Manifest
-from ortserve.runtime.pages.batch import LONGEST_PADDED, ROOM_FOR_PADDING, PagedBatch, build_paged_batch
+from ortserve.runtime.pages.batch import LONGEST_SPREAD, ROOM_FOR_PADDING, Bounds, PagedBatch, build_paged_batch
 from ortserve.runtime.pages.kv import PagedKvStore
 from ortserve.runtime.pages.staging import Staging, staged_bytes
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.step import Step
 
 MANY_TOKENS = 128  # of a step: beyond them, matrices in codes had better become floats first
+READ_AGAIN_BYTES = 6 << 30  # a millisecond and a half of a fast GPU: what a step of ragged rows takes longer
 _TYPES = {"input_ids": "int64", "position_ids": "int64", "logit_index": "int64"}  # others are int32
 
 
@@ -63,6 +64,8 @@ class PagedRunner:
         self._vocab_size = manifest.vocab_size
         self._width = plan.capacity // plan.block_size
         self._max_rows = most_logit_rows(plan)
+        again = READ_AGAIN_BYTES * plan.block_size // plan.bytes_per_block
+        self._bounds = Bounds(plan.num_rows, self._width, self._max_rows, again)
         max_tokens = plan.max_chunk_tokens + self._max_rows * 2
         self._staging = Staging(
             device,
@@ -74,7 +77,7 @@ class PagedRunner:
         self._many_binding = self._binding if many is None else _bound(many, store)
         self.recordings: Recordings[tuple[int, int, int, int]] = Recordings(device)
         self.was_unusual = False
-        self.longest_short = LONGEST_PADDED
+        self.longest_short = LONGEST_SPREAD
 
     def run(self, step: Step) -> DeviceLogits:
         """Enqueue the step; returns its logits, valid until the next run."""
@@ -90,13 +93,7 @@ class PagedRunner:
 
     def prepare(self, step: Step) -> PagedBatch:
         """The arrays of a step. Part of `PreparingRunner`."""
-        return build_paged_batch(
-            step,
-            block_size=self._plan.block_size,
-            max_rows=self._plan.num_rows,
-            max_width=self._width,
-            max_padded=self._max_rows,
-        )
+        return build_paged_batch(step, self._bounds, block_size=self._plan.block_size)
 
     def launch(self, prepared: PagedBatch, tokens: Sequence[int]) -> DeviceLogits:
         """Enqueue a step of plain decodes with these tokens. Part of `PreparingRunner`."""
@@ -121,7 +118,7 @@ class PagedRunner:
         if tokens is not None:
             self._device.copy(Strided(addresses["input_ids"], tokens.pitch), tokens, width=tokens.pitch, height=1)
         self.was_unusual = False
-        if batch.is_padded and self.recordings.launch(batch.shape):
+        if batch.is_spread and self.recordings.launch(batch.shape):
             return
         binding = self._binding_for(len(batch.input_ids))
         for name, address in addresses.items():
@@ -129,7 +126,7 @@ class PagedRunner:
         binding.bind_host_input("attention_bounds", batch.attention_bounds)
         shape = (len(batch.logit_index), self._vocab_size)
         binding.bind_output("logits", self._logits, "float32", shape)
-        if batch.is_padded:
+        if batch.is_spread:
             self.was_unusual = self.recordings.run(batch.shape, binding.run)
         else:
             binding.run()

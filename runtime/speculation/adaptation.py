@@ -11,6 +11,7 @@ taken then. What it says is believed as far as its promises to a sequence have b
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Values
 
@@ -20,6 +21,7 @@ from ortserve.runtime.sequence import Sequence
 
 PRIOR = 0.7  # acceptance of a sequence nobody has drafted for
 MAX_DRAFT = 16
+UNBOUNDED = sys.maxsize
 _LEARN = 0.2  # weight of the newest verification
 _FORGET = 0.01  # per undrafted step, back towards the prior: what did not pay is tried again
 _COVER = 0.1  # weight of the newest answer, or silence, of the drafter
@@ -56,17 +58,23 @@ class DraftCost:
         return 0.0 if self._guess_ms is None else self._guess_ms * (longest + 1)
 
 
-def limits(sequences: Values[Sequence], pace: Pace, drafting: DraftCost) -> dict[str, int]:
-    """Guesses allowed for each of the decoding `sequences`; those that get none are left out."""
+def limits(
+    sequences: Values[Sequence], pace: Pace, drafting: DraftCost, *, max_logits: int = UNBOUNDED
+) -> dict[str, int]:
+    """Guesses allowed for each of the decoding `sequences`; those that get none are left out.
+
+    A step has `max_logits` at most, one for each sequence and each guess.
+    """
     if not sequences:
         return {}
+    room = max(0, max_logits - len(sequences))
     base, entry, costs = _costs(sequences, pace)
     most = [_most(sequence) for sequence in sequences]
     if base is None:
-        counts = [min(one, _FIRST_TRIES) for one in most]
+        counts = [min(one, _FIRST_TRIES, room // len(sequences)) for one in most]
     else:
         terms = [(cost, sequence.coverage) for cost, sequence in zip(costs, sequences, strict=True)]
-        counts = _best(list(_guesses(sequences, most)), terms, base, entry, drafting)
+        counts = _best(list(_guesses(sequences, most)), terms, base, entry, drafting, room=room)
     return {sequence.request.id: count for sequence, count in zip(sequences, counts, strict=True) if count}
 
 
@@ -76,12 +84,18 @@ def rooms(sequences: Values[Sequence], limits: Mapping[str, int]) -> dict[str, i
 
 
 def worthwhile(
-    drafts: Mapping[str, Draft], limits: Mapping[str, int], sequences: Values[Sequence], pace: Pace
+    drafts: Mapping[str, Draft],
+    limits: Mapping[str, int],
+    sequences: Values[Sequence],
+    pace: Pace,
+    *,
+    max_logits: int = UNBOUNDED,
 ) -> dict[str, tuple[int, ...]]:
     """The guesses that pay, by id: of drafts with chances those that raise the tokens per time, of others as allowed.
 
     `sequences` are all that decode: the drafted ones share the step with the others.
     """
+    room = max(0, max_logits - len(sequences))
     base, entry, costs = _costs(sequences, pace)
     if base is None or not any(draft.chances for draft in drafts.values()):
         return {name: draft.tokens[: limits[name]] for name, draft in drafts.items()}
@@ -91,7 +105,7 @@ def worthwhile(
         if draft is not None:
             found += _judged(sequence, draft, limits[sequence.request.id], number)
     # That the drafter was asked is paid already.
-    counts = _best(found, [(cost, 1.0) for cost in costs], base, entry, DraftCost(), weight=_CAUTION)
+    counts = _best(found, [(cost, 1.0) for cost in costs], base, entry, DraftCost(), weight=_CAUTION, room=room)
     return {
         sequence.request.id: drafts[sequence.request.id].tokens[:count]
         for sequence, count in zip(sequences, counts, strict=True)
@@ -190,17 +204,21 @@ def _best(
     drafting: DraftCost,
     *,
     weight: float = 1.0,
+    room: int = UNBOUNDED,
 ) -> list[int]:
     """How many guesses of each sequence give the most tokens per millisecond.
 
     `terms`: of each sequence the milliseconds that a guess costs, and how probably the drafter has any. `entry_ms`:
     what the first guess of all costs besides.
-    `weight`: what a token that was guessed counts for.
+    `weight`: what a token that was guessed counts for. `room`: guesses that the step has room for.
     """
     guesses.sort(key=lambda guess: (-guess[0], guess[1]))
     gain, verifying, longest, asking = 0.0, entry_ms, 0, drafting.predict(0)
     best, best_count = len(terms) / max(base_ms, 1e-6), 0
-    for count, (probability, place, number) in enumerate(guesses, start=1):
+    cheapest = min(cost for cost, _ in terms)
+    for count, (probability, place, number) in enumerate(guesses[:room], start=1):
+        if weight * probability < best * cheapest:
+            break  # this one and all that follow are slower than what is known
         cost, coverage = terms[number]
         gain += weight * coverage * probability
         verifying += coverage * cost

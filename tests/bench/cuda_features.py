@@ -49,7 +49,7 @@ class Steps:
         enqueue, launch, launch_behind = runner._enqueue, runner.launch, runner.launch_behind
 
         def counted(batch: Any, tokens: Any = None) -> None:
-            is_recorded = batch.is_padded and batch.shape in runner.recordings
+            is_recorded = batch.is_spread and batch.shape in runner.recordings
             self.recorded += is_recorded
             self.eager += not is_recorded
             enqueue(batch, tokens)

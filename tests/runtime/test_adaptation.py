@@ -86,6 +86,20 @@ def test_the_first_guess_pays_for_the_kind_of_step_it_makes() -> None:
     assert not worthwhile(drafts, {"r0": 2}, odd, dear)
 
 
+def test_what_a_step_has_room_for_goes_to_the_most_probable() -> None:
+    pace = pace_of(10.0, 0.01)
+    alike = [sequence_of(f"r{number}", acceptance=0.9) for number in range(16)]
+    assert limits(alike, pace, DraftCost(), max_logits=64) == {f"r{number}": 3 for number in range(16)}
+    assert limits(alike, pace, DraftCost(), max_logits=16) == {}
+    assert limits(alike, Pace(max_step_ms=None, max_chunk_tokens=128), DraftCost(), max_logits=24) == {}
+    unlike = [sequence_of("sure", acceptance=0.99), *(sequence_of(f"r{number}", acceptance=0.3) for number in range(7))]
+    assert limits(unlike, pace, DraftCost(), max_logits=12) == {"sure": 4}
+    drafts = {one.request.id: Draft(one.request.id, 3, (7,) * 8, "one", (0.9,) * 8) for one in alike}
+    allowed = dict.fromkeys(drafts, 3)
+    found = worthwhile(drafts, allowed, alike, pace, max_logits=32)
+    assert {name: len(tokens) for name, tokens in found.items()} == dict.fromkeys(drafts, 1)
+
+
 def test_what_drafting_takes_is_weighed_and_forgotten() -> None:
     pace, cost = pace_of(10.0, 0.3), DraftCost()
     free = allowed(sequence_of(acceptance=0.8), pace, cost)

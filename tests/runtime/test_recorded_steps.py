@@ -15,7 +15,14 @@ from ortserve.runtime.devices import session
 from ortserve.runtime.devices.device import HostDevice, Launch
 from ortserve.runtime.devices.recordings import Recordings
 from ortserve.runtime.engine import Engine
-from ortserve.runtime.pages.batch import LONGEST_PADDED, ROOM_FOR_PADDING, build_paged_batch, row_bucket, token_bucket
+from ortserve.runtime.pages.batch import (
+    LONGEST_SPREAD,
+    ROOM_FOR_PADDING,
+    Bounds,
+    PagedBatch,
+    build_paged_batch,
+    row_bucket,
+)
 from ortserve.runtime.pages.sampler import DeviceSampler
 from ortserve.runtime.request import Request, SamplingParams
 from ortserve.runtime.speculation.drafting import Drafting
@@ -26,7 +33,8 @@ from tests.runtime.synthetic import greedy_tokens, run_to_end, whole
 from tests.runtime.test_drafting import GuessingDrafter, mixed
 from tests.waiting import PATIENCE_S
 
-BLOCK, WIDTH, MOST = 16, 8, 96
+BLOCK, WIDTH = 16, 8
+BOUNDS = Bounds(num_rows=16, num_pages=WIDTH, num_spread=96, num_read_again=4000)
 GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
 
 
@@ -56,56 +64,75 @@ def verifying(*lengths: int, start: int = 20) -> Step:
     )
 
 
-def packed(step: Step, **options: Any) -> Any:
-    return build_paged_batch(step, block_size=BLOCK, max_rows=16, max_width=WIDTH, max_padded=MOST, **options)
+def packed(step: Step, bounds: Bounds = BOUNDS) -> PagedBatch:
+    return build_paged_batch(step, bounds, block_size=BLOCK)
 
 
 @pytest.mark.parametrize("lengths", [(5,), (2, 1), (17,), (1, 17, 3), (4,) * 8, (2, *(1,) * 15)])
-def test_verifications_are_padded_behind_their_rows(lengths: tuple[int, ...]) -> None:
+def test_tokens_that_are_verified_become_rows(lengths: tuple[int, ...]) -> None:
     step = verifying(*lengths)
-    found = packed(step)
-    ragged = build_paged_batch(step, block_size=BLOCK, max_rows=16, max_width=WIDTH)
-    count, rows = sum(lengths), len(lengths)
-    assert (found.is_padded, found.is_decode, ragged.is_padded) == (True, False, False)
+    found, ragged = packed(step), packed(step, replace(BOUNDS, num_spread=0))
+    assert (found.is_spread, found.is_decode, ragged.is_spread) == (True, False, False)
+    count = sum(lengths)
     for name in ("input_ids", "position_ids", "logit_index", "slot_mapping"):
         np.testing.assert_array_equal(getattr(found, name)[:count], getattr(ragged, name))
-    np.testing.assert_array_equal(found.cumulative_lengths[: rows + 1], ragged.cumulative_lengths)
-    np.testing.assert_array_equal(found.past_lengths[:rows], ragged.past_lengths)
-    width = ragged.page_table.shape[1]
-    np.testing.assert_array_equal(found.page_table[:rows, :width], ragged.page_table)
-    assert set(found.slot_mapping[count:]) == {-1}
-    fed = np.diff(found.cumulative_lengths)
-    assert 1 <= fed.min() <= fed.max() <= LONGEST_PADDED
-    assert found.cumulative_lengths[-1] == len(found.input_ids) == len(found.logit_index)
-    assert not found.past_lengths[rows:].any()
-    assert not found.page_table[rows:].any()
+    tokens = [(row, place) for row in step.rows for place in range(len(row.tokens))]
+    assert found.past_lengths.tolist()[:count] == [row.start + place for row, place in tokens]
+    for place, (row, _) in enumerate(tokens):
+        assert found.page_table[place].tolist()[:2] == list(row.blocks[:2])
+    assert set(found.slot_mapping[count:]) <= {-1}
+    assert not found.past_lengths[count:].any()
+    assert not found.page_table[count:].any()
+    size = len(found.input_ids)
+    assert found.cumulative_lengths.tolist() == list(range(size + 1))
+    assert len(found.logit_index) == len(found.past_lengths) == size
     longest, most, least = found.attention_bounds
-    ends = [row.end for row in step.rows]
-    assert fed.max() <= longest
-    assert least <= max(ends) <= most
+    assert longest == 1
+    assert least <= max(row.end for row in step.rows) <= most
 
 
-def test_steps_of_about_as_many_tokens_have_one_shape_whoever_feeds_them() -> None:
-    bounds = {tuple(packed(verifying(*lengths)).attention_bounds) for lengths in ((9, 1, 1), (3, 3, 5), (2, 1, 8))}
-    shapes = {packed(verifying(*lengths)).shape for lengths in ((9, 1, 1), (3, 3, 5), (2, 1, 8))}
-    assert len(shapes) == len(bounds) == 1
-    every = {packed(verifying(*(length,) * rows)).shape for rows in range(1, 17) for length in range(2, 6)}
-    assert len(every) < 40
-    assert not every & {packed(verifying(*(1,) * rows)).shape for rows in range(1, 17)}, "decodes are other work"
+def test_a_spread_step_has_a_shape_of_plain_decodes() -> None:
+    wide = replace(BOUNDS, num_rows=96)
+    for lengths in ((9, 1, 1), (3, 3, 5), (2,), (17, 17), (5,) * 16):
+        step = verifying(*lengths)
+        found = packed(step, wide)
+        deepest = max(row.end for row in step.rows) - 1
+        like = tuple(
+            replace(
+                step.rows[0],
+                slot=place,
+                start=deepest,
+                tokens=(1,),
+                num_logits=1,
+                blocks=tuple(range(first, first + WIDTH)),
+            )
+            for place, first in enumerate(range(0, WIDTH * sum(lengths), WIDTH))
+        )
+        plain = packed(replace(step, rows=like), wide)
+        assert plain.is_decode
+        assert found.shape == plain.shape
+        np.testing.assert_array_equal(found.attention_bounds, plain.attention_bounds)
 
 
-def test_padding_never_outgrows_its_room() -> None:
-    for rows in range(1, 65):
-        for count in range(rows, 129):
-            num_rows = row_bucket(rows, 64) + 1
-            assert token_bucket(count + num_rows - rows) <= count + ROOM_FOR_PADDING
-            assert token_bucket(count + num_rows - rows) - count - (num_rows - rows) + 1 <= LONGEST_PADDED
+def test_only_some_tokens_may_have_logits() -> None:
+    step = verifying(3, 4)
+    rows = (replace(step.rows[0], num_logits=1), replace(step.rows[1], num_logits=2))
+    assert packed(replace(step, rows=rows)).logit_index.tolist() == [2, 5, 6, 0, 0, 0, 0, 0]
 
 
-def test_chunks_and_what_has_no_room_are_not_padded() -> None:
-    assert not packed(verifying(LONGEST_PADDED + 1)).is_padded
-    assert not packed(verifying(*(8,) * 12)).is_padded  # 96 and the padding
-    assert packed(verifying(*(8,) * 10)).is_padded
+def test_chunks_and_what_would_be_read_too_often_stay_rows() -> None:
+    assert packed(verifying(LONGEST_SPREAD)).is_spread
+    assert not packed(verifying(LONGEST_SPREAD + 1)).is_spread
+    assert packed(verifying(*(8,) * 12)).is_spread
+    assert not packed(verifying(*(8,) * 12), replace(BOUNDS, num_spread=95)).is_spread
+    assert packed(verifying(9, start=91), replace(BOUNDS, num_read_again=800)).is_spread
+    assert not packed(verifying(9, start=91), replace(BOUNDS, num_read_again=799)).is_spread
+
+
+def test_padding_has_room() -> None:
+    for most in (64, 65, 128, 200):
+        for count in range(1, most + 1):
+            assert count <= row_bucket(count, most + ROOM_FOR_PADDING) <= most + ROOM_FOR_PADDING
 
 
 def test_a_shape_is_recorded_the_second_time_and_the_last_ones_are_kept() -> None:
@@ -175,6 +202,15 @@ def test_recorded_verifications_say_what_eager_ones_do(
     assert isinstance(device, RecordingDevice)
     launched, recorded = device.num_launched, device.num_recorded
     engine = guessing(recording, num_rows)
+    runner: Any = engine._runner
+    enqueue, spread = runner._enqueue, 0
+
+    def watched(batch: PagedBatch, tokens: Any = None) -> None:
+        nonlocal spread
+        spread += batch.is_spread and not batch.is_decode and batch.shape in runner.recordings
+        enqueue(batch, tokens)
+
+    runner._enqueue = watched
     samplings = [GREEDY, replace(GREEDY, temperature=1.0, seed=3)]
     requests = [
         Request(f"r{place}", tuple(range(3, 9 + 7 * place)), samplings[place % 2], choice=place) for place in range(9)
@@ -182,7 +218,7 @@ def test_recorded_verifications_say_what_eager_ones_do(
     found = {name: whole(deltas) for name, deltas in run_to_end(engine, requests).items()}
     assert device.num_recorded > recorded
     assert device.num_launched > launched + 10
-    assert any(len(set(shape[:2])) == 2 for shape in engine._runner.recordings._launches)  # type: ignore[attr-defined]
+    assert spread > 10
     assert sum(reply.usage.num_accepted_tokens for reply in found.values()) > 20
     assert sum(reply.usage.num_rejected_tokens for reply in found.values()) > 5
     for request in requests[::2]:
@@ -208,7 +244,7 @@ def test_the_pace_learns_nothing_from_a_step_that_is_new(recording: PagedSynthet
     enqueue = runner._enqueue
 
     def watched(batch: Any, tokens: Any = None) -> None:
-        is_new = batch.is_padded and batch.shape not in runner.recordings
+        is_new = batch.is_spread and batch.shape not in runner.recordings
         fed.append((int(batch.cumulative_lengths[-1]), is_new))
         enqueue(batch, tokens)
 
