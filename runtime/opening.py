@@ -167,9 +167,12 @@ def open_cache(manifest: Manifest, plan: EnginePlan, config: EngineConfig, store
         return cast(PromptCache, factory(context(blocks=blocks, wake=bell.ring)))
 
     try:
-        return (new_page_reuse if plan.shares_blocks else new_reuse)(plan, make)
-    except Exception as error:  # a stranger's constructor may raise anything
+        reuse = (new_page_reuse if plan.shares_blocks else new_reuse)(plan, make)
+    except (Exception, SystemExit) as error:  # a stranger's constructor may raise anything
         raise PluginUnusableError(f"the prompt cache {config.prompt_cache} cannot start ({error})") from error
+    _check_methods(reuse.cache, PromptCache, f"the prompt cache {config.prompt_cache}")
+    reuse.name = config.prompt_cache
+    return reuse
 
 
 def open_drafter(
@@ -198,9 +201,19 @@ def open_drafter(
         context = replace(context, load_model=partial(draft.open, plan))
     try:
         drafter = cast(Drafter, factory(context))
-    except Exception as error:  # a stranger's constructor may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's constructor may raise anything
         raise PluginUnusableError(f"the drafter {config.drafter} cannot start ({error})") from error
-    return Drafting(drafter, vocab_size=manifest.num_tokens)
+    _check_methods(drafter, Drafter, f"the drafter {config.drafter}")
+    return Drafting(drafter, vocab_size=manifest.num_tokens, name=config.drafter)
+
+
+def _check_methods(plugin: object, contract: type, whose: str) -> None:
+    """It has every method that will be called. Raises `PluginUnusableError`."""
+    needed = [name for name, method in vars(contract).items() if callable(method) and not name.startswith("_")]
+    missing = [name for name in needed if not callable(getattr(plugin, name, None))]
+    if missing:
+        what = f"is {type(plugin).__name__}, which has no {' and no '.join(missing)}"
+        raise PluginUnusableError(f"{whose} {what}: report it to its author")
 
 
 def _load(group: str, name: str) -> Callable[..., object]:

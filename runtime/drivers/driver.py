@@ -117,7 +117,7 @@ class Driver:
 
     def cache_entries(self) -> Future[list[Entry]]:
         """Part of `EngineDriver`."""
-        return self._errand(lambda reuse: list(reuse.cache.entries()))
+        return self._errand(lambda reuse: reuse.entries())
 
     def cache_pin(self, tokens: Sequence[int], salt: bytes, ttl_s: float) -> Future[int]:
         """Part of `EngineDriver`."""

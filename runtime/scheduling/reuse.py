@@ -1,7 +1,7 @@
 """Talks to the prompt cache: seeks prefixes for those who wait, saves what has been computed, accounts for blocks.
 
 The cache knows which block holds which tokens; bytes are moved by the steps, so what a step saves is published once
-that step has run. A cache that raises is switched off for good; requests go on uncached.
+that step has run. A cache that raises or answers what it cannot is switched off for good; requests go on uncached.
 """
 
 from __future__ import annotations
@@ -13,11 +13,23 @@ from typing import TypeVar
 
 import structlog
 
-from ortserve.plugins.api import CacheMode, CacheQuery, CacheStats, Hit, HitChange, HitState, Part, PromptCache, Ticket
+from ortserve.plugins.api import (
+    CacheMode,
+    CacheQuery,
+    CacheStats,
+    Entry,
+    Hit,
+    HitChange,
+    HitState,
+    Part,
+    PromptCache,
+    Ticket,
+)
 from ortserve.plugins.none import NoCache
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.rotary import salt_within
 from ortserve.runtime.scheduling.blocks import BlockPool
+from ortserve.runtime.scheduling.cache_answers import BrokenLawError, of_type, refused_blocks
 from ortserve.runtime.sequence import Sequence
 from ortserve.runtime.step import LoadBlocks, Move, SaveBlocks
 
@@ -79,6 +91,7 @@ class Reuse:
     def __init__(self, cache: PromptCache, plan: EnginePlan, pool: BlockPool, owned: CacheBlocks) -> None:
         self.cache = cache
         self.pool = pool  # of the cache's blocks; in layout "slots" preempted sequences take theirs from it too
+        self.name = type(cache).__name__  # in the log: the operator's name of the plugin, where there is one
         self._plan = plan
         self._owned = owned
         self._is_gone = False  # switched off; its blocks are reclaimed when no step copies them any more
@@ -95,9 +108,10 @@ class Reuse:
 
     def poll(self) -> None:
         """Let sequences whose hit has changed look up again."""
-        nothing: Values[HitChange] = ()
-        for change in self._ask(lambda cache: cache.poll(), nothing):
-            sequence = self._held.pop(change.hit_id, None)
+        nobody: list[int] = []
+        changed = self._ask(lambda cache: [of_type(HitChange, change).hit_id for change in cache.poll()], nobody)
+        for hit_id in changed:
+            sequence = self._held.pop(hit_id, None)
             if sequence is not None:
                 self._drop_hit(sequence)
 
@@ -105,7 +119,7 @@ class Reuse:
         """Look up a waiting sequence's prefix, once; True while it should wait for more of it."""
         if sequence.hit is None and self._is_on(sequence):
             query = self._query(sequence)
-            sequence.hit = self._sound(self._ask(lambda cache: cache.lookup(query), _MISS), query)
+            sequence.hit = self._ask(lambda cache: self._sound(cache.lookup(query), query), _MISS)
             if sequence.hit.state in (HitState.LOADING, HitState.COMPUTING):
                 self._held[sequence.hit.id] = sequence
         return sequence.hit is not None and sequence.hit.id in self._held
@@ -138,7 +152,8 @@ class Reuse:
         """Promise to compute from here on, so that others may wait instead of computing the same."""
         if self._is_on(sequence):
             query = self._query(sequence)
-            sequence.ticket = self._ask(lambda cache: cache.announce(query, sequence.num_computed), _NOBODY)
+            start = sequence.num_computed
+            sequence.ticket = self._ask(lambda cache: of_type(Ticket, cache.announce(query, start)), _NOBODY)
 
     def save(self, sequence: Sequence, *, is_last: bool = False) -> Move | None:
         """Offer whole blocks that are computed and not yet saved; at the end also the tail, and end the ticket."""
@@ -227,17 +242,21 @@ class Reuse:
         """
         regimes = [regime for regime in self._plan.rotary_regimes if regime.max_tokens > len(tokens)]
         queries = [CacheQuery(tuple(tokens), len(tokens), salt_within(regime, salt)) for regime in regimes]
-        return min((self.cache.pin(query, ttl_s) for query in queries), default=0)
+        return self._order(lambda cache: min((of_type(int, cache.pin(query, ttl_s)) for query in queries), default=0))
 
     def clear(self, salt: bytes | None) -> int:
         """Forget one salt's prefixes, or all; the blocks forgotten."""
-        if salt is None:
-            return self.cache.clear(None)
-        return sum(self.cache.clear(salt_within(regime, salt)) for regime in self._plan.rotary_regimes)
+        regimes = self._plan.rotary_regimes
+        salts = [None] if salt is None else [salt_within(regime, salt) for regime in regimes]
+        return self._order(lambda cache: sum(of_type(int, cache.clear(one)) for one in salts))
+
+    def entries(self) -> list[Entry]:
+        """What the cache holds."""
+        return self._order(lambda cache: [of_type(Entry, entry) for entry in cache.entries()])
 
     def stats(self) -> CacheStats:
         """The cache's counters."""
-        return self._ask(lambda cache: cache.stats(), CacheStats())
+        return self._ask(lambda cache: of_type(CacheStats, cache.stats()), CacheStats())
 
     def close(self) -> None:
         """Stop the cache's threads."""
@@ -257,17 +276,15 @@ class Reuse:
 
     def _publish(self, ticket: Ticket, part: Part) -> tuple[int, ...]:
         """Returns the refused blocks."""
-        refused = tuple(self._ask(lambda cache: cache.publish(ticket, part), part.blocks))
-        if not set(refused) <= set(part.blocks):
-            self._switch_off("it refused blocks that it was not offered")
-            return part.blocks
+        refused = self._ask(lambda cache: refused_blocks(cache.publish(ticket, part), part), part.blocks)
         self._owned.accept(set(part.blocks) - set(refused))
         return refused
 
     def _is_on(self, sequence: Sequence) -> bool:
         if sequence.request.sampling.num_prompt_logprobs is not None:
             return False  # every position is computed for its logits
-        return sequence.request.cache.mode is not CacheMode.OFF and not isinstance(self.cache, NoCache)
+        # Not `isinstance`: a cache may inherit what it does not override from the null object.
+        return sequence.request.cache.mode is not CacheMode.OFF and type(self.cache) is not NoCache
 
     def _limit(self, sequence: Sequence) -> int:
         """The last token is computed for its logits, in deterministic mode with the one before it."""
@@ -293,22 +310,34 @@ class Reuse:
 
     def _ask(self, question: Callable[[PromptCache], Answer], otherwise: Answer) -> Answer:
         try:
-            return question(self.cache)
-        except Exception as error:  # a plugin may raise anything; it must cost nothing but the cache
-            self._switch_off(f"it raised {type(error).__name__}: {error}")
+            return self._order(question)
+        except Exception:  # a plugin may raise anything; it must cost nothing but the cache
             return otherwise
 
+    def _order(self, question: Callable[[PromptCache], Answer]) -> Answer:
+        """The same for an operator, who is told. Raises `BrokenLawError`."""
+        try:
+            return question(self.cache)
+        except BrokenLawError as error:
+            self._switch_off(str(error))
+            raise
+        except (Exception, SystemExit) as error:
+            reason = f"it raised {type(error).__name__}: {error}"
+            self._switch_off(reason)
+            raise BrokenLawError(reason) from error
+
     def _sound(self, hit: Hit, query: CacheQuery) -> Hit:
-        """The hit itself, or a miss when it breaks the contract: wrong bytes in a row would be a wrong reply."""
+        """The hit itself. Raises `BrokenLawError` where it cannot be: wrong bytes in a row would be a wrong reply."""
+        hash(of_type(Hit, hit).id)
         count = -(-hit.num_tokens // self._plan.block_size)
         if 0 <= hit.num_tokens <= query.limit and len(hit.blocks) == count and self.owned.issuperset(hit.blocks):
             return hit
-        self._switch_off(f"it found {hit.num_tokens} tokens in blocks {hit.blocks}, which cannot be")
-        return _MISS
+        raise BrokenLawError(f"it found {hit.num_tokens} tokens in blocks {hit.blocks}, which cannot be")
 
     def _switch_off(self, reason: str) -> None:
         """Forget it and everything it has promised."""
-        structlog.get_logger("ortserve.cache").error("the prompt cache is switched off", reason=reason, exc_info=True)
+        log = structlog.get_logger("ortserve.cache")
+        log.error("the prompt cache is switched off", cache=self.name, reason=reason, exc_info=True)
         self.cache = NoCache()
         self._is_gone = True
         for sequence in self._held.values():

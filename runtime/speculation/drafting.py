@@ -50,7 +50,10 @@ class Drafting:
         vocab_size: int,
         clock: Callable[[], float] = monotonic,
         shortest_wait_s: float = SHORTEST_WAIT_S,
+        name: str | None = None,
     ) -> None:
+        """`name` is the operator's word for the drafter, in the log."""
+        self._name = name or type(drafter).__name__
         self.stats = DraftStats()
         self.cost = DraftCost()
         self._spent_s = 0.0  # since it was last taken: what `cost` has learnt from, and what was waited in vain
@@ -117,7 +120,7 @@ class Drafting:
             self._spent_s += self._clock() - begun
             self._miss()
             return {}
-        except Exception as error:  # a plugin may raise anything, or return what is no draft
+        except (Exception, SystemExit) as error:  # a plugin may raise anything, or return what is no draft
             self._switch_off(f"its proposal failed with {type(error).__name__}: {error}")
             return {}
         finally:
@@ -194,6 +197,7 @@ class Drafting:
         if self._num_misses >= MAX_MISSES:
             structlog.get_logger("ortserve.drafter").warning(
                 "the drafter is left alone for a while",
+                drafter=self._name,
                 reason=f"it missed {MAX_MISSES} deadlines in a row",
                 seconds=self._pause_s,
             )
@@ -203,7 +207,8 @@ class Drafting:
 
     def _switch_off(self, reason: str) -> None:
         if self.is_on:
-            structlog.get_logger("ortserve.drafter").error("the drafter is switched off", reason=reason)
+            log = structlog.get_logger("ortserve.drafter")
+            log.error("the drafter is switched off", drafter=self._name, reason=reason)
         self.stats.is_on = False
 
     def _ask(self, question: Callable[[], Values[Draft]]) -> Future[Values[Draft]]:
@@ -225,7 +230,7 @@ class Drafting:
         def run() -> None:
             try:
                 action()
-            except Exception as error:  # a plugin may raise anything
+            except (Exception, SystemExit) as error:  # a plugin may raise anything
                 self._switch_off(f"it raised {type(error).__name__}: {error}")
 
         self._tasks.put(run)

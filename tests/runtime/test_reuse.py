@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
-from ortserve.plugins.api import Breakpoint, CacheMode, CacheQuery, Hit, HitState, Part, PromptCache, Ticket
+from ortserve.plugins.api import (
+    Breakpoint,
+    CacheMode,
+    CacheQuery,
+    CacheStats,
+    Hit,
+    HitState,
+    Part,
+    PromptCache,
+    Ticket,
+)
 from ortserve.plugins.none import NoCache
 from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.engine import Engine
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import CacheHints, Completion, FinishReason, Request, SamplingParams
 from ortserve.runtime.scheduling.audit import audit
+from ortserve.runtime.scheduling.cache_answers import BrokenLawError
 from ortserve.runtime.scheduling.reuse import CacheBlocks, new_reuse
 from ortserve.runtime.step import Step, SwapIn
 from tests.runtime.synthetic import SyntheticModel, greedy_tokens, run_to_end, whole
@@ -190,21 +202,80 @@ def test_a_cache_that_finds_what_it_cannot_have_is_not_believed(
 ) -> None:
     plan = plan_of(synthetic)
     lying = Lying(hit)
-    reuse = new_reuse(plan, lambda blocks: cast(PromptCache, _Wrapped(lying)))
+    reuse = new_reuse(plan, lambda blocks: lying)
     engine = Engine(synthetic.manifest, plan, synthetic.engine(plan)._runner, synthetic.sampler, reuse=reuse)
     reply = one(engine, Request("r", PREFIX, SAMPLING))
     assert list(reply.token_ids) == greedy_tokens(PREFIX, SAMPLING)
-    assert isinstance(engine.reuse.cache, NoCache)
+    assert type(engine.reuse.cache) is NoCache
 
 
-class _Wrapped:
-    """Hides that a cache is a null object."""
+class Answering(NoCache):
+    """The null object but for one method."""
 
-    def __init__(self, inner: NoCache) -> None:
-        self._inner = inner
+    def __init__(self, method: str, answer: Callable[..., object]) -> None:
+        super().__init__()
+        setattr(self, method, answer)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+
+def raise_exit(*_: object) -> None:
+    raise SystemExit("a plugin that ends the program")
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "reason"),
+    [
+        ("lookup", lambda query: None, "NoneType where Hit"),
+        ("lookup", lambda query: Hit(cast(int, []), HitState.READY), "unhashable"),
+        ("lookup", lambda query: Hit(1, HitState.READY, (0,), cast(int, "8")), "TypeError"),
+        ("lookup", raise_exit, "SystemExit"),
+        ("poll", lambda: None, "not iterable"),
+        ("poll", lambda: [7], "int where HitChange"),
+        ("announce", lambda query, start: None, "NoneType where Ticket"),
+        ("publish", lambda ticket, part: None, "not iterable"),
+        ("publish", lambda ticket, part: [*part.blocks, *part.blocks], "twice"),
+        ("publish", lambda ticket, part: [99_999], "not offered"),
+        ("publish", lambda ticket, part: [[]], "unhashable"),
+    ],
+)
+def test_a_cache_that_inherits_the_null_object_is_asked_and_its_answers_are_checked(
+    synthetic: SyntheticModel,
+    method: str,
+    answer: Callable[..., object],
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plan = plan_of(synthetic)
+    reuse = new_reuse(plan, lambda blocks: cast(PromptCache, Answering(method, answer)))
+    reuse.name = "strange"
+    engine = Engine(synthetic.manifest, plan, synthetic.engine(plan)._runner, synthetic.sampler, reuse=reuse)
+    reply = one(engine, Request("r", PREFIX, SAMPLING))
+    assert list(reply.token_ids) == greedy_tokens(PREFIX, SAMPLING)
+    assert type(engine.reuse.cache) is NoCache
+    said = capsys.readouterr().out
+    assert "strange" in said
+    assert reason in said
+    assert engine.reuse.pool.num_free == plan.num_host_blocks
+    assert audit(engine.scheduler, plan) == []
+
+
+@pytest.mark.parametrize("method", ["clear", "pin", "entries", "stats"])
+@pytest.mark.parametrize("answer", [raise_exit, lambda *_: None, lambda *_: ["no entry"]])
+def test_what_an_operator_asks_of_a_broken_cache_ends_the_cache(
+    synthetic: SyntheticModel, method: str, answer: Callable[..., object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    reuse = new_reuse(plan_of(synthetic), lambda blocks: cast(PromptCache, Answering(method, answer)))
+    ask: dict[str, Callable[[], object]] = {
+        "clear": lambda: reuse.clear(None),
+        "pin": lambda: reuse.pin(PREFIX, b"", 1.0),
+        "entries": reuse.entries,
+    }
+    if method == "stats":
+        assert reuse.stats() == CacheStats(), "metrics go on"
+    else:
+        with pytest.raises(BrokenLawError):
+            ask[method]()
+    assert type(reuse.cache) is NoCache
+    assert "switched off" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("when", ["lookup", "announce", "publish", "finish"])
@@ -221,7 +292,7 @@ def test_a_cache_that_raises_costs_nothing_but_itself(
         reply = whole(replies[request.id])
         assert reply.finish is FinishReason.LENGTH
         assert list(reply.token_ids) == greedy_tokens(request.prompt, SAMPLING)
-    assert isinstance(engine.reuse.cache, NoCache)
+    assert type(engine.reuse.cache) is NoCache
     assert engine.reuse.pool.num_free == plan.num_host_blocks
     assert audit(engine.scheduler, plan) == []
 
