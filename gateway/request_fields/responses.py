@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from ortserve.gateway.request_fields.items import ITEM
 from ortserve.gateway.request_fields.rules import Rule, extension, honoured, ignored, refused, required
 from ortserve.gateway.request_fields.sampling import CACHING, CHOOSING, CONSTRAINTS, DRAWING, EXTENSIONS
@@ -19,6 +22,7 @@ from ortserve.gateway.request_fields.shapes import (
 )
 from ortserve.gateway.request_fields.table import FieldTable
 from ortserve.gateway.schema.chat import MAX_TOP_LOGPROBS, REASONING_EFFORTS, VERBOSITIES
+from ortserve.gateway.schema.response_tools import CALLED_TYPES, NAMESPACE
 from ortserve.gateway.schema.responses import INCLUDABLE, MAX_NAME_LENGTH, SERVICE_TIERS, SUMMARIES, TRUNCATIONS
 from ortserve.gateway.schema.structure import FORMAT_TYPES
 from ortserve.gateway.schema.structure import MAX_NAME_LENGTH as MAX_FORMAT_NAME
@@ -47,8 +51,24 @@ TEXT: tuple[Rule, ...] = (
     honoured("text.format.description", STRING, "not shown to the model"),
     honoured("text.verbosity", words(*VERBOSITIES), "echoed; no model here has been trained for it"),
 )
+
+
+def _hosted(tools: object) -> Iterator[str]:
+    """Tools that somebody else would have to run, and words that no tool goes by."""
+    for tool in tools if isinstance(tools, list) else ():
+        if isinstance(tool, dict) and tool.get("type") not in (*CALLED_TYPES, NAMESPACE):
+            yield "tools[].type"
+
+
 TOOLS: tuple[Rule, ...] = (
-    honoured("tools", array(ANYTHING), "`function`, `custom` and `namespace` are called; hosted ones are echoed"),
+    replace(
+        honoured(
+            "tools",
+            array(ANYTHING),
+            "`function`, `custom` and `namespace` are called; hosted ones are echoed, and reported as ignored",
+        ),
+        unheeded=_hosted,
+    ),
     honoured("tool_choice", one_of(STRING, ANYTHING), "as in chat, flat; only with tools that can be called"),
     honoured("parallel_tool_calls", BOOLEAN, "false: the reply ends after its first call"),
     honoured("max_tool_calls", integer(1), "echoed; no hosted tool is called"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -21,6 +22,7 @@ class Rule:
     """A field by its path: `messages[].content[].text`. Fields below a refused or ignored one share its verdict.
 
     `neutral` values of a refused or ignored field ask for what happens anyway: they are accepted, and not reported.
+    `unheeded` gives the paths of what has no effect in an honoured field whose parts have no rules of their own.
     """
 
     path: str
@@ -30,6 +32,7 @@ class Rule:
     neutral: tuple[object, ...] = ()
     is_required: bool = False
     is_extension: bool = False  # not in the API's specification
+    unheeded: Callable[[object], Iterable[str]] | None = None
 
     @property
     def key(self) -> str:

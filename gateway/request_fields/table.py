@@ -110,3 +110,5 @@ def _walk(node: _Node, value: Mapping[str, object], path: str, found: _Found) ->
             rule = child.ignored
             if inner is not None and inner != [] and inner not in rule.neutral:
                 found.ignored[rule.path] = None
+        elif child.rule is not None and child.rule.unheeded is not None:
+            found.ignored.update(dict.fromkeys(child.rule.unheeded(inner)))

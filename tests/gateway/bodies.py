@@ -204,7 +204,7 @@ HONOURED: Mapping[str, tuple[Body, ...]] = {
             "include": ["message.output_text.logprobs"], "stream": True, "stream_options": {"include_usage": True},
             "text": {"verbosity": "low", "format": {"type": "json_schema", **SCHEMA}},
             "reasoning": {"effort": "low", "summary": "auto"},
-            "tools": [{"type": "web_search"}, {"type": "function", "name": "f"}], "tool_choice": "auto",
+            "tools": [{"type": "custom", "name": "c"}, {"type": "function", "name": "f"}], "tool_choice": "auto",
             "parallel_tool_calls": True, "max_tool_calls": 1, "truncation": "auto",
             "metadata": {"a": "b"}, "safety_identifier": "x", "user": "me",
             "frequency_penalty": 0.1, "presence_penalty": 0.1, "logit_bias": {"5": 1}, "seed": 1, "stop": "x",

@@ -56,6 +56,20 @@ def test_items_come_in_the_order_they_were_said(http: httpx.Client) -> None:
     assert 0 < reply["usage"]["output_tokens_details"]["reasoning_tokens"] < reply["usage"]["output_tokens"]
 
 
+def test_tools_that_nobody_here_runs_are_reported(http: httpx.Client) -> None:
+    """Also a type that is none, which may be a typing mistake."""
+    namespace = {"type": "namespace", "name": "n", "description": "d", "tools": TOOLS[:1]}
+    custom = {"type": "custom", "name": "c"}
+    for tools, ignored in (
+        ([*TOOLS[:2], namespace, custom], None),
+        (TOOLS, "tools[].type"),
+        ([{**TOOLS[0], "type": "funktion"}, {"type": "mcp"}], "tools[].type"),
+    ):
+        response = http.post(PATH, json=call(tools=tools))
+        assert response.status_code == 200
+        assert response.headers.get("x-ortserve-ignored") == ignored
+
+
 def test_every_item_has_its_events(http: httpx.Client) -> None:
     events = events_of(http.post(PATH, json=call(tools=TOOLS, stream=True)))
     names = [event["type"].removeprefix("response.") for event in events]
