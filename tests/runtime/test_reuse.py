@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from ortserve.plugins.api import (
     Breakpoint,
@@ -242,18 +243,18 @@ def test_a_cache_that_inherits_the_null_object_is_asked_and_its_answers_are_chec
     method: str,
     answer: Callable[..., object],
     reason: str,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     plan = plan_of(synthetic)
     reuse = new_reuse(plan, lambda blocks: cast(PromptCache, Answering(method, answer)))
     reuse.name = "strange"
     engine = Engine(synthetic.manifest, plan, synthetic.engine(plan)._runner, synthetic.sampler, reuse=reuse)
-    reply = one(engine, Request("r", PREFIX, SAMPLING))
+    with capture_logs() as logged:
+        reply = one(engine, Request("r", PREFIX, SAMPLING))
     assert list(reply.token_ids) == greedy_tokens(PREFIX, SAMPLING)
     assert type(engine.reuse.cache) is NoCache
-    said = capsys.readouterr().out
-    assert "strange" in said
-    assert reason in said
+    (said,) = (line for line in logged if line["event"] == "the prompt cache is switched off")
+    assert said["cache"] == "strange"
+    assert reason in said["reason"]
     assert engine.reuse.pool.num_free == plan.num_host_blocks
     assert audit(engine.scheduler, plan) == []
 
@@ -261,7 +262,7 @@ def test_a_cache_that_inherits_the_null_object_is_asked_and_its_answers_are_chec
 @pytest.mark.parametrize("method", ["clear", "pin", "entries", "stats"])
 @pytest.mark.parametrize("answer", [raise_exit, lambda *_: None, lambda *_: ["no entry"]])
 def test_what_an_operator_asks_of_a_broken_cache_ends_the_cache(
-    synthetic: SyntheticModel, method: str, answer: Callable[..., object], capsys: pytest.CaptureFixture[str]
+    synthetic: SyntheticModel, method: str, answer: Callable[..., object]
 ) -> None:
     reuse = new_reuse(plan_of(synthetic), lambda blocks: cast(PromptCache, Answering(method, answer)))
     ask: dict[str, Callable[[], object]] = {
@@ -269,13 +270,14 @@ def test_what_an_operator_asks_of_a_broken_cache_ends_the_cache(
         "pin": lambda: reuse.pin(PREFIX, b"", 1.0),
         "entries": reuse.entries,
     }
-    if method == "stats":
-        assert reuse.stats() == CacheStats(), "metrics go on"
-    else:
-        with pytest.raises(BrokenLawError):
-            ask[method]()
+    with capture_logs() as logged:
+        if method == "stats":
+            assert reuse.stats() == CacheStats(), "metrics go on"
+        else:
+            with pytest.raises(BrokenLawError):
+                ask[method]()
     assert type(reuse.cache) is NoCache
-    assert "switched off" in capsys.readouterr().out
+    assert [line["event"] for line in logged] == ["the prompt cache is switched off"]
 
 
 @pytest.mark.parametrize("when", ["lookup", "announce", "publish", "finish"])
