@@ -8,6 +8,7 @@ from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import MemoryBudgetError
 from ortserve.runtime.manifest import KvLayout, KvType, Manifest, RotaryRegime
 from ortserve.runtime.rotary import regimes_within
+from ortserve.runtime.sizes import shown_bytes
 from ortserve.runtime.slots.kv import block_size
 from ortserve.runtime.step import EXACT_CUT
 
@@ -100,15 +101,15 @@ class EnginePlan:
     def _sizes(self) -> str:
         if self.shares_blocks:
             return (
-                f"{self.num_rows} rows of {self.max_context} tokens; KV cache {self.kv_bytes / GIB:.2f} GiB"
+                f"{self.num_rows} rows of {self.max_context} tokens; KV cache {shown_bytes(self.kv_bytes)}"
                 f" ({self.num_blocks * self.block_size} tokens, of which the prompt cache may keep"
-                f" {self.cache_bytes / GIB:.2f} GiB), swap {self.swap_bytes / GIB:.2f} GiB"
+                f" {shown_bytes(self.cache_bytes)}), swap {shown_bytes(self.swap_bytes)}"
             )
         return (
-            f"{self.num_rows} rows of {self.max_context} tokens; KV budget {self.kv_bytes / GIB:.2f} GiB"
-            f" ({self.num_blocks * self.block_size} tokens resident at once), swap {self.swap_bytes / GIB:.2f} GiB,"
-            f" prompt cache {self.cache_bytes / GIB:.2f} GiB, drafter {self.drafter_bytes / GIB:.2f} GiB,"
-            f" address space {self.virtual_bytes / GIB:.2f} GiB"
+            f"{self.num_rows} rows of {self.max_context} tokens; KV budget {shown_bytes(self.kv_bytes)}"
+            f" ({self.num_blocks * self.block_size} tokens resident at once), swap {shown_bytes(self.swap_bytes)},"
+            f" prompt cache {shown_bytes(self.cache_bytes)}, drafter {shown_bytes(self.drafter_bytes)},"
+            f" address space {shown_bytes(self.virtual_bytes)}"
         )
 
 
@@ -182,8 +183,8 @@ def fit_context(manifest: Manifest, config: EngineConfig, fits: int, budget: int
         )
     if wanted > fits:
         raise MemoryBudgetError(
-            f"a context of {wanted} tokens needs {wanted * manifest.kv.bytes_per_token / GIB:.2f} GiB of KV cache and"
-            f" {budget / GIB:.2f} GiB are available: lower --max-context to at most {fits}, or raise --kv-memory"
+            f"a context of {wanted} tokens needs {shown_bytes(wanted * manifest.kv.bytes_per_token)} of KV cache and"
+            f" {shown_bytes(budget)} are available: lower --max-context to at most {fits}, or raise --kv-memory"
         )
     return wanted
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ortserve.gateway.doctor.findings import Finding, broken, fine, note
-from ortserve.gateway.fleet.memory import GIB, allot, resident_weights
+from ortserve.gateway.fleet.memory import allot, resident_weights
 from ortserve.gateway.fleet.opening import find_prepared
 from ortserve.gateway.fleet.options import model_specs
 from ortserve.gateway.fleet.prepared import Prepared
@@ -14,6 +14,7 @@ from ortserve.gateway.fleet.spec import ModelSpec
 from ortserve.gateway.options.settings import Settings, add_server_options, resolve
 from ortserve.runtime.errors import MemoryBudgetError, ModelError
 from ortserve.runtime.host.machine import MemoryFacts
+from ortserve.runtime.sizes import shown_bytes
 
 
 def settings_of(config: Path) -> Settings:
@@ -53,8 +54,8 @@ def _check_one(prepared: Prepared, others: list[Prepared], total: int) -> Findin
         allotment = allot(total, prepared, others)
     except MemoryBudgetError as error:
         return broken(name, str(error), "raise --model-memory, export a smaller precision, or lower --kv-memory")
-    weights = resident_weights(prepared) / GIB
-    detail = f"{what}, {prepared.max_length} tokens; {weights:.2f} GiB of weights, {allotment.num_bytes / GIB:.2f} GiB"
+    weights = shown_bytes(resident_weights(prepared))
+    detail = f"{what}, {prepared.max_length} tokens; {weights} of weights, {shown_bytes(allotment.num_bytes)}"
     detail += " with caches"
     if not prepared.verified:
         return note(name, f"{detail}; unverified", "ortserve verify measures it again")
@@ -64,14 +65,14 @@ def _check_one(prepared: Prepared, others: list[Prepared], total: int) -> Findin
 def _check_all(known: list[Prepared], total: int, *, is_set: bool) -> Finding:
     """Those that are loaded at the start must fit together; others take turns."""
     first = [one for one in known if one.spec.preload]
-    detail = f"{total / GIB:.2f} GiB ({'--model-memory' if is_set else 'what is free now'})"
+    detail = f"{shown_bytes(total)} ({'--model-memory' if is_set else 'what is free now'})"
     needed = 0
     for one in first:
         try:
             needed += allot(total, one, [other for other in known if other is not one]).num_bytes
         except MemoryBudgetError:  # said already, of that model
             needed += resident_weights(one)
-    detail += f", of which the {len(first)} that are loaded at the start take {needed / GIB:.2f} GiB"
+    detail += f", of which the {len(first)} that are loaded at the start take {shown_bytes(needed)}"
     if needed > total:
         remedy = "load_on_demand = true, a smaller --kv-memory, or fewer models"
         return broken("memory for models", detail, remedy)

@@ -18,7 +18,7 @@ from ortserve.gateway.errors import ApiError, missing_parameter, unavailable
 from ortserve.gateway.exchange import Exchange
 from ortserve.gateway.fleet.instance import Instance, Service
 from ortserve.gateway.fleet.member import Member, Tools
-from ortserve.gateway.fleet.memory import GIB, Allotment, NoRoomError, allot
+from ortserve.gateway.fleet.memory import Allotment, NoRoomError, allot
 from ortserve.gateway.fleet.prepared import Prepared
 from ortserve.gateway.fleet.refusing import check_wait, not_yet
 from ortserve.gateway.fleet.roster import roster_of
@@ -27,6 +27,7 @@ from ortserve.gateway.fleet.state import ModelState, state_of
 from ortserve.gateway.logs import log
 from ortserve.gateway.served.service import ModelService
 from ortserve.runtime.errors import ConfigurationError, MemoryBudgetError, OrtserveError
+from ortserve.runtime.sizes import shown_bytes
 
 HOLD_S = 30.0  # how long a request waits for a model that is on its way
 MAX_HELD = 256  # requests that wait so
@@ -333,9 +334,9 @@ class Fleet:
         self._publish()
 
     def _no_room(self, member: Member, allotment: Allotment) -> NoRoomError:
-        held = ", ".join(f"{one.name} {one.num_bytes / GIB:.2f} GiB" for one in self._members if one.num_bytes)
+        held = ", ".join(f"{one.name} {shown_bytes(one.num_bytes)}" for one in self._members if one.num_bytes)
         return NoRoomError(
-            f"{member.name} needs {allotment.num_bytes / GIB:.2f} GiB of the {self.memory / GIB:.2f} GiB for models,"
+            f"{member.name} needs {shown_bytes(allotment.num_bytes)} of the {shown_bytes(self.memory)} for models,"
             f" and those that are loaded cannot give way ({held}): unload one, lower --kv-memory or"
             " --prompt-cache-memory, or raise --model-memory"
         )

@@ -9,11 +9,11 @@ from ortserve.gateway.fleet.prepared import Prepared
 from ortserve.runtime.errors import MemoryBudgetError
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.plan import plan_engine
+from ortserve.runtime.sizes import shown_bytes
 from ortserve.runtime.workers.dividing import WEIGHT_FACTOR
 
 SESSION_BYTES = 32 * 2**20  # of any session: graph, thread pool, tokenizer
 SWAP_SHARE = 0.25  # of the planned memory, for what a model on a device swaps out to the host
-GIB = 2**30
 
 
 class NoRoomError(MemoryBudgetError):
@@ -55,7 +55,7 @@ def allot(total: int, own: Prepared, others: Sequence[Prepared]) -> Allotment:
     weights = resident_weights(own)
     if weights > total:
         raise MemoryBudgetError(
-            f"{own.name} needs {weights / GIB:.2f} GiB for its weights, and models may take {total / GIB:.2f} GiB"
+            f"{own.name} needs {shown_bytes(weights)} for its weights, and models may take {shown_bytes(total)}"
             " together: raise --model-memory, or export a smaller precision"
         )
     if not isinstance(own.manifest, Manifest):
@@ -69,7 +69,7 @@ def allot(total: int, own: Prepared, others: Sequence[Prepared]) -> Allotment:
     needed = weights + plan.host_bytes
     if needed > total:
         raise MemoryBudgetError(
-            f"{own.name} needs {needed / GIB:.2f} GiB, and models may take {total / GIB:.2f} GiB together:"
+            f"{own.name} needs {shown_bytes(needed)}, and models may take {shown_bytes(total)} together:"
             " raise --model-memory, or lower --kv-memory or --prompt-cache-memory"
         )
     return Allotment(planned, needed)

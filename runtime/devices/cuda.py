@@ -17,6 +17,7 @@ import structlog
 from ortserve.runtime.devices.cuda_library import load_runtime_library
 from ortserve.runtime.devices.device import Bytes, Launch, Strided
 from ortserve.runtime.errors import DeviceError, MemoryBudgetError
+from ortserve.runtime.sizes import shown_bytes
 
 _TO_DEVICE, _TO_HOST, _BY_ADDRESS = 1, 2, 4  # cudaMemcpyKind
 _NON_BLOCKING = 1  # cudaStreamNonBlocking: no order with the default stream
@@ -67,7 +68,7 @@ class CudaDevice:
         if self._library.cudaMalloc(byref(address), c_size_t(max(num_bytes, 1))):
             self._library.cudaGetLastError()
             raise MemoryBudgetError(
-                f"cuda:{self.index} has no {num_bytes / 2**30:.2f} GiB free: lower --kv-memory, or free its memory"
+                f"cuda:{self.index} has no {shown_bytes(num_bytes)} free: lower --kv-memory, or free its memory"
             )
         self._check(
             self._library.cudaMemsetAsync(address, c_int(0), c_size_t(max(num_bytes, 1)), self._stream), "clear memory"
@@ -79,9 +80,7 @@ class CudaDevice:
         address = c_void_p()
         if self._library.cudaMallocHost(byref(address), c_size_t(max(num_bytes, 1))):
             self._library.cudaGetLastError()
-            raise MemoryBudgetError(
-                f"{num_bytes / 2**30:.2f} GiB of host memory cannot be locked: lower --swap-memory, or free memory"
-            )
+            raise MemoryBudgetError(f"{shown_bytes(num_bytes)} of host memory cannot be locked: free memory")
         buffer = (ctypes.c_uint8 * max(num_bytes, 1)).from_address(int(address.value or 0))
         return np.frombuffer(memoryview(buffer), np.uint8)
 

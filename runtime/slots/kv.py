@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ortserve.runtime.errors import MemoryBudgetError
 from ortserve.runtime.manifest import KvLayout, KvType
+from ortserve.runtime.sizes import shown_bytes
 from ortserve.runtime.step import CopyRow, LoadBlocks, Move, ReleaseRow, SaveBlocks, SwapIn, SwapOut
 
 PAGE_BYTES = mmap.PAGESIZE
@@ -135,7 +136,7 @@ def _allocate(shape: tuple[int, ...], dtype: KvType) -> tuple[mmap.mmap, npt.NDA
         )
     except (OSError, OverflowError) as error:
         raise MemoryBudgetError(
-            f"cannot map {num_bytes / 2**30:.1f} GiB of address space for the KV cache ({error}):"
+            f"cannot map {shown_bytes(num_bytes)} of address space for the KV cache ({error}):"
             " lower --max-rows or --max-context"
         ) from None
     memory.madvise(mmap.MADV_NOHUGEPAGE)

@@ -33,7 +33,7 @@ def test_models_that_fit(tmp_path: Path, folder: Path) -> None:
     text = f'[[models]]\nmodel = "{folder}"\nname = "one"\n[[models]]\nmodel = "org/model"\n'
     found = findings_of(tmp_path, f'[engine]\nkv_memory = "4MiB"\n[cache]\nprompt_cache_memory = "1MiB"\n{text}')
     assert found["model one"].verdict is Verdict.FINE
-    assert "generates, 256 tokens; 0.03 GiB of weights" in found["model one"].detail
+    assert "generates, 256 tokens; 32.0 MiB of weights" in found["model one"].detail
     assert found["model model"].verdict is Verdict.NOTE
     assert "it is exported when the server starts" in found["model model"].detail
     assert found["memory for models"].verdict is Verdict.FINE

@@ -14,6 +14,7 @@ from ortserve.runtime.config import EngineConfig
 from ortserve.runtime.errors import ConfigurationError, MemoryBudgetError
 from ortserve.runtime.manifest import KvLayout, Manifest
 from ortserve.runtime.plan import GIB, plan_engine
+from ortserve.runtime.sizes import shown_bytes
 from ortserve.runtime.slots.kv import PAGE_BYTES, block_size
 from ortserve.runtime.step import EXACT_CUT
 from tests.runtime.synthetic import SyntheticModel
@@ -65,7 +66,7 @@ def test_sizes_follow_from_the_budget(synthetic: SyntheticModel) -> None:
     assert plan.num_host_blocks == plan.num_blocks // 4
     assert plan.capacity % 32 == 0
     assert plan.virtual_bytes == 8 * plan.capacity * LAYOUT.bytes_per_token
-    assert f"KV budget {plan.kv_bytes / GIB:.2f} GiB" in str(plan)
+    assert f"KV budget {shown_bytes(plan.kv_bytes)} " in str(plan)
 
 
 def test_no_more_blocks_are_planned_than_all_rows_can_fill(synthetic: SyntheticModel) -> None:
@@ -166,3 +167,9 @@ def test_options_are_handed_on(synthetic: SyntheticModel) -> None:
 def test_options_that_cannot_be_are_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         EngineConfig(**options)
+
+
+def test_a_small_budget_is_not_shown_as_none() -> None:
+    assert [shown_bytes(size) for size in (0, 2**19, 6 * MIB, GIB - MIB, GIB, 3 * GIB // 2)] == [
+        "0.0 MiB", "0.5 MiB", "6.0 MiB", "1023.0 MiB", "1.00 GiB", "1.50 GiB",
+    ]  # fmt: skip

@@ -131,7 +131,7 @@ def test_pinned_models_and_those_in_use_do_not_give_way() -> None:
 
 def test_what_does_not_fit_together_is_told_at_the_start() -> None:
     fleet = make_fleet(ScriptedOpener(), spec_of("a"), spec_of("b"), spec_of("c"), memory=ROOM_FOR_TWO)
-    with pytest.raises(NoRoomError, match=r"c needs 0\.03 GiB.*\(a 0\.03 GiB, b 0\.03 GiB\)"):
+    with pytest.raises(NoRoomError, match=r"c needs 32\.\d MiB.*\(a 32\.\d MiB, b 32\.\d MiB\)"):
         asyncio.run(fleet.start())
     with pytest.raises(MemoryBudgetError, match="for its weights"):
         asyncio.run(make_fleet(ScriptedOpener(), spec_of("a"), memory=2**20).start())
