@@ -99,7 +99,8 @@ class Fleet:
 
         Raises `ApiError`: 404 for an unknown name, 400 for one that does something else, 503 for one that is not there.
         """
-        name = name or self.directory.default("generate")
+        if name is None:  # an empty one is a wrong one: it has not been checked against what the key may use
+            name = self.directory.default("generate")
         if name is None:
             self._refuse_while_starting()
             raise missing_parameter("model")

@@ -50,7 +50,8 @@ class Room:
             name = _DECODER.decode(exchange.body).model
         except (ValueError, RecursionError):
             return
-        name = name or exchange.directory.default("generate")
+        if name is None:
+            name = exchange.directory.default("generate")
         service = None if name is None else self._fleet.ready(name)
         if name is None or not isinstance(service, ModelService):
             return

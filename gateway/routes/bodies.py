@@ -53,7 +53,7 @@ async def read_addressed(
 async def asked_model(request: Request, fleet: Fleet) -> ModelService:
     """The model of `?model=NAME`, or the first that generates. Raises `ApiError` as `read_addressed` does."""
     exchange = exchange_of(request.scope)
-    named = request.query_params.get("model") or exchange.directory.default("generate")
+    named = request.query_params.get("model", exchange.directory.default("generate"))
     if named is not None:
         exchange.check_model(named)
     return await fleet.generator(named, exchange)

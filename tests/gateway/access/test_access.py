@@ -135,6 +135,9 @@ def test_models_that_a_key_may_not_use(closed: tuple[Running, httpx.Client]) -> 
         reply = http.post(path, json=body, headers=headers)
         assert (path, reply.status_code) == (path, 403)
         assert "does not have access to model `scripted`" in reply.json()["error"]["message"]
+        nameless = http.post(path, json={**body, "model": ""}, headers=headers)
+        assert (path, nameless.status_code) == (path, 404), "no way around it"
+    assert http.get("/tokenizer_info?model=", headers=headers).status_code == 404
     assert http.get("/v1/models", headers=headers).json()["data"] == []
     assert http.get("/v1/models/scripted", headers=headers).status_code == 403
     unknown = http.post("/v1/chat/completions", json={**CHAT, "model": "x"}, headers=headers)
