@@ -5,7 +5,6 @@ Knows no sequences. Sources of the options: onnxruntime_session_options_config_k
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cache
@@ -19,6 +18,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from ortserve.runtime.errors import DeviceError, ModelError
+from ortserve.runtime.host.machine import usable_cores
 
 _SPIN_MICROSECONDS = 50  # as fast as endless spinning, and other threads get the cores
 
@@ -45,8 +45,11 @@ def available_providers() -> list[str]:
 
 
 def default_num_threads() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Cores this process may use: its affinity mask's, within the CPU quota of its cgroup.
+
+    Threads beyond a quota make all of them stand still for the rest of each period, those that hold a lock as well.
+    """
+    return usable_cores()
 
 
 class Session:

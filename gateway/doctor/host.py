@@ -36,15 +36,11 @@ def check_processor(cpu: CpuFacts) -> Finding:
 
 
 def check_cores(cpu: CpuFacts) -> Finding:
-    """How many of them this process may use; a CPU quota below the affinity mask makes threads wait for each other."""
+    """How many of them this process may use, and how many threads a model gets under a CPU quota."""
     detail = f"{cpu.num_usable} of {cpu.num_cores} usable"
     if cpu.cgroup_cores is None:
         return fine("cores", detail)
-    detail += f", CPU quota {cpu.cgroup_cores:g}"
-    if cpu.cgroup_cores < cpu.num_usable:
-        whole = max(1, int(cpu.cgroup_cores))
-        return note("cores", detail, f"give the model no more threads than the quota: --threads {whole}")
-    return fine("cores", detail)
+    return fine("cores", f"{detail}, CPU quota {cpu.cgroup_cores:g}: {cpu.num_whole} threads for models")
 
 
 def check_memory(memory: MemoryFacts) -> Finding:

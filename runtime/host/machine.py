@@ -46,6 +46,11 @@ class CpuFacts:
     features: tuple[str, ...]  # those that matrix kernels choose by
 
     @property
+    def num_whole(self) -> int:
+        """Cores that threads may keep busy without being stopped by the quota; at least one."""
+        return _whole_cores(self.num_usable, self.cgroup_cores)
+
+    @property
     def has_vnni(self) -> bool:
         """8-bit dot products that accumulate exactly into 32 bits."""
         return not {"avx_vnni", "avx512_vnni", "asimddp"}.isdisjoint(self.features)
@@ -78,13 +83,12 @@ def cpu_facts(root: Path = _ROOT) -> CpuFacts:
     """The processor, the affinity mask and the cgroups' quota."""
     fields = _colon_fields(_read(root / "proc/cpuinfo"))
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
-    quotas = [quota for folder in _cgroup_folders(root, "cpu") if (quota := _cpu_quota(folder)) is not None]
     return CpuFacts(
         model=fields.get("model name") or fields.get("Hardware") or platform.processor() or "unknown",
         architecture=platform.machine(),
         num_cores=os.cpu_count() or 1,
         num_usable=len(os.sched_getaffinity(0)),
-        cgroup_cores=min(quotas, default=None),
+        cgroup_cores=_cgroup_cores(root),
         features=tuple(feature for feature in _FEATURES if feature in flags),
     )
 
@@ -120,6 +124,20 @@ def _chain(mount: Path, mounted_group: str, group: str) -> list[Path]:
         folder = folder.parent
         chain.append(folder)
     return chain
+
+
+def usable_cores(root: Path = _ROOT) -> int:
+    """As `CpuFacts.num_whole`, without a look at the processor."""
+    return _whole_cores(len(os.sched_getaffinity(0)), _cgroup_cores(root))
+
+
+def _whole_cores(num_usable: int, cgroup_cores: float | None) -> int:
+    return num_usable if cgroup_cores is None else min(num_usable, max(1, int(cgroup_cores)))
+
+
+def _cgroup_cores(root: Path) -> float | None:
+    quotas = [quota for folder in _cgroup_folders(root, "cpu") if (quota := _cpu_quota(folder)) is not None]
+    return min(quotas, default=None)
 
 
 def _cpu_quota(folder: Path) -> float | None:

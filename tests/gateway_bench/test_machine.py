@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from ortserve.runtime.host.machine import cpu_facts, memory_budget
+from ortserve.runtime import session
+from ortserve.runtime.host.machine import cpu_facts, memory_budget, usable_cores
 
 GIB = 1 << 30
 MEMINFO = "MemTotal:       16777216 kB\nMemFree:         1048576 kB\nMemAvailable:    8388608 kB\n"
@@ -105,6 +107,20 @@ def test_an_empty_root_still_answers(tmp_path: Path) -> None:
     assert memory.available == memory.total > 0
     assert cpu.num_usable >= 1
     assert cpu.features == ()
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("150000 100000", 1), ("50000 100000", 1), ("250000 100000", 2), ("max 100000", 4)]
+)
+def test_threads_stay_within_a_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, expected: int
+) -> None:
+    """More would be stopped in the middle of a step, and the others would wait for them."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    root = host(tmp_path, cgroup="0::/a\n", mountinfo=V2, **{"sys/fs/cgroup/a/cpu.max": f"{quota}\n"})
+    assert usable_cores(root) == cpu_facts(root).num_whole == expected
+    monkeypatch.setattr(session, "usable_cores", lambda: usable_cores(root))
+    assert session.default_num_threads() == expected
 
 
 def test_this_machine() -> None:
