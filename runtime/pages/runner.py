@@ -76,6 +76,7 @@ class PagedRunner:
         self._single_binding = self._binding if single is None else _bound(single, store)
         self._many_binding = self._binding if many is None else _bound(many, store)
         self.recordings: Recordings[tuple[int, int, int, int]] = Recordings(device)
+        self._seen_chunks: set[int] = set()  # bits of their numbers of tokens
         self.was_unusual = False
         self.longest_short = LONGEST_SPREAD
 
@@ -129,6 +130,9 @@ class PagedRunner:
         if batch.is_spread:
             self.was_unusual = self.recordings.run(batch.shape, binding.run)
         else:
+            size = len(batch.input_ids).bit_length()
+            self.was_unusual = size not in self._seen_chunks  # kernels may be chosen, and memory taken
+            self._seen_chunks.add(size)
             binding.run()
 
     def _binding_for(self, num_tokens: int) -> DeviceBinding:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 AUTO_FACTOR = 3.5  # without a limit: a step that carries prompt tokens may take this many times a decode step
 SMALLEST_CHUNK = 16  # prompts always advance
 QUANTUM = 8  # chunks beyond the smallest are multiples of this
+_FIRST_SEEN = 3  # steps of a shape, of which the fastest counts
 _REMEMBER = 0.1  # weight of the newest step of a shape
 _HALF_LIFE = 500  # observations after which a shape that is not seen any more counts half
 _LEAST_WEIGHT = 1e-3  # it never counts nothing: it may be the only one that knows what a chunk costs
@@ -36,8 +37,13 @@ class _Shape:
     milliseconds: float
     kind: int
     last_seen: int = 0  # number of the observation
+    num_seen: int = 1
 
     def add(self, tokens: int, attended: int, milliseconds: float) -> None:
+        self.num_seen += 1
+        if self.num_seen <= _FIRST_SEEN:  # what comes first may have been waited for: memory, kernels, files
+            self.milliseconds = min(milliseconds, self.milliseconds)
+            return
         # One outlier (a page fault, another process) must not move the average far.
         milliseconds = min(milliseconds, 3 * self.milliseconds)
         self.tokens += _REMEMBER * (tokens - self.tokens)

@@ -257,3 +257,15 @@ def test_what_nobody_asked_for_meanwhile_is_not_counted_twice() -> None:
     for _ in range(200):
         pace.observe(8, 4_000, 2 * cost(8, 4_000))
     assert pace.predict(8, 4_000) == pytest.approx(2 * cost(8, 4_000), rel=0.05)
+
+
+def test_a_first_step_that_waited_for_something_is_soon_forgotten() -> None:
+    pace = Pace(max_step_ms=None, max_chunk_tokens=512, longest_short=32)
+    for _ in range(3):
+        for tokens in (1, 2, 4):
+            pace.observe(tokens, tokens * 100, 5.0)
+    pace.observe(64, 64 * 64, 600.0, longest=64)
+    pace.observe(64, 64 * 64, 6.0, longest=64)
+    predicted = pace.predict(5, 500, longest=5)
+    assert predicted is not None
+    assert predicted < 5.5

@@ -244,7 +244,7 @@ def test_the_pace_learns_nothing_from_a_step_that_is_new(recording: PagedSynthet
     enqueue = runner._enqueue
 
     def watched(batch: Any, tokens: Any = None) -> None:
-        is_new = batch.is_spread and batch.shape not in runner.recordings
+        is_new = batch.shape not in runner.recordings if batch.is_spread else not runner._seen_chunks
         fed.append((int(batch.cumulative_lengths[-1]), is_new))
         enqueue(batch, tokens)
 
