@@ -143,4 +143,4 @@ def test_its_memory_is_in_the_plan(synthetic: SyntheticModel, folders: tuple[Pat
     layout = synthetic.manifest.kv
     assert without.drafter_bytes == 0
     assert plan.drafter_bytes - plan.drafter_keep_bytes == plan.resident_tokens * (512 + layout.bytes_per_token)
-    assert "drafter 0.0" in str(plan)
+    assert f"drafter {plan.drafter_bytes / 2**20:.1f} MiB" in str(plan)
