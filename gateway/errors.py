@@ -88,6 +88,12 @@ def previous_response_not_found(id: str) -> Problem:
     return Problem(400, message, param="previous_response_id", code="previous_response_not_found")
 
 
+def previous_response_running(id: str) -> Problem:
+    """A 400 for a response to go on from whose reply is not there yet."""
+    message = f"Previous response with id '{id}' is still running: wait for its end, or cancel it."
+    return Problem(400, message, param="previous_response_id", code="previous_response_running")
+
+
 def invalid_url(method: str, path: str) -> Problem:
     """A 404 for a path no route answers."""
     return Problem(404, f"Invalid URL ({method} {path})")

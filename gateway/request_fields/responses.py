@@ -74,7 +74,7 @@ TOOLS: tuple[Rule, ...] = (
     honoured("max_tool_calls", integer(1), "echoed; no hosted tool is called"),
 )
 STATE: tuple[Rule, ...] = (
-    honoured("previous_response_id", string(MAX_NAME_LENGTH), "a 400 when it is not found"),
+    honoured("previous_response_id", string(MAX_NAME_LENGTH), "a 400 when it is not found, or still running"),
     honoured("conversation", one_of(STRING, OBJECT), "a 404 when it is not found"),
     honoured("conversation.id", STRING),
     honoured("store", BOOLEAN, "true when absent"),

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ortserve.gateway.errors import ApiError, not_found, previous_response_not_found
+from ortserve.gateway.errors import ApiError, not_found, previous_response_not_found, previous_response_running
 from ortserve.gateway.ids import new_id
 from ortserve.gateway.pool import WorkPool
 from ortserve.gateway.schema.items import Item
 from ortserve.gateway.schema.responses import ResponseCall
 from ortserve.gateway.store.items import KeptItem
+from ortserve.gateway.store.responses import StillRunningError
 from ortserve.gateway.store.state import State
 
 INLINE_ITEMS = 128  # writing so many stays below 1 ms
@@ -82,7 +83,10 @@ def kept_outputs(output: Sequence[msgspec.Struct]) -> tuple[KeptItem, ...]:
 async def _context(state: State, tenant: bytes, call: ResponseCall) -> tuple[KeptItem, ...]:
     previous, conversation = call.echo.previous_response_id, call.echo.conversation
     if previous is not None:
-        context = await state.responses.listed(tenant, previous)
+        try:
+            context = await state.responses.listed(tenant, previous)
+        except StillRunningError:
+            raise ApiError(previous_response_running(previous)) from None
         if context is None:
             raise ApiError(previous_response_not_found(previous))
         return context

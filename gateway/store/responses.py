@@ -20,6 +20,10 @@ KIND = "response"
 CONVERSATION = "conversation"
 
 
+class StillRunningError(Exception):
+    """A response is kept, and its outputs are not there yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeptResponse:
     """One response as it is written. `context` and `inputs` in order are what the model was given."""
@@ -85,13 +89,18 @@ class Responses:
         return await self.database.run(lambda connection: records.find(connection, owned, id, now=now))
 
     async def listed(self, tenant: bytes, id: str) -> tuple[KeptItem, ...] | None:
-        """What another one goes on from: all items in order, outputs last; None when it is not kept."""
+        """What another one goes on from: all items in order, outputs last; None when it is not kept.
+
+        Raises `StillRunningError` for one whose outputs are still to come.
+        """
         owned, now = Owned(KIND, tenant), self.clock()
 
         def work(connection: sqlite3.Connection) -> tuple[KeptItem, ...] | None:
             record = records.find(connection, owned, id, now=now)
             if record is None:
                 return None
+            if record.is_held:
+                raise StillRunningError
             records.touch(connection, record.position, now=now, ttl_s=self.bounds.ttl_s)
             return items.listed(connection, record.position)
 

@@ -114,6 +114,17 @@ def test_deleting_a_running_one_ends_it(slow: Running) -> None:
         assert len(slow.driver.cancelled) == 1
 
 
+def test_nothing_goes_on_from_one_that_still_runs(slow: Running) -> None:
+    """Its reply would be missing from what the model reads."""
+    with httpx.Client(base_url=slow.url) as http:
+        id = http.post(PATH, json=call(background=True)).json()["id"]
+        error = refused(http.post(PATH, json=call(previous_response_id=id)))
+        assert (error["param"], error["code"]) == ("previous_response_id", "previous_response_running")
+        assert http.post(f"{PATH}/{id}/cancel").json()["status"] == "cancelled"
+        following = http.post(PATH, json=call(previous_response_id=id, background=True))
+        assert following.json()["previous_response_id"] == id
+
+
 def test_a_failure_in_the_background_is_kept() -> None:
     driver = make_driver(saying("hello"), ending=FinishReason.ERROR)
     with running(driver) as server, httpx.Client(base_url=server.url) as http:
