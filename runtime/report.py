@@ -103,7 +103,7 @@ def find_doubts(folder: Path, *, digest: str, thorough: bool = False) -> list[st
     doubts = [] if report.verified else list(report.findings) or [f"{REPORT_NAME} says so"]
     if report.digest != digest:
         doubts.append(f"{REPORT_NAME} belongs to another export")
-    return [*doubts, *_changes(folder, report, thorough=thorough)]
+    return list(dict.fromkeys([*doubts, *_changes(folder, report, thorough=thorough)]))
 
 
 def list_files(folder: Path, known: Mapping[str, str] | None = None) -> tuple[FileFacts, ...]:

@@ -15,7 +15,7 @@ from ortserve.export.proof.integrity import read_graph
 from ortserve.export.proof.report_text import describe_report
 from ortserve.runtime.errors import ReportError
 from ortserve.runtime.manifest import Manifest, TakenFacts, read_manifest
-from ortserve.runtime.report import Report, read_report
+from ortserve.runtime.report import Report, find_doubts, read_report
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ class ModelFacts:
     file_bytes: Mapping[str, int]
     parts: tuple[PartFacts, ...]
     report: Report | None  # None: there is none that can be read
+    doubts: tuple[str, ...] = ()  # why it is not served, as of now
 
 
 def inspect_model(folder: Path) -> ModelFacts:
@@ -66,7 +67,8 @@ def inspect_model(folder: Path) -> ModelFacts:
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
     report = find_report(folder)
     layers = report.parity.layers if report is not None and report.parity is not None else ()
-    return ModelFacts(manifest, graph, sizes, read_parts(model.graph, manifest.matrices, layers), report)
+    doubts = tuple(find_doubts(folder, digest=manifest.digest))
+    return ModelFacts(manifest, graph, sizes, read_parts(model.graph, manifest.matrices, layers), report, doubts)
 
 
 def find_report(folder: Path) -> Report | None:
@@ -109,7 +111,10 @@ def describe_model(facts: ModelFacts) -> str:
     ]  # fmt: skip
     lines = [f"{label:12} {text}" for label, text in rows if text]
     drawn = ["structure", *draw_parts(facts.parts), *chart_errors(facts.parts)]
-    return "\n".join([*lines, *drawn, *describe_report(facts.report)]) + "\n"
+    verdict = list(describe_report(facts.report))
+    if facts.report is not None and facts.report.verified and facts.doubts:
+        verdict.append(f"{'since then':12} UNVERIFIED: {'; '.join(facts.doubts)}")
+    return "\n".join([*lines, *drawn, *verdict]) + "\n"
 
 
 def _taken(taken: TakenFacts | None) -> str:

@@ -13,7 +13,8 @@ from ortserve.export.proof.graph_run import RowInput
 from ortserve.export.proof.paged_run import open_graph_run
 from ortserve.export.sources.checkpoint import Checkpoint
 from ortserve.runtime.encoders.manifest import EncoderManifest
-from ortserve.runtime.manifest import Manifest, read_manifest
+from ortserve.runtime.errors import OrtserveError
+from ortserve.runtime.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 GRAPH_NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"
@@ -100,6 +101,14 @@ def check_external_data(folder: Path, graph: onnx.ModelProto) -> None:
 
 
 def _check_runs(folder: Path, manifest: Manifest) -> None:
-    (logits,) = open_graph_run(folder, manifest, num_rows=1, capacity=2).run([RowInput([0], 0)])
+    try:
+        (logits,) = open_graph_run(folder, manifest, num_rows=1, capacity=2).run([RowInput([0], 0)])
+    except OrtserveError:
+        raise
+    except Exception as error:  # ONNX Runtime raises many kinds, and a manifest may say anything
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CheckFailedError(
+            f"{folder / manifest.graph} cannot be run as {MANIFEST_NAME} says ({reason[:200]}): export again"
+        ) from error
     if logits.shape != (1, manifest.vocab_size) or not np.isfinite(logits).all():
         raise CheckFailedError(f"{folder / manifest.graph} runs but computes no usable logits: export again")

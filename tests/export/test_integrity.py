@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +16,10 @@ from ortserve.export.proof.integrity import check_integrity, model_digest
 from ortserve.export.publish import export_checkpoint
 from ortserve.export.toys.shapes import SHAPES
 from ortserve.export.toys.toy import write_toy_checkpoint
+from ortserve.export.verifying import verify_folder
 from ortserve.runtime.errors import ManifestError
-from ortserve.runtime.manifest import read_manifest
+from ortserve.runtime.manifest import manifest_json, read_manifest
+from ortserve.runtime.report import find_doubts
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,13 @@ def test_an_export_again_has_the_same_digest(exported: Path, tmp_path: Path) -> 
     assert read_manifest(tmp_path / "again").digest == read_manifest(exported).digest
 
 
+def _claim(folder: Path, **changes: Any) -> None:
+    """Write another layout of the cache into the manifest."""
+    manifest = read_manifest(folder)
+    changed = replace(manifest, kv=replace(manifest.kv, **changes))
+    (folder / "manifest.json").write_bytes(manifest_json(changed))
+
+
 def _flip(path: Path, place: int) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 1
@@ -54,6 +65,9 @@ def _flip(path: Path, place: int) -> None:
         (lambda folder: (folder / "model.onnx.data").unlink(), "model.onnx.data is truncated"),
         (lambda folder: (folder / "model.onnx").unlink(), r"model.onnx cannot be read \(No such file"),
         (lambda folder: (folder / "model.onnx").write_bytes(b"\xff" * 9), "model.onnx is no ONNX graph"),
+        (lambda folder: _claim(folder, num_layers=7), r"model.onnx cannot be run as manifest.json says \("),
+        (lambda folder: _claim(folder, head_dim=7), r"model.onnx cannot be run as manifest.json says \("),
+        (lambda folder: _claim(folder, num_kv_heads=0), r"model.onnx cannot be run as manifest.json says \("),
     ],
 )
 def test_damage_is_named(tmp_path: Path, exported: Path, damage: Callable[[Path], object], message: str) -> None:
@@ -62,6 +76,19 @@ def test_damage_is_named(tmp_path: Path, exported: Path, damage: Callable[[Path]
     with pytest.raises(CheckFailedError, match=message) as caught:
         check_integrity(tmp_path / "copy")
     assert "\n" not in str(caught.value)
+
+
+def test_a_change_since_the_proof_is_told_once_by_everyone(tmp_path: Path, exported: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(exported, folder)
+    assert "UNVERIFIED" not in describe_model(inspect_model(folder))
+    _claim(folder, page_size=1)
+    (told,) = find_doubts(folder, digest=read_manifest(folder).digest)
+    assert "manifest.json" in told
+    shown = describe_model(inspect_model(folder)).splitlines()
+    assert shown[-2:] == ["verdict      verified", f"since then   UNVERIFIED: {told}"]
+    assert not verify_folder(folder, None).verified
+    assert find_doubts(folder, digest=read_manifest(folder).digest) == [told], "not once more by the report"
 
 
 def test_a_folder_without_manifest_is_bad_input(tmp_path: Path) -> None:
