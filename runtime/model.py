@@ -30,9 +30,10 @@ from ortserve.runtime.workers.opening import open_engines
 def open(
     folder: str | os.PathLike[str], config: EngineConfig | None = None, *, num_engines: int | None = None
 ) -> Model:
-    """Load an exported folder and start its engine, or `num_engines` in processes of their own that divide the CPU.
+    """Load an exported folder and start its engine on a thread, or `num_engines` in processes of their own.
 
-    `config.device` may name several GPUs, as cuda:0,cuda:1 or cuda:all; each has a process of its own then.
+    Several processes divide the CPU. `config.device` may name several GPUs, as cuda:0,cuda:1 or cuda:all; each has a
+    process of its own then.
 
     Raises `ManifestError`, `ModelError`, `DeviceError` or `MemoryBudgetError`, each one line with the remedy.
     """

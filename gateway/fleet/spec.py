@@ -48,9 +48,10 @@ class ModelSpec:
 def check_undivided(specs: Iterable[ModelSpec]) -> None:
     """Raise `ConfigurationError` for engine processes on the CPU beside other models: they take no turns with those."""
     served = list(specs)
-    divided = next((spec for spec in served if (spec.options.engines or 1) > 1), None)
+    divided = next((spec for spec in served if spec.options.engines is not None), None)
     if divided is not None and len(served) > 1:
+        what = "gives the cores to a process" if divided.options.engines == 1 else "divides the cores among processes"
         raise ConfigurationError(
-            f"--engines {divided.options.engines} divides the cores among processes of one model, and here are"
-            f" {len(served)} models: leave it out, or serve one"
+            f"--engines {divided.options.engines} {what} of one model, and here are {len(served)} models: leave it out,"
+            " or serve one"
         )

@@ -65,7 +65,11 @@ class EngineSettings:
         " what the model is for)",
     )
     engines: int | None = option(
-        None, POSITIVE, "engine processes that divide the cores and the memory of the CPU (1)", metavar="N"
+        None,
+        POSITIVE,
+        "engine processes: one beside the server's own, or several that divide the CPU's cores and memory (none: the"
+        " engine is a thread of the server)",
+        metavar="N",
     )
     max_rows: int | None = option(None, POSITIVE, "sequences at once (16; CUDA: 64)", metavar="N")
     max_context: int | None = option(None, POSITIVE, "tokens per sequence", metavar="N")

@@ -46,8 +46,11 @@ def choose_devices(name: str, num_engines: int | None, manifest: Manifest) -> tu
         if manifest.kv.kind != "pages":
             raise DeviceError(f"{manifest.name} was exported for the CPU: export it again with --device cuda")
         return names
-    if num_engines is None or num_engines == 1:
+    if num_engines is None:
         return names
+    if num_engines == 1:
+        # Whoever divides the host asks names which memory is the host's.
+        return ("cuda:0",) if manifest.kv.kind == "pages" and name in ("auto", "cuda") else names
     if manifest.kv.kind == "pages":
         raise ConfigurationError(
             f"--engines {num_engines} divides the cores of the CPU, and {manifest.name} was exported for CUDA: name the"

@@ -229,7 +229,8 @@ class Balancer:
     def _closed(self) -> EngineClosedError:
         if self._closing.is_set():
             return EngineClosedError("the engine is shutting down")
-        return EngineClosedError(self._failure or "every engine process has died and is being started again")
+        whose = "the engine process" if len(self._seats) == 1 else "every engine process"
+        return EngineClosedError(self._failure or f"{whose} has died and is being started again")
 
     def _watch(self, number: int) -> None:
         self._seats[number].driver.ended.add_done_callback(partial(self._mourn, number))

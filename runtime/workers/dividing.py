@@ -28,7 +28,8 @@ def divide_config(
         )
     if total > num_cores:
         raise ConfigurationError(
-            f"--threads {total} for {count} engines exceed the {num_cores} cores this process may use: lower it"
+            f"--threads {total} for {count} engine{'s' if count > 1 else ''} exceed the {num_cores} cores this process"
+            " may use: lower it"
         )
     on_host = not any(device.startswith("cuda") for device in devices)
     weights = int(weight_bytes * WEIGHT_FACTOR) if on_host else 0

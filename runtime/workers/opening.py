@@ -1,4 +1,4 @@
-"""Composes a driver from an exported folder: an engine in this process, or one process for each of several devices."""
+"""Composes a driver from an exported folder: an engine in this process, or in one process or several of their own."""
 
 from __future__ import annotations
 
@@ -26,17 +26,19 @@ def open_engines(
     num_engines: int | None = None,
     turn: AbstractContextManager[object] | None = None,
 ) -> EngineDriver:
-    """As `opening.open_driver`; `config.device` may name several devices, and `num_engines` divides the CPU's cores.
+    """As `opening.open_driver`; `config.device` may name several devices, each of which gets an engine process.
 
-    `turn` is for an engine in this process: those in their own have cores of their own. Raises as `open_driver` does,
-    and `ConfigurationError` for numbers that contradict each other.
+    `num_engines` is how many processes there are: 1 is one with all that an engine in this process would have, more
+    divide the CPU's cores; None: the engine is a thread of this process, unless there are several devices. `turn` is
+    for an engine in this process: those in their own have cores of their own. Raises as `open_driver` does, and
+    `ConfigurationError` for numbers that contradict each other.
     """
     from ortserve.runtime.opening import open_driver
 
     config = config or EngineConfig()
     manifest = read_manifest(folder)
     devices = choose_devices(config.device, num_engines, manifest)
-    if len(devices) == 1:
+    if num_engines is None and len(devices) == 1:
         return open_driver(folder, replace(config, device=devices[0]), turn=turn)
     return open_workers(folder, manifest, config, devices)
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ def workers_of(url: str) -> list[dict[str, Any]]:
     return workers
 
 
+def processes_of(server: int) -> list[int]:
+    threads = Path(f"/proc/{server}/task").iterdir()  # each process has a parent among them
+    return [int(word) for thread in threads for word in (thread / "children").read_text().split()]
+
+
 @pytest.mark.skipif(NUM_CORES < 2, reason="two engines need two cores")
 def test_a_server_of_two_engines(tmp_path: Path) -> None:
     folder = write_synthetic_text_model(tmp_path)
@@ -49,8 +55,7 @@ def test_a_server_of_two_engines(tmp_path: Path) -> None:
         assert [(one["worker"], one["status"], one["restarts"]) for one in workers_of(url)] == [
             ("cpu-0", "ok", 0), ("cpu-1", "ok", 0),
         ]  # fmt: skip
-        threads = Path(f"/proc/{child.pid}/task").iterdir()  # each process has a parent among them
-        pids = [int(word) for thread in threads for word in (thread / "children").read_text().split()]
+        pids = processes_of(child.pid)
         assert len(pids) == 2
         os.kill(pids[0], signal.SIGKILL)
         wait_for(lambda: sum(one["restarts"] for one in workers_of(url)))
@@ -70,6 +75,37 @@ def test_a_server_of_two_engines(tmp_path: Path) -> None:
     assert all("16 rows of 256 tokens" in line["plan"] for line in plans)
     (restart,) = (line for line in lines if line["event"] == "worker_restarting")
     assert "was killed by SIGKILL" in restart["reason"]
+
+
+def test_one_engine_process_beside_the_server(tmp_path: Path) -> None:
+    """It answers as an engine in the server's process; its end is no end of the server."""
+    folder = write_synthetic_text_model(tmp_path)
+    with process("serve", str(folder), "--port", "0", "--engines", "1", "--threads", "1") as child:
+        match = re.search(r"served on (http://127\.0\.0\.1:\d+)/v1", read_greeting(child))
+        assert match is not None
+        url = match[1]
+        (worker,) = workers_of(url)
+        assert (worker["worker"], worker["status"], worker["restarts"]) == ("cpu-0", "ok", 0)
+        (pid,) = processes_of(child.pid)
+        told = [choice["message"]["content"] for choice in ask(url, "abc")["choices"]]
+        assert told == [expected(b"abc", 12)] * 2
+        os.kill(pid, signal.SIGSTOP)  # or the reply may be whole before its end
+        with ThreadPoolExecutor(1) as asking:
+            reply = asking.submit(ask, url, "abc")
+            wait_for(lambda: workers_of(url)[0]["requests"])
+            os.kill(pid, signal.SIGKILL)
+            assert "engine process cpu-0 was killed by SIGKILL" in reply.result(PATIENCE_S)["error"]["message"]
+        wait_for(lambda: [(one["status"], one["restarts"]) for one in workers_of(url)] == [("ok", 1)])
+        assert httpx.get(f"{url}/health/ready").status_code == 200
+        (again,) = processes_of(child.pid)
+        assert ask(url, "abc")["choices"][0]["message"]["content"] == expected(b"abc", 12)
+        child.send_signal(signal.SIGTERM)
+        _, stderr = child.communicate(timeout=PATIENCE_S)
+    assert child.returncode == 0, stderr
+    assert not Path(f"/proc/{again}").exists()
+    events = [json.loads(line)["event"] for line in stderr.splitlines()]
+    assert events.count("worker_restarted") == 1
+    assert "model_restarting" not in events
 
 
 def test_more_engines_than_cores_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

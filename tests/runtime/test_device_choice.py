@@ -86,6 +86,12 @@ def test_engines_divide_the_cpu(tmp_path: Path) -> None:
     assert choose_devices("auto", 3, slots) == ("auto",) * 3
 
 
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
+def test_one_engine_process_of_a_gpu_has_the_gpu_s_name(tmp_path: Path, device: str) -> None:
+    """Its memory would be taken for the host's otherwise."""
+    assert choose_devices(device, 1, write_paged_synthetic_model(tmp_path)) == ("cuda:0",)
+
+
 @pytest.mark.parametrize(
     ("device", "engines", "line"),
     [

@@ -270,13 +270,14 @@ def test_models_of_one_own_name_are_served_under_those_they_were_given() -> None
     tell(make_fleet(ScriptedOpener(unknown={"same"}), same("a"), same("b")), late)
 
 
-def test_no_other_model_comes_beside_one_that_has_divided_the_cores() -> None:
-    divided = EngineSettings(engines=2)  # as the server's options make every model that comes later
+@pytest.mark.parametrize(("engines", "line"), [(1, "gives the cores to a process"), (2, "divides the cores among")])
+def test_no_other_model_comes_beside_one_that_has_divided_the_cores(engines: int, line: str) -> None:
+    divided = EngineSettings(engines=engines)  # as the server's options make every model that comes later
 
     async def story(fleet: Fleet) -> None:
-        with pytest.raises(ConfigurationError, match=r"--engines 2 divides the cores .* here are 2 models"):
+        with pytest.raises(ConfigurationError, match=rf"--engines {engines} {line} .* here are 2 models"):
             fleet.enlist(spec_of("b", options=divided))
-        with pytest.raises(ConfigurationError, match="divides the cores"):
+        with pytest.raises(ConfigurationError, match=line):
             fleet.enlist(spec_of("b"))
         await fleet.swap("a", spec_of("c", options=divided))  # in its place
         assert await ask(fleet, "a") == "a"

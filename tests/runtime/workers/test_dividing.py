@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 
@@ -39,6 +40,16 @@ def test_threads_are_divided_and_never_more_than_the_cores() -> None:
         divide(EngineConfig(), "cpu", "cpu", "cpu", cores=2)
     with pytest.raises(ConfigurationError, match="--threads 9 for 2 engines exceed the 8 cores"):
         divide(EngineConfig(num_threads=9), "cpu", "cpu")
+    with pytest.raises(ConfigurationError, match="--threads 9 for 1 engine exceed the 8 cores"):
+        divide(EngineConfig(num_threads=9), "cpu")
+
+
+def test_one_engine_process_has_what_an_engine_in_the_server_would_have() -> None:
+    config = EngineConfig(
+        num_threads=3, memory=1000, kv_memory=100, swap_memory=50, prompt_cache_memory=31, max_waiting=5
+    )
+    assert divide(config, "cpu") == [replace(config, device="cpu")]
+    assert divide(EngineConfig(), "cpu")[0].num_threads == 8
 
 
 def test_host_memory_is_divided_with_the_weights_of_each_set_aside() -> None:
