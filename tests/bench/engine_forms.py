@@ -174,8 +174,8 @@ def main() -> int:
     with ExitStack() as stack:
         servers = []
         for form in arguments.forms:
-            own = argparse.Namespace(**vars(arguments) | {"server_path": form.path})
-            options = ("--max-waiting", str(arguments.waiting), "--prompt-cache-memory", "32MiB", *form.options)
+            own = argparse.Namespace(**vars(arguments) | {"server_path": form.path, "serve": form.options})
+            options = ("--max-waiting", str(arguments.waiting), "--prompt-cache-memory", "32MiB")
             servers.append((form, stack.enter_context(serving(own, *options))))
         asyncio.run(take_turns(arguments, servers, stage))
     turns = [turn for turn in stage.turns if turn.round]

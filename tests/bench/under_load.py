@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -51,6 +52,13 @@ def _parser() -> argparse.ArgumentParser:
         help="modules of the server: another checkout's .types",
     )
     add("--threads", type=int, help="of the server's model (its cores)")
+    add(
+        "--serve",
+        type=shlex.split,
+        default=(),
+        metavar="OPTIONS",
+        help="of the server, as one word: --serve='--engines 1'",
+    )
     add("--rows", type=int, default=16, help="%(default)s")
     add("--waiting", type=int, default=64, help="overload: length of the queue (%(default)s)")
     add("--prompt-tokens", type=int, default=64, help="%(default)s")

@@ -84,7 +84,7 @@ def serving(arguments: argparse.Namespace, *options: str) -> Iterator[Server]:
         port = free.getsockname()[1]
     words = [sys.executable, "-m", "ortserve.gateway.cli", "serve", *arguments.model, "--port", str(port)]
     words += ["--served-name", NAME, "--quiet", "--log-level", "warning", "--max-rows", str(arguments.rows)]
-    words += ["--allow-unverified", *options]  # random weights fail a proof of their text
+    words += ["--allow-unverified", *options, *arguments.serve]  # random weights fail a proof of their text
     words += [] if arguments.threads is None else ["--threads", str(arguments.threads)]
     environment = dict(os.environ)
     if arguments.server_path is not None:
