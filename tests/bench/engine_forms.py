@@ -20,7 +20,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-from statistics import median
 
 from tests.bench.loaded.client import Caller, Reply, Shape, closed_loop, goodput, open_loop, percentile
 from tests.bench.loaded.server import Server, serving, watched
@@ -108,7 +107,7 @@ class Stage:
         if broken:
             raise RuntimeError(f"{form.label}: {len(broken)} requests failed; the first: {broken[0]}")
         turn = Turn(
-            form.label, load, number, found, median(firsts), percentile(firsts, 0.95),
+            form.label, load, number, found, percentile(firsts, 0.5), percentile(firsts, 0.95),
             1e6 * cores["loop"] * span / max(ended, 1), 1e6 * cores["server"] * span / max(ended, 1), cores["others"],
             sum(one.status == 429 for one in replies) / seconds,
         )  # fmt: skip
