@@ -172,7 +172,7 @@ def _open_speaker(arguments: argparse.Namespace, resolve_model: ResolveModel) ->
         if draft_model is not None:
             report_draft(Path(draft_model))
         config = replace(engine_config(settings), draft_model=draft_model)
-        driver = open_engines(folder, config, num_engines=settings.engine.engines)
+        driver = open_engines(folder, config, num_engines=settings.engine.engines or None)
         report_plan(driver)
         stack.callback(driver.close)
         runner = stack.enter_context(asyncio.Runner())

@@ -92,19 +92,20 @@ class FolderOpener:
         return opened
 
     def _open_engine(self, prepared: Prepared, allotment: Allotment) -> Opened:
+        from ortserve.runtime.devices.choice import num_processes
         from ortserve.runtime.workers.opening import open_engines
 
         spec, threads = prepared.spec, self._cores.threads.engine
-        num_engines = spec.options.engines or 1
-        others = (num_engines - 1) * int(prepared.manifest.weight_bytes * WEIGHT_FACTOR)  # weights of other processes
+        num_engines = num_processes(spec.options.engines, spec.engine.device, read_manifest(prepared.folder))
+        weights = int(prepared.manifest.weight_bytes * WEIGHT_FACTOR)
         config = replace(
             spec.engine,
-            memory=allotment.planned_bytes + others,
+            memory=allotment.planned_bytes + weights * ((num_engines or 1) - 1),  # those of other processes
             num_threads=min(spec.engine.num_threads or threads, threads),
             draft_model=None if prepared.draft_folder is None else str(prepared.draft_folder),
         )
         text = load_model_text(prepared.folder, read_manifest(prepared.folder), spec.options.chat_template)
-        driver = open_engines(prepared.folder, config, num_engines=spec.options.engines, turn=self._cores.engine_turn)
+        driver = open_engines(prepared.folder, config, num_engines=num_engines, turn=self._cores.engine_turn)
         report_plan(driver, model=prepared.name)
 
         def serve() -> Service:

@@ -48,7 +48,7 @@ class ModelSpec:
 def check_undivided(specs: Iterable[ModelSpec]) -> None:
     """Raise `ConfigurationError` for engine processes on the CPU beside other models: they take no turns with those."""
     served = list(specs)
-    divided = next((spec for spec in served if spec.options.engines is not None), None)
+    divided = next((spec for spec in served if spec.options.engines), None)
     if divided is not None and len(served) > 1:
         what = "gives the cores to a process" if divided.options.engines == 1 else "divides the cores among processes"
         raise ConfigurationError(

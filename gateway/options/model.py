@@ -66,9 +66,9 @@ class EngineSettings:
     )
     engines: int | None = option(
         None,
-        POSITIVE,
-        "engine processes: one beside the server's own, or several that divide the CPU's cores and memory (none: the"
-        " engine is a thread of the server)",
+        NATURAL,
+        "engine processes: one beside the server's own, several that divide the CPU's cores and memory, or 0: the"
+        " engine is a thread of the server (GPU: 1; CPU: 0)",
         metavar="N",
     )
     max_rows: int | None = option(None, POSITIVE, "sequences at once (16; CUDA: 64)", metavar="N")

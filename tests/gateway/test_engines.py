@@ -19,6 +19,7 @@ from ortserve.gateway.doctor.findings import Verdict
 from ortserve.runtime.devices import cuda_devices
 from ortserve.runtime.devices.cuda_devices import CudaFacts
 from ortserve.runtime.errors import DeviceError
+from ortserve.runtime.testing import write_paged_synthetic_model
 from tests.gateway.synthetic import expected, write_synthetic_text_model
 from tests.gateway.test_serve import process, read_greeting
 from tests.waiting import PATIENCE_S, wait_for
@@ -32,7 +33,8 @@ def ask(url: str, text: str, length: int = 12) -> Any:
 
 
 def workers_of(url: str) -> list[dict[str, Any]]:
-    workers: list[dict[str, Any]] = httpx.get(f"{url}/health").json()["workers"]
+    """None of them while no engine runs: the server is unavailable then."""
+    workers: list[dict[str, Any]] = httpx.get(f"{url}/health").json().get("workers", [])
     return workers
 
 
@@ -106,6 +108,32 @@ def test_one_engine_process_beside_the_server(tmp_path: Path) -> None:
     events = [json.loads(line)["event"] for line in stderr.splitlines()]
     assert events.count("worker_restarted") == 1
     assert "model_restarting" not in events
+
+
+@pytest.mark.parametrize("words", [(), ("--engines", "0")])
+def test_on_the_cpu_the_engine_is_a_thread(tmp_path: Path, words: tuple[str, ...]) -> None:
+    folder = write_synthetic_text_model(tmp_path)
+    with process("serve", str(folder), "--port", "0", "--threads", "1", *words) as child:
+        match = re.search(r"served on (http://127\.0\.0\.1:\d+)/v1", read_greeting(child))
+        assert match is not None
+        assert ask(match[1], "abc")["choices"][0]["message"]["content"] == expected(b"abc", 12)
+        assert processes_of(child.pid) == []
+
+
+def test_on_a_gpu_the_engine_is_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of the runtime, since there is no GPU here."""
+    write_paged_synthetic_model(tmp_path)
+    asked: list[object] = []
+
+    def opened(folder: Path, config: object, *, num_engines: int | None, turn: object) -> None:
+        asked.append(num_engines)
+        raise DeviceError("no GPU is here")
+
+    monkeypatch.setattr("ortserve.runtime.workers.opening.open_engines", opened)
+    monkeypatch.setattr("ortserve.gateway.fleet.opening.load_model_text", lambda *_: None)  # the model has no text
+    for words in ((), ("--engines", "0"), ("--device", "cuda:0,cuda:1")):
+        assert cli.main(["serve", str(tmp_path), "--allow-unverified", "--port", "0", *words]) == 2
+    assert asked == [1, None, None]
 
 
 def test_more_engines_than_cores_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

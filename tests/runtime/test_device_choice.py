@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ortserve.runtime.devices import choice as device_choice
-from ortserve.runtime.devices.choice import choose_device, choose_devices, export_target
+from ortserve.runtime.devices.choice import choose_device, choose_devices, export_target, num_processes
 from ortserve.runtime.devices.cuda_devices import CudaFacts
 from ortserve.runtime.devices.cuda_library import LIBRARIES, pip_command
 from ortserve.runtime.errors import DeviceError, OrtserveError
@@ -105,3 +105,24 @@ def test_one_engine_process_of_a_gpu_has_the_gpu_s_name(tmp_path: Path, device: 
 def test_lists_that_make_no_sense(tmp_path: Path, device: str, engines: int | None, line: str) -> None:
     with pytest.raises(OrtserveError, match=line):
         choose_devices(device, engines, write_paged_synthetic_model(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "paged", "expected"),
+    [
+        (None, "auto", False, None),
+        (None, "auto", True, 1),
+        (None, "cuda:1", True, 1),
+        (None, "cuda:0,cuda:1", True, None),  # as many as there are GPUs
+        (None, "cuda:all", True, None),
+        (0, "cuda", True, None),
+        (0, "cpu", False, None),
+        (1, "cpu", False, 1),
+        (3, "cpu", False, 3),
+    ],
+)
+def test_a_gpu_has_a_process_of_its_own_unless_told_otherwise(
+    tmp_path: Path, wanted: int | None, device: str, paged: bool, expected: int | None
+) -> None:
+    manifest = write_paged_synthetic_model(tmp_path) if paged else write_synthetic_model(tmp_path)
+    assert num_processes(wanted, device, manifest) == expected
