@@ -17,7 +17,9 @@ import numpy.typing as npt
 
 from ortserve.runtime.errors import RequestError
 from ortserve.runtime.grammar.constraint import Constraint, Grammars, Mask, NoGrammars
+from ortserve.runtime.grammar.lark_work import excessive_lark
 from ortserve.runtime.grammar.schema_references import endless_reference
+from ortserve.runtime.grammar.schema_work import excessive_work
 from ortserve.runtime.manifest import Manifest
 from ortserve.runtime.request import Grammar, GrammarKind
 
@@ -205,6 +207,7 @@ def _source(tokenizer: llguidance.LLTokenizer, grammar: Grammar) -> str:
             schema = json.loads(grammar.text)
             if not isinstance(schema, dict):
                 raise _refusal("a schema must be an object")
+            _refuse_if(excessive_work(schema))
             guidance = schema.get("x-guidance")
             options = {"whitespace_pattern": JSON_SPACE, **(guidance if isinstance(guidance, dict) else {})}
             # Keywords that cannot be enforced must be refused, whatever the schema itself asks for.
@@ -214,6 +217,7 @@ def _source(tokenizer: llguidance.LLTokenizer, grammar: Grammar) -> str:
             text = json.loads(llguidance.LLMatcher.grammar_from_regex(grammar.text))["grammars"][0]["lark_grammar"]
             body = {"name": name, "lark_grammar": text}
         case GrammarKind.LARK:
+            _refuse_if(excessive_lark(grammar.text))
             rules = _marker_rules(tokenizer, grammar)
             body = {"name": name, "lark_grammar": "\n".join([grammar.text, *rules])}
     if not grammar.after:
@@ -260,6 +264,11 @@ def _limits() -> llguidance.LLParserLimits:
         max_grammar_size=50_000,
         verbose_errors=False,
     )
+
+
+def _refuse_if(reason: str | None) -> None:
+    if reason is not None:
+        raise _refusal(reason)
 
 
 def _refusal(reason: str) -> RequestError:

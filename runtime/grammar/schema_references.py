@@ -16,7 +16,7 @@ def endless_reference(schema: object) -> str | None:
             if name in seen:
                 return f"the keyword '$ref' leads back to itself: {' -> '.join((*seen, name))}"
             seen.append(name)
-            target = _resolved(schema, name)
+            target = resolved(schema, name)
     return None
 
 
@@ -33,7 +33,7 @@ def _references(schema: object) -> Iterator[str]:
             waiting += value
 
 
-def _resolved(schema: object, reference: str) -> object:
+def resolved(schema: object, reference: str) -> object:
     """What a local reference points to (RFC 6901); None for any other, and for one that points nowhere."""
     if reference != "#" and not reference.startswith("#/"):
         return None
