@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ from openai import OpenAI
 
 from ortserve.gateway.routes import batches
 from ortserve.gateway.store.state import State, StateOptions
+from ortserve.runtime.drivers.engine_driver import Outlet
 from ortserve.runtime.errors import OverloadedError
+from ortserve.runtime.request import Request
 from tests.gateway.conftest import REPLY
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import answering_first, make_driver, saying
@@ -206,16 +207,29 @@ def test_cancelling_keeps_what_there_is(slow: tuple[Running, httpx.Client]) -> N
     assert counts["failed"] == 0
     assert reply["cancelled_at"] >= reply["cancelling_at"]
     assert "Cannot cancel" in refused(http.post(f"{PATH}/{id}/cancel"))["message"]
-    time.sleep(0.2)
-    assert len(server.driver.submitted) == 4 + 4
+    later = begin(http, [line("after")])["id"]
+    wait_for(lambda: len(server.driver.submitted) == 4 + 4 + 1)  # and none of the cancelled ones before it
+    assert http.post(f"{PATH}/{later}/cancel").status_code == 200
+    wait_for_status(http, later, "cancelled")
+    assert len(server.driver.submitted) == 4 + 4 + 1
 
 
-def test_an_engine_without_room_is_waited_for(server: Running, http: httpx.Client) -> None:
+def test_an_engine_without_room_is_waited_for(
+    server: Running, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_tries, submit = 0, server.driver.submit
+
+    def counted(request: Request, outlet: Outlet) -> None:
+        nonlocal num_tries
+        num_tries += 1
+        submit(request, outlet)
+
+    monkeypatch.setattr(server.driver, "submit", counted)
     server.driver.refusal = OverloadedError("full", retry_after_s=0.1)
     try:
         id = begin(http, [line("a"), line("b")])["id"]
         wait_for_status(http, id, "in_progress")
-        time.sleep(0.3)
+        wait_for(lambda: num_tries >= 2 * 3)  # each of both again and again
         assert http.get(f"{PATH}/{id}").json()["request_counts"]["failed"] == 0
     finally:
         server.driver.refusal = None

@@ -27,7 +27,7 @@ from tests.gateway.running import serving
 from tests.gateway.scripted import make_driver, saying
 from tests.gateway.test_batches import begin, line, results, wait_for_status
 from tests.runtime.synthetic_encoder import MAX_LENGTH, expected
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 PATH = "/v1/embeddings"
 PROMPTS = {"query": "query: ", "document": "document: "}
@@ -254,11 +254,11 @@ def test_a_server_of_encoders_alone(tmp_path: Path) -> None:
 def test_an_encoder_that_hangs_is_no_more_asked_and_only_a_new_process_helps(tmp_path: Path) -> None:
     folder, is_over = write_encoder(tmp_path), threading.Event()
     driver = open_encoder(folder, EncoderLimits(run_limit_s=0.1), num_threads=1)
-    driver._encoder.encode = lambda _: is_over.wait(60)  # type: ignore[method-assign,assignment,return-value]
+    driver._encoder.encode = lambda _: is_over.wait(10 * PATIENCE_S)  # type: ignore[method-assign,assignment,return-value]
     both = Encoders([folder], [driver], make_driver(saying("hello")))
     with (
         serving(both.services, both.close, Limits(drain_s=1.0)) as (port, _),
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as client,
     ):
         assert client.get("/health/live").status_code == 200
         for _ in range(2):  # the first is told by its watchdog, the second that nothing is taken any more

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-import time
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
@@ -229,21 +229,25 @@ def test_closing_takes_bounded_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert num_writes == 1, "what was queued behind it is not written after that time"
 
 
-def serve_for_ever(folder: str, first: int) -> None:
+def serve_for_ever(folder: str, first: int, num_rounds: Synchronized[int]) -> None:
     engine = disk_engine(Path(folder), max_bytes="20000")
     for round in range(1_000_000):
         engine.keep(numbers(first + round % 40, 12))
         engine.cache.poll()
         engine.found(numbers(round % 40, 12))
+        num_rounds.value = round
 
 
 def test_two_servers_share_a_folder_and_one_is_killed(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    servers = [context.Process(target=serve_for_ever, args=(str(tmp_path), first)) for first in (0, 20)]
+    rounds = [context.Value("q", 0) for _ in range(2)]
+    servers = [
+        context.Process(target=serve_for_ever, args=(str(tmp_path), first, num_rounds))
+        for first, num_rounds in zip((0, 20), rounds, strict=True)
+    ]
     for server in servers:
         server.start()
-    wait_for(lambda: len(files(tmp_path)) > 20)
-    time.sleep(0.5)
+    wait_for(lambda: all(num_rounds.value > 2 * 40 for num_rounds in rounds) and len(files(tmp_path)) > 20)
     for server in servers:
         assert server.is_alive(), "each serve checks every byte it reuses"
         assert server.pid is not None

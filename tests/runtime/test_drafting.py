@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import cast
@@ -21,7 +20,7 @@ from ortserve.runtime.speculation.adaptation import MAX_DRAFT
 from ortserve.runtime.speculation.drafting import MAX_MISSES, Drafting
 from ortserve.runtime.testing import predict_logits
 from tests.runtime.synthetic import PADDING_ID, Clock, SyntheticModel, greedy_tokens, run_to_end, whole
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, wait_for
 
 GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, num_logprobs=2)
 Guess = Callable[[Sequence[int], int], tuple[int, ...]]
@@ -277,8 +276,7 @@ def test_a_drafter_that_is_always_late_is_left_alone_and_tried_again(synthetic: 
         late.release.clear()
         assert drafting.propose([sequence], {"r": 2}, 0.001) == {}
         late.release.set()
-        while drafting._pending is not None and not drafting._pending.done():
-            time.sleep(0.0005)
+        wait_for(lambda: drafting._pending is None or drafting._pending.done())
 
     for pause_s in (1.0, 2.0, 4.0):
         for _ in range(MAX_MISSES):

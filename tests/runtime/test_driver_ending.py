@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 import weakref
 from typing import Any
 
@@ -44,8 +43,7 @@ def test_what_arrives_just_before_closing_is_answered_too(synthetic: SyntheticMo
         driver.submit(greedy("late", 1), collector)  # stays in the inbox until the thread looks again
         closing = threading.Thread(target=driver.close)
         closing.start()
-        while driver.healthy:
-            time.sleep(0.001)
+        wait_for(lambda: not driver.healthy)
         gate.open()
         closing.join(PATIENCE_S)
         assert collector.of("late")[-1].finish is FinishReason.CANCELLED
@@ -61,8 +59,7 @@ def test_closing_with_a_drain_lets_requests_finish_and_takes_no_more(synthetic: 
             driver.submit(request, collector)
         closing = threading.Thread(target=driver.close, kwargs={"drain_s": 10 * PATIENCE_S})
         closing.start()
-        while driver.healthy:
-            time.sleep(0.001)
+        wait_for(lambda: not driver.healthy)
         with pytest.raises(EngineClosedError, match="shutting down"):
             driver.submit(greedy("late", 9), collector)
         gate.open()

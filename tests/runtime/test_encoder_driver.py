@@ -206,20 +206,20 @@ def test_a_drain_finishes_what_waits(gated: Gated, driver: EncoderDriver) -> Non
 def test_a_run_that_does_not_end_is_told_to_all_who_wait(gated: Gated) -> None:
     driver = EncoderDriver(gated, EncoderLimits(run_limit_s=0.08))
     running = driver.submit(healthy_inputs(1, [5]))
-    assert gated.entered.wait(10)
+    assert gated.entered.wait(PATIENCE_S)
     waiting = driver.submit(healthy_inputs(2, [60]))
     for asked in (running, waiting):
         with pytest.raises(EngineClosedError, match="a run of the encoder has not ended for"):
-            asked.result(10)
+            asked.result(PATIENCE_S)
     with pytest.raises(EngineHungError, match="a run of the encoder has not ended for"):
-        driver.ended.result(10)
+        driver.ended.result(PATIENCE_S)
     with pytest.raises(EngineClosedError, match="a run of the encoder has not ended for"):
         driver.submit(healthy_inputs(3, [5]))
     assert (driver.healthy, driver.has_failed, driver.stats().num_waiting) == (False, True, 0)
-    driver.close(drain_s=60)  # waits for nothing that does not come
+    driver.close(drain_s=10 * PATIENCE_S)  # waits for nothing that does not come
     assert driver._thread.is_alive()
     gated.gate.set()  # it ends after all: its rows are nobody's, and the thread lets go of its encoder
-    driver._thread.join(10)
+    driver._thread.join(PATIENCE_S)
     assert not driver._thread.is_alive()
     assert gated.batches == [1]
     assert not hasattr(driver, "_encoder")
@@ -230,9 +230,9 @@ def test_who_waits_for_the_turn_of_an_encoder_that_hangs_is_told_too(gated: Gate
     with turn:  # another's run
         driver = EncoderDriver(gated, EncoderLimits(run_limit_s=0.08), turn=turn)
         with pytest.raises(EngineClosedError, match="a run of the encoder has not ended for"):
-            driver.submit(healthy_inputs(1, [5])).result(10)
+            driver.submit(healthy_inputs(1, [5])).result(PATIENCE_S)
     gated.gate.set()
-    driver._thread.join(10)
+    driver._thread.join(PATIENCE_S)
     assert not driver._thread.is_alive()
 
 

@@ -88,7 +88,7 @@ def test_engine_processes_are_replaced_with_their_server(model: Path) -> None:
         successor = 0
         try:
             fresh = httpx.Limits(max_keepalive_connections=0)  # each request by a connection of its own
-            with httpx.Client(base_url=match[0], limits=fresh, timeout=30) as http:
+            with httpx.Client(base_url=match[0], limits=fresh, timeout=PATIENCE_S) as http:
                 take_over(child, log, http)
                 assert not any(Path(f"/proc/{pid}").exists() for pid in old)
                 successor = int(str(log.find("handover_begun")[0]["successor"]))

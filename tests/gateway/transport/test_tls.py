@@ -16,6 +16,7 @@ import h2.events
 import httpx
 import pytest
 
+from ortserve.gateway.changes import Seen
 from ortserve.gateway.logs import configure_logs
 from ortserve.gateway.transport.tls import Tls, TlsError, TlsFiles
 from tests.gateway.running import Running, running
@@ -76,14 +77,21 @@ def test_a_new_certificate_is_for_new_connections_and_streams_go_on(tmp_path: Pa
 
 
 def test_files_that_cannot_be_used_leave_the_old_ones_and_are_told_once(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import asyncio
 
     configure_logs("info")
     files = put(tmp_path, "first")
     tls = Tls(files)
+    looks: list[None] = []
+    look = tls._look
 
+    def counted() -> tuple[Seen, ...]:
+        looks.append(None)
+        return look()
+
+    monkeypatch.setattr(tls, "_look", counted)
     lines: list[str] = []
     beside = tmp_path / "new.pem"
 
@@ -104,7 +112,8 @@ def test_files_that_cannot_be_used_leave_the_old_ones_and_are_told_once(
                 beside.write_text(content)
                 beside.replace(files.certificate)
             await asyncio.to_thread(wait_for, partial(is_refused, number))
-            await asyncio.sleep(0.1)  # some looks at files that have not changed since
+            looks.clear()
+            await asyncio.to_thread(wait_for, lambda: len(looks) > 5)  # at files that have not changed since
         watching.cancel()
 
     asyncio.run(watch())
