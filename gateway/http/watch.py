@@ -19,10 +19,15 @@ Reason = Literal["disconnected", "stalled", "late"]
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Seconds a stream may be silent before a comment line is sent, and a write may block before it is given up."""
+    """Seconds a stream may be silent before a comment line is sent, and a write may block before it is given up.
+
+    `head_s`: how long its head may wait for a first piece. Not long: clients bound that wait, and ask again after it,
+    which they never do in a stream.
+    """
 
     ping_s: float = 15.0
     stall_s: float = 60.0
+    head_s: float = 1.0
 
 
 class Watch:
@@ -44,7 +49,7 @@ class Watch:
         """`deadline`: when the block ends at the latest, on the loop's clock, which is the monotonic one.
 
         `begin` sends the reply's head, and makes what its body begins with. It is awaited once: before the first piece,
-        or before the first ping where that comes sooner.
+        or after `patience.head_s` with a ping.
         """
         self._receive = receive
         self._send = send
@@ -60,6 +65,7 @@ class Watch:
         self._deadline = deadline
         self._begin = begin
         self._alarm: asyncio.TimerHandle | None = None
+        self._opener: asyncio.TimerHandle | None = None
         self.reason: Reason | None = None
 
     async def __aenter__(self) -> Self:
@@ -67,6 +73,8 @@ class Watch:
         self._listener = self._loop.create_task(self._listen())
         if self._send is not None:
             self._arm()
+            if self._begin is not None:
+                self._opener = self._loop.call_later(min(self._patience.head_s, self._patience.ping_s), self._ping_now)
         if self._deadline is not None:
             self._alarm = self._loop.call_at(self._deadline, self._end, "late")
         return self
@@ -108,7 +116,7 @@ class Watch:
         for task in (self._listener, self._pinger):
             if task is not None:
                 task.cancel()
-        for timer in (self._timer, self._alarm):
+        for timer in (self._timer, self._alarm, self._opener):
             if timer is not None:
                 timer.cancel()
 
@@ -134,10 +142,14 @@ class Watch:
             if now - self._busy_since > self._patience.stall_s:
                 self._end("stalled")
                 return
-        elif now - self._last_sent >= self._patience.ping_s and (self._pinger is None or self._pinger.done()):
-            self._last_sent = now
-            self._pinger = self._loop.create_task(self._send_ping())
+        elif now - self._last_sent >= self._patience.ping_s:
+            self._ping_now()
         self._arm()
+
+    def _ping_now(self) -> None:
+        if self._pinger is None or self._pinger.done():
+            self._last_sent = self._loop.time()
+            self._pinger = self._loop.create_task(self._send_ping())
 
     async def _send_ping(self) -> None:
         if self._busy_since is None:
@@ -147,6 +159,8 @@ class Watch:
     async def _opening(self) -> bytes:
         assert self._begin is not None
         begin, self._begin = self._begin, None
+        if self._opener is not None:
+            self._opener.cancel()
         return await begin()
 
     async def _write(self, body: bytes) -> None:

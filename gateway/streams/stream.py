@@ -27,7 +27,7 @@ HEADERS = (
 
 
 class EventStream:
-    """Streams a generation that has already been admitted. Its head waits for the first piece, or for the first ping.
+    """Streams a generation that has already been admitted. Its head waits a second at most for the first piece.
 
     So what fails before is an error with a status of its own; what fails later is a frame. And a proxy in Go (Caddy,
     Traefik) that is answered over HTTP/1.1 while it still looks whether the request has ended drops the connection: by

@@ -20,7 +20,8 @@ import httpx
 import pytest
 
 from ortserve.gateway.http.server import Limits
-from ortserve.runtime.request import Request
+from ortserve.gateway.http.watch import Patience
+from ortserve.runtime.request import FinishReason, Request
 from tests.e2e.server import free_port
 from tests.gateway.running import Running, running
 from tests.gateway.scripted import Held, make_driver, saying
@@ -176,6 +177,46 @@ def test_a_server_that_drains_loses_no_token_and_no_new_request(proxied: Proxied
     assert "".join(rest).count("hello") >= 9
     assert rest[-1] == "data: [DONE]"
     assert proxied.num_submitted == 5  # each was run once
+
+
+@pytest.fixture(params=PROXIES, ids=lambda proxy: proxy.program)
+def proxy(request: pytest.FixtureRequest) -> Proxy:
+    found: Proxy = request.param
+    if found.path is None:
+        pytest.skip(f"{found.program} is not installed: apt-get install {found.package}")
+    return found
+
+
+def test_what_fails_before_the_first_token_has_its_status_behind_the_proxy_and_is_sent_once(
+    proxy: Proxy, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        drivers = [make_driver(lambda _: [], ending=FinishReason.ERROR) for _ in range(2)]
+        patience = Patience(head_s=PATIENCE_S, ping_s=PATIENCE_S)
+        first, second = (stack.enter_context(running(driver, patience=patience)) for driver in drivers)
+        http = stack.enter_context(before(proxy, tmp_path, (first.port, second.port)))
+        reply = http.post("/v1/chat/completions", json=STREAM)
+        assert (reply.status_code, reply.headers["content-type"]) == (500, "application/json")
+        assert "the graph failed" in reply.json()["error"]["message"]
+        assert sum(len(driver.submitted) for driver in drivers) == 1
+
+
+def test_a_stream_without_a_token_is_begun_by_its_first_sign_of_life_behind_the_proxy(
+    proxy: Proxy, tmp_path: Path
+) -> None:
+    script, text = Held("hello"), ""
+    with ExitStack() as stack:
+        patience = Patience(ping_s=0.05)
+        first, second = (stack.enter_context(running(make_driver(script), patience=patience)) for _ in range(2))
+        http = stack.enter_context(before(proxy, tmp_path, (first.port, second.port)))
+        with http.stream("POST", "/v1/chat/completions", json=STREAM) as reply:
+            assert reply.status_code == 200
+            for piece in reply.iter_text():
+                text += piece
+                if text.count(": ping") >= 3:
+                    script.release()
+    assert text.count("hello") == 1
+    assert text.endswith("data: [DONE]\n\n")
 
 
 def test_large_bodies_reach_the_server_and_its_own_bound_holds(proxied: Proxied) -> None:

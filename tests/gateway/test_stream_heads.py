@@ -1,4 +1,4 @@
-"""When the head of a stream is sent: with its first token or sign of life. What fails before has a status."""
+"""When the head of a stream is sent: with its first token, or after a while. What fails before has a status."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tests.gateway.test_chat import body
 from tests.gateway.test_disconnect import PATH, Client, drive
 from tests.waiting import PATIENCE_S, wait_for
 
+PATIENT = Patience(ping_s=10 * PATIENCE_S, head_s=10 * PATIENCE_S)  # on a busy machine a second is not enough
 CALLS: dict[str, dict[str, Any]] = {
     PATH: body(stream=True),
     "/v1/completions": {"model": "scripted", "prompt": "hi", "stream": True},
@@ -48,15 +49,28 @@ def test_the_head_and_the_role_come_in_one_piece_with_the_first_token() -> None:
         sent_before.extend(client.sent)
         script.release()
 
-    client = drive(make_driver(script), body(stream=True), release)
+    client = drive(make_driver(script), body(stream=True), release, patience=PATIENT)
     assert sent_before == []
     start, first = client.sent[:2]
     assert (start["type"], start["status"]) == ("http.response.start", 200)
     assert first["body"].index(b'"role":"assistant"') < first["body"].index(b'"content":"x"')
 
 
+def test_where_no_token_comes_the_head_comes_long_before_streams_are_kept_alive() -> None:
+    script = Held("x")
+    with (
+        running(make_driver(script), patience=Patience(ping_s=10 * PATIENCE_S, head_s=0.05)) as server,
+        httpx.stream("POST", server.url + PATH, json=body(stream=True), timeout=PATIENCE_S) as response,
+    ):
+        lines = response.iter_lines()
+        assert '"role":"assistant"' in next(lines)
+        script.release()
+        assert list(lines)[-2] == "data: [DONE]"
+    assert Patience().head_s < Patience().ping_s / 10
+
+
 @pytest.mark.parametrize("path", CALLS)
-def test_where_no_token_comes_the_head_comes_with_the_first_sign_of_life(path: str) -> None:
+def test_a_stream_that_has_begun_without_a_token_is_kept_alive(path: str) -> None:
     script, text = Held("hello"), ""
     with (
         running(make_driver(script), patience=Patience(ping_s=0.05)) as server,
@@ -76,7 +90,7 @@ def test_a_failure_before_the_first_token_has_a_status_of_its_own(path: str) -> 
     script = Failing()
     script.may_fail.set()
     with (
-        running(make_driver(script, ending=FinishReason.ERROR)) as server,
+        running(make_driver(script, ending=FinishReason.ERROR), patience=PATIENT) as server,
         httpx.Client(base_url=server.url) as http,
     ):
         reply = http.post(path, json=CALLS[path] | {"store": True} if path == PATH else CALLS[path])
@@ -103,7 +117,7 @@ def test_a_failure_after_the_first_sign_of_life_is_the_last_event(path: str) -> 
 
 def test_a_deadline_before_the_first_token_is_a_504() -> None:
     driver = make_driver(lambda _: itertools.repeat(()))
-    with running(driver) as server, httpx.Client(base_url=server.url) as http:
+    with running(driver, patience=PATIENT) as server, httpx.Client(base_url=server.url) as http:
         for path, call in CALLS.items():
             reply = http.post(path, json=call, headers={"x-ortserve-timeout": "0.2"})
             assert (reply.status_code, reply.headers["x-should-retry"]) == (504, "false")
