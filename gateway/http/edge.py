@@ -33,6 +33,7 @@ from ortserve.gateway.errors import (
 from ortserve.gateway.exchange import SCOPE_KEY, Exchange, exchange_of
 from ortserve.gateway.http.anthropic_errors import anthropic_body, speaks_anthropic
 from ortserve.gateway.http.arrival import SlowBodyError, in_time, read_body, too_large
+from ortserve.gateway.http.websockets import refuse_websocket
 from ortserve.gateway.logs import log
 from ortserve.gateway.options.edge import MAX_BODY_BYTES
 from ortserve.gateway.rate_limit import rate_headers
@@ -87,6 +88,9 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Part of ASGI."""
+        if scope["type"] == "websocket":
+            await refuse_websocket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -260,7 +264,12 @@ class Gate:
 
 
 def canonical_path(path: str) -> str:
-    """One spelling per route: no empty segments, no trailing slash, one /v1, and /v1 where clients leave it out."""
+    """One spelling per route: no empty segments, no trailing slash, one /v1, and /v1 where clients leave it out.
+
+    A whole URL in the request line, which servers must take (RFC 9112, 3.2.2), is its path.
+    """
+    if path.lower().startswith(("http://", "https://")):
+        path = path.partition("://")[2].partition("/")[2]
     parts = [part for part in path.split("/") if part]
     while parts[:2] == ["v1", "v1"]:
         del parts[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import socket
 import tempfile
 import threading
@@ -186,16 +187,6 @@ def test_bodies_nobody_asked_for_are_read_and_dropped(http: httpx.Client, method
         assert http.request(method, "/v1/models", content=b"x" * 3_000_000, headers=headers).status_code == 200
 
 
-def test_a_websocket_is_refused(server: Running) -> None:
-    request = (
-        b"GET /v1/responses HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
-        b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
-    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
-        connection.sendall(request)
-        assert connection.recv(4096).startswith(b"HTTP/1.1 403")
-
-
 def test_large_bodies_are_parsed_off_the_loop(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
 
@@ -249,3 +240,34 @@ def test_an_application_that_never_begins_leaves_no_thread_and_no_file(
     assert set(threading.enumerate()) <= before
     assert files() == []
     driver.close()
+
+
+def talk(server: Running, data: bytes) -> tuple[bytes, bytes]:
+    """Head and body of what a connection is answered until it is closed."""
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.settimeout(PATIENCE_S)
+        connection.sendall(data)
+        received = b""
+        while piece := connection.recv(65536):
+            received += piece
+    head, _, body = received.partition(b"\r\n\r\n")
+    return head, body
+
+
+@pytest.mark.parametrize("target", ["http://elsewhere/health", "HTTPS://elsewhere:8000//health/", "http://elsewhere"])
+def test_a_whole_url_in_the_request_line_is_its_path(server: Running, target: str) -> None:
+    head, body = talk(server, f"GET {target} HTTP/1.1\r\nhost: elsewhere\r\nconnection: close\r\n\r\n".encode())
+    assert head.split()[1] == b"200"
+    assert json.loads(body)["status"] == "ok"
+
+
+def test_a_websocket_is_refused(server: Running) -> None:
+    """Not 403, by which clients blame their key."""
+    handshake = (
+        b"GET /v1/responses HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"
+        b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n"
+    )
+    head, body = talk(server, handshake)
+    assert head.split()[1] == b"404"
+    assert b"x-request-id: req_" in head.lower()
+    assert "this server answers by HTTP" in json.loads(body)["error"]["message"]
