@@ -42,7 +42,8 @@ class _Shape:
     def add(self, tokens: int, attended: int, milliseconds: float) -> None:
         self.num_seen += 1
         if self.num_seen <= _FIRST_SEEN:  # what comes first may have been waited for: memory, kernels, files
-            self.milliseconds = min(milliseconds, self.milliseconds)
+            if milliseconds < self.milliseconds:
+                self.tokens, self.attended, self.milliseconds = float(tokens), float(attended), milliseconds
             return
         # One outlier (a page fault, another process) must not move the average far.
         milliseconds = min(milliseconds, 3 * self.milliseconds)
