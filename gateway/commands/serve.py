@@ -231,6 +231,7 @@ def _new_fleet(serving: _Serving, specs: Sequence[ModelSpec], resolve_model: Res
         has_encoders=len(engines) < len(specs),
         engine=max(wishes, default=None),
         encoders=settings.encoders.encoder_threads,
+        num_processes=max((spec.options.engines or 0 for spec in engines), default=0),
     )
     log().info("threads", engine=cores.threads.engine, encoders=cores.threads.encoders)
 

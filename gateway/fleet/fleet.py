@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -22,7 +22,7 @@ from ortserve.gateway.fleet.memory import Allotment, NoRoomError, allot
 from ortserve.gateway.fleet.prepared import Prepared
 from ortserve.gateway.fleet.refusing import check_wait, not_yet
 from ortserve.gateway.fleet.roster import roster_of
-from ortserve.gateway.fleet.spec import ModelSpec, check_undivided
+from ortserve.gateway.fleet.spec import ModelSpec, check_engines
 from ortserve.gateway.fleet.state import ModelState, state_of
 from ortserve.gateway.logs import log
 from ortserve.gateway.served.service import ModelService
@@ -63,6 +63,8 @@ class Fleet:
         self._members = [Member(spec, tools) for spec in specs]
         self._arriving: list[Member] = []  # that will take another's place
         self._roster = roster_of(self._members)
+        kinds = {member.generates for member in self._members}
+        self._leaves_cores = len(kinds) == 2  # the cores were divided among both, and stay so
 
     # What there is.
 
@@ -135,13 +137,13 @@ class Fleet:
     def enlist(self, spec: ModelSpec) -> str:
         """Add one that is not known yet; the name it is shown by. `load_enlisted` is to follow.
 
-        Raises `ConfigurationError` for a name that is taken and beside a model of several engine processes,
+        Raises `ConfigurationError` for a name that is taken, and beside engine processes that leave it no core;
         `ManifestError` for an unreadable folder.
         """
-        check_undivided((*(member.spec for member in self._members), spec))
         if spec.name is None:  # whatever is found out about it later: it is asked for by what it is called now
             spec = replace(spec, name=Member(spec, self._tools).name)
         member = Member(spec, self._tools)
+        self._check_engines((*self._members, member))
         self._roster = roster_of((*self._members, member))
         self._members.append(member)
         return member.name
@@ -184,7 +186,7 @@ class Fleet:
             if new.entry.task != old.entry.task:
                 raise ConfigurationError(f"{spec.source} does not do what {old.name} does: name a model of its kind")
             members = [new if member is old else member for member in self._members]
-            check_undivided(member.spec for member in members)
+            self._check_engines(members)
             roster_of(members)
             allotment = allot(self.memory, prepared, self._others(old))
             self._arriving.append(new)
@@ -345,6 +347,9 @@ class Fleet:
     def _others(self, member: Member) -> list[Prepared]:
         others = sorted((one for one in self._members if one is not member), key=lambda one: not one.spec.preload)
         return [one.prepared for one in others if one.prepared is not None]
+
+    def _check_engines(self, members: Iterable[Member]) -> None:
+        check_engines(((one.spec, one.generates) for one in members), leave_cores=self._leaves_cores)
 
     def _publish(self) -> None:
         """Let readers see which models there are now. Raises `ConfigurationError` for two of one name."""

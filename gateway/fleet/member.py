@@ -74,6 +74,11 @@ class Member:
         return self.spec.entry(self.spec.provisional_name, "generate")
 
     @property
+    def generates(self) -> bool:
+        """Not an encoder, as far as is known before it has been exported."""
+        return self.entry.task == "generate"
+
+    @property
     def num_bytes(self) -> int:
         """Memory set aside for it."""
         return 0 if self.allotment is None else self.allotment.num_bytes

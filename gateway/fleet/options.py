@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ortserve.gateway.fleet.spec import ModelSpec, check_undivided
+from ortserve.gateway.fleet.spec import ModelSpec, check_engines
 from ortserve.gateway.options.cache import plugin_options
 from ortserve.gateway.options.drafter import draft_source
 from ortserve.gateway.served.exported import exported_folder
@@ -76,7 +76,7 @@ def model_specs(settings: Settings) -> list[ModelSpec]:
     """A server's models, those that generate first. Raises `ConfigurationError` and `ManifestError`."""
     found = sorted((_Found(one, _generates(one.entry.model)) for one in settings.models), key=_is_encoder)
     specs = [model_spec(settings, one.settings) for one in found]
-    check_undivided(specs)
+    check_engines(((spec, one.generates) for spec, one in zip(specs, found, strict=True)), leave_cores=True)
     if settings.fleet.load_on_demand:
         specs[1:] = [replace(spec, preload=False) for spec in specs[1:]]
     if settings.server.served_name is not None:

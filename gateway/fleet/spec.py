@@ -45,13 +45,24 @@ class ModelSpec:
         return ServedModel(names, task, verified, own_name=None if is_given else own)
 
 
-def check_undivided(specs: Iterable[ModelSpec]) -> None:
-    """Raise `ConfigurationError` for engine processes on the CPU beside other models: they take no turns with those."""
-    served = list(specs)
-    divided = next((spec for spec in served if spec.options.engines), None)
-    if divided is not None and len(served) > 1:
-        what = "gives the cores to a process" if divided.options.engines == 1 else "divides the cores among processes"
+def check_engines(models: Iterable[tuple[ModelSpec, bool]], *, leave_cores: bool) -> None:
+    """Raise `ConfigurationError` for engine processes on the CPU beside models that they cannot run beside.
+
+    They take no turns with others: with a second model that generates they would want the same cores, and with encoders
+    unless they leave some to these. `models`: each with whether it generates; `leave_cores`: whether they do.
+    """
+    served = list(models)
+    generating = [spec for spec, generates in served if generates]
+    num_engines = max((spec.options.engines or 0 for spec in generating), default=0)
+    if num_engines == 0 or len(served) == 1:
+        return
+    what = "gives the cores to a process" if num_engines == 1 else "divides the cores among processes"
+    divides = f"--engines {num_engines} {what} of one model"
+    if len(generating) > 1:
         raise ConfigurationError(
-            f"--engines {divided.options.engines} {what} of one model, and here are {len(served)} models: leave it out,"
-            " or serve one"
+            f"{divides}, and here are {len(generating)} models that generate: leave it out, or serve one"
+        )
+    if not leave_cores:
+        raise ConfigurationError(
+            f"{divides}, and encoders were left none when the server started: name one then, or leave it out"
         )

@@ -76,8 +76,9 @@ def test_an_encoder_s_snippet_runs(tmp_path: Path, changes: dict[str, object]) -
         (("{chat}", "--model-memory", "1MiB"), "raise --model-memory"),
         (("{chat}", "{encoder}", "--threads", "500", "--encoder-threads", "500"), "exceed"),
         (("{encoder}", "--warm", "x"), "no model here generates"),
-        (("{chat}", "{encoder}", "--engines", "2"), "divides the cores among processes of one model"),
-        (("{chat}", "{encoder}", "--engines", "1"), "gives the cores to a process of one model"),
+        (("{chat}", "{chat}", "--engines", "2"), "divides the cores among processes of one model"),
+        (("{chat}", "{encoder}", "--engines", "1000"), "--engines 1000 beside encoders needs a core for each engine"),
+        (("{chat}", "{chat}", "--engines", "1"), "gives the cores to a process of one model"),
     ],
 )
 def test_what_cannot_be_served_together_is_one_line(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,13 @@ from ortserve.gateway.fleet.member import Tools
 from ortserve.gateway.fleet.opening import FolderOpener
 from ortserve.gateway.fleet.spec import ModelSpec
 from ortserve.gateway.http.server import Limits
+from ortserve.gateway.options.model import EngineSettings
 from ortserve.gateway.served.service import ModelService
 from ortserve.runtime.config import EngineConfig
+from ortserve.runtime.errors import ConfigurationError
 from ortserve.runtime.host.threads import share_cores
 from ortserve.runtime.workers.restarts import Restarts
+from tests.gateway.encoders import write_encoder
 from tests.gateway.fleet.opener import ROOM_FOR_TWO, ScriptedOpener, make_fleet, spec_of
 from tests.gateway.running import serving
 from tests.gateway.synthetic import expected, write_synthetic_text_model
@@ -210,6 +216,54 @@ def test_models_are_administered_from_the_command_line(capsys: pytest.CaptureFix
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_synthetic_text_model(tmp_path_factory.mktemp("synthetic"))
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two engines need two cores")
+def test_engine_processes_and_encoders_run_beside_each_other(folder: Path, tmp_path: Path) -> None:
+    """Each process has a thread, and encoders one: what three cores are divided into."""
+
+    def unused(*_: object) -> Path:
+        raise AssertionError("everything is exported")
+
+    cores = share_cores(3, has_engine=True, has_encoders=True, num_processes=2)
+    divided = ModelSpec(
+        str(folder),
+        name="syn",
+        options=EngineSettings(engines=2),
+        engine=EngineConfig(max_rows=4, kv_memory=2**24, max_context=128),
+    )
+    encoder = ModelSpec(str(write_encoder(tmp_path / "encoder")), name="enc")
+    fleet = Fleet([divided, encoder], Tools(FolderOpener(unused, cores), Restarts()), memory=2**30)
+    with served(fleet) as http:
+        wait_for(lambda: is_ready(http))
+        ask = {"temperature": 0, "max_tokens": 12, "messages": [{"role": "user", "content": "abc"}]}
+        assert said(chat(http, "syn", **ask)) == expected(b"abc", 12)
+        assert http.post("/v1/embeddings", json={"model": "enc", "input": "one two"}).status_code == 200
+        assert [one["worker"] for one in http.get("/health").json()["workers"]] == ["cpu-0", "cpu-1"]
+        with pytest.raises(ConfigurationError, match="here are 2 models that generate"):
+            fleet.enlist(replace(divided, name="other"))
+        with pytest.raises(ConfigurationError, match="here are 2 models that generate"):
+            fleet.enlist(replace(divided, name="other", options=EngineSettings()))
+
+
+def test_an_encoder_does_not_come_beside_engine_processes_that_left_it_no_core(folder: Path, tmp_path: Path) -> None:
+    def unused(*_: object) -> Path:
+        raise AssertionError("nothing is loaded")
+
+    cores = share_cores(3, has_engine=True, has_encoders=False, num_processes=2)
+    divided = ModelSpec(str(folder), name="syn", options=EngineSettings(engines=2))
+    encoder = ModelSpec(str(write_encoder(tmp_path)), name="enc", options=EngineSettings(engines=2))
+
+    async def story() -> None:
+        fleet = Fleet([divided], Tools(FolderOpener(unused, cores), Restarts()), memory=2**30)
+        with pytest.raises(ConfigurationError, match="encoders were left none when the server started"):
+            fleet.enlist(encoder)
+        other = Fleet([encoder], Tools(FolderOpener(unused, cores), Restarts()), memory=2**30)
+        assert other.enlist(replace(encoder, name="second")) == "second", "an encoder has no engines to divide"
+        both = Fleet([divided, encoder], Tools(FolderOpener(unused, cores), Restarts()), memory=2**30)
+        assert both.enlist(replace(encoder, name="second")) == "second", "encoders share theirs by turns"
+
+    asyncio.run(story())
 
 
 def test_an_engine_that_dies_is_replaced_and_says_the_same(folder: Path) -> None:
