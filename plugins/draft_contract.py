@@ -11,6 +11,7 @@ from typing import ClassVar
 from ortserve.plugins.api import PluginContext
 from ortserve.plugins.drafting import Drafter, DraftRequest, Ended, SequenceView, Verified
 from ortserve.plugins.testing.arena import ModelArena
+from ortserve.plugins.testing.laws import check_laws
 
 NEVER = float("inf")  # a deadline
 _NUM_ROWS = 4
@@ -40,29 +41,19 @@ class DrafterContract:
 
     def test_the_laws_of_drafters(self) -> None:
         """Random requests of three tenants in legal orders, each tenant with words of its own."""
-        from hypothesis import HealthCheck, Phase, settings
-        from hypothesis.stateful import run_state_machine_as_test
-
         from ortserve.plugins.draft_machine import DrafterMachine
 
         contract = self
-        phases = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]
 
         class Machine(DrafterMachine):
             def __init__(self) -> None:
                 super().__init__(contract)
 
-        run_state_machine_as_test(
+        check_laws(
             Machine,
-            settings=settings(
-                max_examples=self.max_examples,
-                stateful_step_count=self.num_steps,
-                deadline=None,
-                print_blob=True,
-                report_multiple_bugs=False,
-                phases=phases if self.shrinks else phases[:-1],
-                suppress_health_check=list(HealthCheck),
-            ),
+            max_examples=self.max_examples,
+            num_steps=self.num_steps,
+            shrinks=self.shrinks,
         )
 
     def test_what_one_tenant_got_is_no_guess_for_another(self) -> None:

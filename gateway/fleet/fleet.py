@@ -16,10 +16,10 @@ from ortserve.gateway.directory import Directory, Task
 from ortserve.gateway.encoders.service import EncoderService
 from ortserve.gateway.errors import ApiError, missing_parameter, unavailable
 from ortserve.gateway.exchange import Exchange
+from ortserve.gateway.fleet.budget import Budget
 from ortserve.gateway.fleet.instance import Instance, Service
 from ortserve.gateway.fleet.member import Member, Tools
-from ortserve.gateway.fleet.memory import Allotment, NoRoomError, allot
-from ortserve.gateway.fleet.prepared import Prepared
+from ortserve.gateway.fleet.memory import Allotment
 from ortserve.gateway.fleet.refusing import check_wait, not_yet
 from ortserve.gateway.fleet.roster import roster_of
 from ortserve.gateway.fleet.spec import ModelSpec, check_engines
@@ -27,7 +27,6 @@ from ortserve.gateway.fleet.state import ModelState, state_of
 from ortserve.gateway.logs import log
 from ortserve.gateway.served.service import ModelService
 from ortserve.runtime.errors import ConfigurationError, MemoryBudgetError, OrtserveError
-from ortserve.runtime.sizes import shown_bytes
 
 HOLD_S = 30.0  # how long a request waits for a model that is on its way
 MAX_HELD = 256  # requests that wait so
@@ -50,7 +49,6 @@ class Fleet:
 
         Raises `ConfigurationError` for two models of one name, `ManifestError` for an unreadable folder.
         """
-        self.memory = memory
         self.is_started = False  # all that are to be there from the start have been loaded
         self._tools = tools
         self._drain_s = drain_s
@@ -58,10 +56,9 @@ class Fleet:
         self._num_held = 0
         self._is_closing = False
         self.is_leaving = False  # the server ends soon: readiness fails, and requests are still taken
-        self._making_room = asyncio.Lock()
         self._loads: dict[Member, asyncio.Task[None]] = {}
         self._members = [Member(spec, tools) for spec in specs]
-        self._arriving: list[Member] = []  # that will take another's place
+        self._budget = Budget(memory, self._members)
         self._roster = roster_of(self._members)
         kinds = {member.generates for member in self._members}
         self._leaves_cores = len(kinds) == 2  # the cores were divided among both, and stay so
@@ -78,9 +75,14 @@ class Fleet:
         return [self._state_of(member) for member in self._roster.members]
 
     @property
+    def memory(self) -> int:
+        """Bytes for all models together."""
+        return self._budget.memory
+
+    @property
     def num_bytes(self) -> int:
         """Set aside for models."""
-        return sum(member.num_bytes for member in (*self._members, *self._arriving))
+        return self._budget.num_bytes
 
     @property
     def is_closing(self) -> bool:
@@ -188,11 +190,11 @@ class Fleet:
             members = [new if member is old else member for member in self._members]
             self._check_engines(members)
             roster_of(members)
-            allotment = allot(self.memory, prepared, self._others(old))
-            self._arriving.append(new)
+            allotment = self._budget.allot(prepared, old)
+            self._budget.arriving.append(new)
             old.is_moving = True
             try:
-                if self.num_bytes + allotment.num_bytes <= self.memory:
+                if self._budget.has_room(allotment):
                     await new.open(allotment)
                     self._install(new, old)
                     await old.close(drain_s)
@@ -200,8 +202,8 @@ class Fleet:
                     await self._replace(old, new, allotment, drain_s)
             finally:
                 old.is_moving = False
-                if new in self._arriving:
-                    self._arriving.remove(new)
+                if new in self._budget.arriving:
+                    self._budget.arriving.remove(new)
                 old.turn_to(old.phase, old.error)  # wakes those who wait: their model may be the new one now
 
     def drain(self, drain_s: float) -> None:
@@ -290,33 +292,20 @@ class Fleet:
                 member.turn_to("failed", str(error))
                 raise
             try:
-                allotment = await self._make_room(member, prepared)
+                allotment = await self._budget.make_room(
+                    member, prepared, may_evict=self.is_started, drain_s=self._drain_s
+                )
             except MemoryBudgetError as error:
                 member.turn_to("unloaded", str(error))
                 raise
             member.is_on_demand = True
             await member.open(allotment)
 
-    async def _make_room(self, member: Member, prepared: Prepared) -> Allotment:
-        """Memory that is free for it. Idle models that are not pinned give way, the least recently used one first."""
-        async with self._making_room:
-            allotment = allot(self.memory, prepared, self._others(member))
-            while self.num_bytes - member.num_bytes + allotment.num_bytes > self.memory:
-                victims = [one for one in self._members if one.is_idle and not one.spec.pinned]
-                if not (victims and self.is_started):
-                    raise self._no_room(member, allotment)
-                victim = min(victims, key=_last_used)
-                log().info("model_gives_way", model=victim.name, to=member.name)
-                async with victim.lock:
-                    await victim.close(self._drain_s)
-            member.allotment = allotment  # at once: nobody else may count on it
-            return allotment
-
     async def _replace(self, old: Member, new: Member, allotment: Allotment, drain_s: float) -> None:
         """Swap where both do not fit: the old one goes first, and comes back if the new one cannot be loaded."""
         former = old.allotment
-        if self.num_bytes - old.num_bytes + allotment.num_bytes > self.memory:
-            raise self._no_room(new, allotment)
+        if not self._budget.has_room(allotment, old):
+            raise self._budget.no_room(new, allotment)
         new.allotment = allotment  # at once, in the old one's place
         old.allotment = None
         await old.close(drain_s)
@@ -332,21 +321,9 @@ class Fleet:
         self._install(new, old)
 
     def _install(self, new: Member, old: Member) -> None:
-        self._arriving.remove(new)
+        self._budget.arriving.remove(new)
         self._members[self._members.index(old)] = new
         self._publish()
-
-    def _no_room(self, member: Member, allotment: Allotment) -> NoRoomError:
-        held = ", ".join(f"{one.name} {shown_bytes(one.num_bytes)}" for one in self._members if one.num_bytes)
-        return NoRoomError(
-            f"{member.name} needs {shown_bytes(allotment.num_bytes)} of the {shown_bytes(self.memory)} for models,"
-            f" and those that are loaded cannot give way ({held}): unload one, lower --kv-memory or"
-            " --prompt-cache-memory, or raise --model-memory"
-        )
-
-    def _others(self, member: Member) -> list[Prepared]:
-        others = sorted((one for one in self._members if one is not member), key=lambda one: not one.spec.preload)
-        return [one.prepared for one in others if one.prepared is not None]
 
     def _check_engines(self, members: Iterable[Member]) -> None:
         check_engines(((one.spec, one.generates) for one in members), leave_cores=self._leaves_cores)
@@ -354,8 +331,3 @@ class Fleet:
     def _publish(self) -> None:
         """Let readers see which models there are now. Raises `ConfigurationError` for two of one name."""
         self._roster = roster_of(self._members)
-
-
-def _last_used(member: Member) -> float:
-    assert member.instance is not None
-    return member.instance.last_used

@@ -32,7 +32,8 @@ def resident_weights(prepared: Prepared) -> int:
     """Bytes that its weights hold once loaded, in every process; nothing here for a model on a device."""
     if isinstance(prepared.manifest, Manifest) and prepared.manifest.kv.kind == "pages":
         return SESSION_BYTES
-    return (int(prepared.weight_bytes * WEIGHT_FACTOR) + SESSION_BYTES) * (prepared.spec.options.engines or 1)
+    num_engines = prepared.spec.options.engines or 1 if prepared.generates else 1  # an encoder has no engines
+    return (int(prepared.weight_bytes * WEIGHT_FACTOR) + SESSION_BYTES) * num_engines
 
 
 def planned_bytes(total: int, own: Prepared, others: Sequence[Prepared]) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from ortserve.plugins.api import CacheQuery, PluginContext, PromptCache
+from ortserve.plugins.testing.laws import check_laws
 
 
 class PromptCacheContract:
@@ -30,30 +31,20 @@ class PromptCacheContract:
 
     def test_the_laws_of_prompt_caches(self) -> None:
         """Random requests in legal orders; the arena's bytes tell whether a hit is what it claims to be."""
-        from hypothesis import HealthCheck, Phase, settings
-        from hypothesis.stateful import run_state_machine_as_test
-
         from ortserve.plugins.testing.machine import PromptCacheMachine
 
         contract = self
-        phases = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]
 
         class Machine(PromptCacheMachine):
             def __init__(self) -> None:
                 super().__init__(contract)
 
-        run_state_machine_as_test(
+        check_laws(
             Machine,
-            settings=settings(
-                max_examples=self.max_examples,
-                stateful_step_count=self.num_steps,
-                derandomize=not self.is_random,
-                deadline=None,
-                print_blob=True,
-                report_multiple_bugs=False,
-                phases=phases if self.shrinks else phases[:-1],
-                suppress_health_check=list(HealthCheck),
-            ),
+            max_examples=self.max_examples,
+            num_steps=self.num_steps,
+            shrinks=self.shrinks,
+            is_random=self.is_random,
         )
 
     def test_what_may_be_kept_in_memory_only_does_not_outlive_the_process(self) -> None:

@@ -18,7 +18,8 @@ import pytest
 from ortserve.gateway import cli
 from ortserve.gateway.fleet.fleet import Fleet
 from ortserve.gateway.fleet.member import Tools
-from ortserve.gateway.fleet.opening import FolderOpener
+from ortserve.gateway.fleet.memory import resident_weights
+from ortserve.gateway.fleet.opening import FolderOpener, find_prepared
 from ortserve.gateway.fleet.spec import ModelSpec
 from ortserve.gateway.http.server import Limits
 from ortserve.gateway.options.model import EngineSettings
@@ -262,6 +263,10 @@ def test_an_encoder_does_not_come_beside_engine_processes_that_left_it_no_core(f
         assert other.enlist(replace(encoder, name="second")) == "second", "an encoder has no engines to divide"
         both = Fleet([divided, encoder], Tools(FolderOpener(unused, cores), Restarts()), memory=2**30)
         assert both.enlist(replace(encoder, name="second")) == "second", "encoders share theirs by turns"
+        divided_memory, alone = find_prepared(encoder), find_prepared(replace(encoder, options=EngineSettings()))
+        assert divided_memory is not None
+        assert alone is not None
+        assert resident_weights(divided_memory) == resident_weights(alone)
 
     asyncio.run(story())
 
