@@ -10,7 +10,9 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ortserve.gateway.store import records
 from ortserve.gateway.store.pages import CursorError, Page, PageRequest, page_query
+from ortserve.gateway.store.records import Owned
 from ortserve.gateway.store.schema import ITEM_OVERHEAD, PLACE_OVERHEAD
 
 JOINED = "FROM places JOIN items ON items.number = places.item WHERE places.record = ?"
@@ -103,6 +105,14 @@ def delete_record(connection: sqlite3.Connection, record: int) -> None:
     numbers = [row[0] for row in connection.execute("SELECT item FROM places WHERE record = ?", (record,))]
     connection.execute("DELETE FROM records WHERE position = ?", (record,))
     _drop_orphans(connection, numbers)
+
+
+def delete_named(connection: sqlite3.Connection, owned: Owned, id: str, *, now: float) -> bool:
+    """Delete the record of that id with its items; whether there was one."""
+    record = records.find(connection, owned, id, now=now)
+    if record is not None:
+        delete_record(connection, record.position)
+    return record is not None
 
 
 def _drop_orphans(connection: sqlite3.Connection, numbers: Sequence[int]) -> None:

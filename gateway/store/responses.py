@@ -123,14 +123,7 @@ class Responses:
     async def delete(self, tenant: bytes, id: str) -> bool:
         """Whether there was one."""
         owned, now = Owned(KIND, tenant), self.clock()
-
-        def work(connection: sqlite3.Connection) -> bool:
-            record = records.find(connection, owned, id, now=now)
-            if record is not None:
-                items.delete_record(connection, record.position)
-            return record is not None
-
-        return await self.database.run(work)
+        return await self.database.run(lambda connection: items.delete_named(connection, owned, id, now=now))
 
     def end_interrupted(self, ended: Callable[[bytes], bytes]) -> int:
         """Write `ended(body)` for those that a server left running when it ended; how many."""
