@@ -38,8 +38,9 @@ from ortserve.runtime.pages.parts import open_paged_parts
 from ortserve.runtime.plan import NO_DRAFTER, EnginePlan, plan_engine
 from ortserve.runtime.sampling.sampler import Sampler
 from ortserve.runtime.scheduling.blocks import BlockPool
+from ortserve.runtime.scheduling.cache_blocks import CacheBlocks
 from ortserve.runtime.scheduling.page_reuse import new_page_reuse
-from ortserve.runtime.scheduling.reuse import CacheBlocks, Reuse, new_reuse
+from ortserve.runtime.scheduling.reuse import Reuse, new_reuse
 from ortserve.runtime.session import check_int8_kernels, require_version
 from ortserve.runtime.slots.kv import SlotKvStore
 from ortserve.runtime.slots.kv_kernels import check_exact_kv

@@ -57,6 +57,7 @@ class Sequence:
     promised: float = 0.0  # guesses that should have held by what the drafter said of them, kept by `adaptation`
     kept: float = 0.0  # those that did
     hope: float = 0.0  # share of the way that a bad acceptance fades with each undrafted step, kept by `adaptation`
+    is_cold: bool = False  # its prefix has been waited for in vain
     hit: Hit | None = None  # while queued and waiting for it, and from admission until its blocks are copied
     ticket: Ticket | None = None  # while it computes tokens that others may use
     num_preemptions: int = 0

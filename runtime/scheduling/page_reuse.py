@@ -12,7 +12,8 @@ from collections.abc import Sequence as Values
 from ortserve.plugins.api import Hit, Part, PromptCache
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.scheduling.blocks import BlockPool
-from ortserve.runtime.scheduling.reuse import CacheBlocks, Reuse
+from ortserve.runtime.scheduling.cache_blocks import CacheBlocks
+from ortserve.runtime.scheduling.reuse import Reuse
 from ortserve.runtime.sequence import Sequence
 from ortserve.runtime.step import CopyBlock, Move
 

@@ -104,7 +104,7 @@ class Placement:
             leader = self._leader(sequence)
             if leader is not None and leader.num_computed < self._num_shared(sequence):
                 continue  # what it would compute is being computed; those behind it may pass
-            if leader is None and sequence.stage is Stage.WAITING and self.reuse.is_held(sequence):
+            if leader is None and sequence.stage is Stage.WAITING and self.reuse.is_held(sequence, now_s):
                 continue
             if not self._make_room(sequence):
                 return

@@ -6,6 +6,7 @@ that step has run. A cache that raises or answers what it cannot is switched off
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Values
 from dataclasses import dataclass
@@ -30,50 +31,15 @@ from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.rotary import salt_within
 from ortserve.runtime.scheduling.blocks import BlockPool
 from ortserve.runtime.scheduling.cache_answers import BrokenLawError, of_type, refused_blocks
+from ortserve.runtime.scheduling.cache_blocks import CacheBlocks
 from ortserve.runtime.sequence import Sequence
 from ortserve.runtime.step import LoadBlocks, Move, SaveBlocks
 
 Answer = TypeVar("Answer")
+LOAD_LIMIT_S = 10.0  # a slower tier that has not brought a prefix by then may never do
+LOAD_PAUSE_S = 60.0  # in which nobody waits for it again
 _MISS = Hit(-1, HitState.READY)  # stand-ins of a cache that has just been switched off
 _NOBODY = Ticket(-1)
-
-
-class CacheBlocks:
-    """Host blocks as the cache sees them (its `BlockSource`), and which of them it holds, whatever it says itself."""
-
-    def __init__(self, pool: BlockPool) -> None:
-        self._pool = pool
-        self._published: set[int] = set()
-        self._taken: set[int] = set()  # perhaps being written by a thread of the cache
-
-    @property
-    def owned(self) -> frozenset[int]:
-        """Every block the cache has a reference to."""
-        return frozenset(self._published | self._taken)
-
-    def take(self, count: int) -> Values[int]:
-        """Part of `BlockSource`."""
-        blocks = self._pool.allocate(min(count, self._pool.num_free))
-        self._taken.update(blocks)
-        return tuple(blocks)
-
-    def give_back(self, blocks: Iterable[int]) -> None:
-        """Part of `BlockSource`. Raises `ValueError` for a block the cache does not hold."""
-        for block in blocks:
-            if block not in self._published and block not in self._taken:
-                raise ValueError(f"block {block} is given back but not held")
-            self._published.discard(block)
-            self._taken.discard(block)
-            self._pool.release((block,))
-
-    def accept(self, blocks: Iterable[int]) -> None:
-        """The cache has kept these published blocks: the reference is now its own."""
-        self._published.update(blocks)
-
-    def reclaim(self) -> None:
-        """The cache is gone. Blocks that its threads may still write stay out of use for good."""
-        self._pool.release(self._published)
-        self._published = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +49,14 @@ class _Saving:
     ticket: Ticket
     part: Part
     is_last: bool  # nothing more will come of this request
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Who waits for a hit that is not READY, and until when (the engine's clock)."""
+
+    sequence: Sequence
+    until_s: float
 
 
 class Reuse:
@@ -95,7 +69,8 @@ class Reuse:
         self._plan = plan
         self._owned = owned
         self._is_gone = False  # switched off; its blocks are reclaimed when no step copies them any more
-        self._held: dict[int, Sequence] = {}  # by id of a hit that is not READY
+        self._held: dict[int, _Held] = {}  # by id of the hit
+        self._no_loads_until_s = -math.inf
         self._loading: list[Hit] = []  # READY hits whose blocks the next step, or the running one, copies
         self._leaving: list[int] = []  # host blocks that the step being planned still reads
         self._queued: list[_Saving] = []  # their moves are not part of a step yet
@@ -111,18 +86,33 @@ class Reuse:
         nobody: list[int] = []
         changed = self._ask(lambda cache: [of_type(HitChange, change).hit_id for change in cache.poll()], nobody)
         for hit_id in changed:
-            sequence = self._held.pop(hit_id, None)
-            if sequence is not None:
-                self._drop_hit(sequence)
+            held = self._held.pop(hit_id, None)
+            if held is not None:
+                self._drop_hit(held.sequence)
 
-    def is_held(self, sequence: Sequence) -> bool:
-        """Look up a waiting sequence's prefix, once; True while it should wait for more of it."""
-        if sequence.hit is None and self._is_on(sequence):
+    def is_held(self, sequence: Sequence, now_s: float) -> bool:
+        """Look up a waiting sequence's prefix, once; True while it should wait for more of it.
+
+        A slower tier that hangs, such as a network's, is waited for so long and no longer: the prefix is computed.
+        """
+        if sequence.hit is None and not sequence.is_cold and self._is_on(sequence):
             query = self._query(sequence)
             sequence.hit = self._ask(lambda cache: self._sound(cache.lookup(query), query), _MISS)
             if sequence.hit.state in (HitState.LOADING, HitState.COMPUTING):
-                self._held[sequence.hit.id] = sequence
-        return sequence.hit is not None and sequence.hit.id in self._held
+                limit_s = LOAD_LIMIT_S if sequence.hit.state is HitState.LOADING else math.inf
+                is_paused = limit_s < math.inf and now_s < self._no_loads_until_s
+                self._held[sequence.hit.id] = _Held(sequence, now_s if is_paused else now_s + limit_s)
+        held = None if sequence.hit is None else self._held.get(sequence.hit.id)
+        if held is None or now_s < held.until_s:
+            return held is not None
+        if now_s >= self._no_loads_until_s:
+            log = structlog.get_logger("ortserve.cache")
+            reason = f"a prefix has not come within {LOAD_LIMIT_S:g} s, and is computed; its disk or network may hang"
+            log.warning("the prompt cache does not load", cache=self.name, reason=reason, seconds=LOAD_PAUSE_S)
+            self._no_loads_until_s = now_s + LOAD_PAUSE_S
+        self._drop_hit(sequence)
+        sequence.is_cold = True
+        return False
 
     def num_found(self, sequence: Sequence) -> int:
         """Tokens of a waiting sequence that can be taken now."""
@@ -340,8 +330,8 @@ class Reuse:
         log.error("the prompt cache is switched off", cache=self.name, reason=reason, exc_info=True)
         self.cache = NoCache()
         self._is_gone = True
-        for sequence in self._held.values():
-            sequence.hit = None
+        for held in self._held.values():
+            held.sequence.hit = None
         self._held = {}
         self._loading = []
 

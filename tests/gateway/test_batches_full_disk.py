@@ -187,6 +187,7 @@ def test_a_result_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_an_upload_that_the_disk_refuses_is_a_503(tmp_path: Path) -> None:
     with serving(tmp_path) as http:
         folder = tmp_path / "files"
+        assert http.get("/v1/files").status_code == 200, "it has started, and swept what was there"
         folder.rename(tmp_path / "elsewhere")
         error = refused(http.post("/v1/files", **form(b"x" * 1000)), 503)
         assert error["message"] == "The file cannot be kept: No such file or directory."

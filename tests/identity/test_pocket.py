@@ -29,7 +29,7 @@ from ortserve.runtime.opening import open_engine as open_composed
 from ortserve.runtime.plan import plan_engine
 from ortserve.runtime.request import Completion, Delta, FinishReason, Request, SamplingParams
 from ortserve.runtime.scheduling.blocks import BlockPool
-from ortserve.runtime.scheduling.reuse import CacheBlocks
+from ortserve.runtime.scheduling.cache_blocks import CacheBlocks
 from ortserve.runtime.slots.kv import SlotKvStore
 from ortserve.runtime.slots.runner import Runner
 from ortserve.runtime.speculation.drafting import Drafting

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
 import pytest
-from structlog.testing import capture_logs
 
 from ortserve.plugins.api import (
     Breakpoint,
     CacheMode,
     CacheQuery,
-    CacheStats,
     Hit,
     HitState,
     Part,
@@ -26,8 +23,8 @@ from ortserve.runtime.engine import Engine
 from ortserve.runtime.plan import EnginePlan
 from ortserve.runtime.request import CacheHints, Completion, FinishReason, Request, SamplingParams
 from ortserve.runtime.scheduling.audit import audit
-from ortserve.runtime.scheduling.cache_answers import BrokenLawError
-from ortserve.runtime.scheduling.reuse import CacheBlocks, new_reuse
+from ortserve.runtime.scheduling.cache_blocks import CacheBlocks
+from ortserve.runtime.scheduling.reuse import new_reuse
 from ortserve.runtime.step import Step, SwapIn
 from tests.runtime.synthetic import SyntheticModel, greedy_tokens, run_to_end, whole
 
@@ -208,76 +205,6 @@ def test_a_cache_that_finds_what_it_cannot_have_is_not_believed(
     reply = one(engine, Request("r", PREFIX, SAMPLING))
     assert list(reply.token_ids) == greedy_tokens(PREFIX, SAMPLING)
     assert type(engine.reuse.cache) is NoCache
-
-
-class Answering(NoCache):
-    """The null object but for one method."""
-
-    def __init__(self, method: str, answer: Callable[..., object]) -> None:
-        super().__init__()
-        setattr(self, method, answer)
-
-
-def raise_exit(*_: object) -> None:
-    raise SystemExit("a plugin that ends the program")
-
-
-@pytest.mark.parametrize(
-    ("method", "answer", "reason"),
-    [
-        ("lookup", lambda query: None, "NoneType where Hit"),
-        ("lookup", lambda query: Hit(cast(int, []), HitState.READY), "unhashable"),
-        ("lookup", lambda query: Hit(1, HitState.READY, (0,), cast(int, "8")), "TypeError"),
-        ("lookup", raise_exit, "SystemExit"),
-        ("poll", lambda: None, "not iterable"),
-        ("poll", lambda: [7], "int where HitChange"),
-        ("announce", lambda query, start: None, "NoneType where Ticket"),
-        ("publish", lambda ticket, part: None, "not iterable"),
-        ("publish", lambda ticket, part: [*part.blocks, *part.blocks], "twice"),
-        ("publish", lambda ticket, part: [99_999], "not offered"),
-        ("publish", lambda ticket, part: [[]], "unhashable"),
-    ],
-)
-def test_a_cache_that_inherits_the_null_object_is_asked_and_its_answers_are_checked(
-    synthetic: SyntheticModel,
-    method: str,
-    answer: Callable[..., object],
-    reason: str,
-) -> None:
-    plan = plan_of(synthetic)
-    reuse = new_reuse(plan, lambda blocks: cast(PromptCache, Answering(method, answer)))
-    reuse.name = "strange"
-    engine = Engine(synthetic.manifest, plan, synthetic.engine(plan)._runner, synthetic.sampler, reuse=reuse)
-    with capture_logs() as logged:
-        reply = one(engine, Request("r", PREFIX, SAMPLING))
-    assert list(reply.token_ids) == greedy_tokens(PREFIX, SAMPLING)
-    assert type(engine.reuse.cache) is NoCache
-    (said,) = (line for line in logged if line["event"] == "the prompt cache is switched off")
-    assert said["cache"] == "strange"
-    assert reason in said["reason"]
-    assert engine.reuse.pool.num_free == plan.num_host_blocks
-    assert audit(engine.scheduler, plan) == []
-
-
-@pytest.mark.parametrize("method", ["clear", "pin", "entries", "stats"])
-@pytest.mark.parametrize("answer", [raise_exit, lambda *_: None, lambda *_: ["no entry"]])
-def test_what_an_operator_asks_of_a_broken_cache_ends_the_cache(
-    synthetic: SyntheticModel, method: str, answer: Callable[..., object]
-) -> None:
-    reuse = new_reuse(plan_of(synthetic), lambda blocks: cast(PromptCache, Answering(method, answer)))
-    ask: dict[str, Callable[[], object]] = {
-        "clear": lambda: reuse.clear(None),
-        "pin": lambda: reuse.pin(PREFIX, b"", 1.0),
-        "entries": reuse.entries,
-    }
-    with capture_logs() as logged:
-        if method == "stats":
-            assert reuse.stats() == CacheStats(), "metrics go on"
-        else:
-            with pytest.raises(BrokenLawError):
-                ask[method]()
-    assert type(reuse.cache) is NoCache
-    assert [line["event"] for line in logged] == ["the prompt cache is switched off"]
 
 
 @pytest.mark.parametrize("when", ["lookup", "announce", "publish", "finish"])
