@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,17 +50,17 @@ def describe_generation(checkpoint: Checkpoint) -> GenerationDefaults:
     if fields.get("do_sample") is False:
         return GenerationDefaults(temperature=0.0)
 
-    def positive(key: str) -> float | None:
+    def positive(key: str, most: float = math.inf) -> float | None:
         value = fields.get(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return None
-        return float(value) if value > 0 else None
+        return float(value) if 0 < value <= most and math.isfinite(value) else None
 
     top_k = positive("top_k")
     return GenerationDefaults(
         temperature=positive("temperature"),
-        top_p=positive("top_p"),
-        top_k=None if top_k is None else int(top_k),
+        top_p=positive("top_p", 1.0),
+        top_k=None if top_k is None or top_k % 1 else int(top_k),
         repetition_penalty=positive("repetition_penalty"),
     )
 

@@ -65,6 +65,7 @@ class Drafting:
         self._pending: Future[Values[Draft]] | None = None  # of a deadline that was missed
         self._answered_s = 0.0  # what the last answer took; written before it is handed over
         self._num_misses = 0
+        self._has_complained = False
         self._pause_s = FIRST_PAUSE_S
         self._paused_until = -math.inf
         self._known: set[str] = set()
@@ -189,7 +190,17 @@ class Drafting:
             tokens = draft.tokens[:most]
             if tokens and all(isinstance(token, int) and 0 <= token < self._vocab_size for token in tokens):
                 found[draft.id] = replace(draft, tokens=tokens, chances=chances[:most])
+            elif tokens:
+                self._complain(tokens)
         return found
+
+    def _complain(self, tokens: tuple[int, ...]) -> None:
+        """Tell its author, once: what is dropped would not be missed."""
+        if not self._has_complained:
+            self._has_complained = True
+            reason = f"{tokens[:8]!r}"[:200] + f" are not all ids of tokens, which are below {self._vocab_size}"
+            log = structlog.get_logger("ortserve.drafter")
+            log.warning("a draft is dropped", drafter=self._name, reason=reason)
 
     def _miss(self) -> None:
         self.stats.num_missed_deadlines += 1

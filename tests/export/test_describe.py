@@ -55,7 +55,10 @@ def test_sampling_defaults_come_from_generation_config(tmp_path: Path) -> None:
     assert _manifest(tmp_path, generation=generation).generation == GenerationDefaults(0.7, 0.8, 20, 1.1)
 
 
-@pytest.mark.parametrize("generation", [None, {}, {"temperature": "hot"}])
+@pytest.mark.parametrize(
+    "generation",
+    [None, {}, {"temperature": "hot"}, {"top_p": 7, "top_k": 1.5}, {"temperature": float("inf"), "top_k": -1}],
+)
 def test_without_usable_sampling_values_nothing_is_stated(tmp_path: Path, generation: dict[str, Any] | None) -> None:
     assert _manifest(tmp_path, generation=generation).generation == GenerationDefaults()
 

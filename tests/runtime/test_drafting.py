@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from ortserve.plugins.drafting import Draft, DraftRequest, Ended, SequenceView, Verified
 from ortserve.runtime.config import EngineConfig
@@ -345,3 +346,13 @@ def test_a_hostile_drafter_costs_time_only(
     if what == "hangs":
         assert engine.drafting.stats.num_missed_deadlines == 1  # it is not asked again while it hangs
         assert MAX_MISSES > 1
+
+
+def test_guesses_that_are_no_tokens_are_told_once(synthetic: SyntheticModel) -> None:
+    engine = drafted_engine(synthetic, plan_of(synthetic), GuessingDrafter(lambda tokens, wanted: (5, PADDING_ID)))
+    with capture_logs() as logged:
+        replies = replies_of(engine, [Request(f"r{n}", (5, 6, 7, n), GREEDY) for n in range(3)])
+    assert list(replies["r0"].token_ids) == greedy_tokens((5, 6, 7, 0), GREEDY)
+    (told,) = (line for line in logged if line["event"] == "a draft is dropped")
+    assert told["drafter"] == "GuessingDrafter"
+    assert f"(5, {PADDING_ID})" in told["reason"]
