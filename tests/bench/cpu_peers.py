@@ -42,7 +42,9 @@ from tests.bench.peers.work import (
 )
 
 QUESTION, ANSWER = "What is 23 + 58?", "81"
-COPY_TOKENS = 96
+TEXTS = ("editing", "extraction", "chat")  # kinds of work with real text
+TEXT_TOKENS, ONE_BY_ONE = 128, 4
+GUESSES = ("drafts", "small")
 MANY_TOKENS = 512  # shorter prompts are repeated within a round
 MEGABYTE = 1_000_000
 Figures = Iterator[tuple[str, float]]
@@ -116,11 +118,20 @@ class Parts:
         yield from interference_figures(self._side.run(interference(self._prompts)))
 
     def drafts(self) -> Figures:
-        """Passages to be given back. Run for two sides of one library: with guesses and without."""
-        for streams in (1, 8):
-            asked = works("copying", self._number, streams)
-            asks = [Ask(self._chat(work.question), COPY_TOKENS, ignore_eos=False) for work in asked]
-            yield f"tokens/s copying, {streams} streams", whole_rate(self._side.run(asks))
+        """Real text, whose replies repeat what was said before. Run for each library with guesses and without."""
+        for kind in TEXTS:
+            one, *many = self._asks(kind, 1 + ONE_BY_ONE + 8)
+            self._side.run([one])  # what a server learns at the first request of a kind is not measured
+            alone = [self._side.run([ask])[0] for ask in many[:ONE_BY_ONE]]
+            seconds = sum(reply.arrivals[-1] - reply.sent_s for reply in alone)
+            yield f"tokens/s {kind}, 1 stream", sum(reply.num_tokens for reply in alone) / seconds
+            together = self._side.run(many[ONE_BY_ONE:])
+            yield f"tokens/s {kind}, 8 streams", whole_rate(together)
+            yield f"tokens of all replies, {kind}", sum(reply.num_tokens for reply in (*alone, *together))
+
+    def _asks(self, kind: str, count: int) -> list[Ask]:
+        works_of_kind = works(kind, self._number, count)
+        return [Ask(self._chat(work.question), TEXT_TOKENS, ignore_eos=False) for work in works_of_kind]
 
     def check(self) -> str:
         """The reply to a question whose answer is known: do they compute the same model?"""
@@ -168,14 +179,16 @@ def details(found: Found) -> dict[str, object]:
     return {"figures": found.figures, "not_run": found.not_run, "answers": found.answers}
 
 
-def chosen(known: Mapping[str, object]) -> Callable[[str], list[str]]:
-    """Names out of `known`. The function raises `argparse.ArgumentTypeError` naming all of them."""
+def chosen(known: Mapping[str, object], suffixes: Sequence[str] = ()) -> Callable[[str], list[str]]:
+    """Names out of `known`, with `+` and a suffix or without. It raises `argparse.ArgumentTypeError` naming all."""
+    accepted = [*known, *(f"{name}+{suffix}" for name in known for suffix in suffixes)]
 
     def choose(text: str) -> list[str]:
         names = text.split(",")
-        unknown = [name for name in names if name.removesuffix("+drafts") not in known]
+        unknown = [name for name in names if name not in accepted]
         if unknown:
-            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown: choose from {', '.join(known)}")
+            more = "".join(f", with or without +{suffix}" for suffix in suffixes)
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown: choose from {', '.join(known)}{more}")
         return names
 
     return choose
@@ -186,8 +199,11 @@ def main() -> int:
     add = parser.add_argument
     add("checkpoint", type=Path, help="a Llama whose tokenizer is the bundled model's, as `ortserve widen` makes it")
     add("--work", type=Path, required=True, metavar="DIR", help="where every side's form of it is made and kept")
-    sides_help = f"{', '.join(ROSTER)}; NAME+drafts: with its own guesses; the first of ours is what ratios are of"
-    add("--sides", type=chosen(ROSTER), default=list(ROSTER), metavar="A,B", help=sides_help)
+    sides_help = (
+        f"{', '.join(ROSTER)}; the first of ours is what ratios are of; NAME+drafts: with guesses from the text,"
+        " NAME+small: with a small model's"
+    )
+    add("--sides", type=chosen(ROSTER, GUESSES), default=list(ROSTER), metavar="A,B", help=sides_help)
     add("--parts", type=chosen(PARTS), default=list(PARTS)[:-1], metavar="A,B", help=", ".join(PARTS))
     add("--llama", type=Path, metavar="DIR", help="folder of llama-server and llama-quantize")
     add("--openvino-python", type=Path, metavar="PATH", help="interpreter that has openvino-genai")
@@ -205,9 +221,10 @@ def main() -> int:
     sides, found = dict[str, Side](), Found()
     try:
         for name in arguments.sides:
-            entrant, drafts = ROSTER[name.removesuffix("+drafts")], name.endswith("+drafts")
+            plain, _, guesses = name.partition("+")
+            entrant = ROSTER[plain]
             try:
-                sides[name] = start(entrant, tools, pythons.get(entrant.library), extra.get(name, ""), drafts=drafts)
+                sides[name] = start(entrant, tools, pythons.get(entrant.library), extra.get(name, ""), guesses=guesses)
             except (NotMadeError, SideError) as error:
                 found.not_run[name] = str(error)
         compare(sides, arguments, tokenizer, found)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,8 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from ortserve.export.open_source import open_source
 from ortserve.export.publish import export_checkpoint
-from tests.bench.cpu_peers import Found
-from tests.bench.peers.models import NotMadeError, Tools, fill_zeros, write_llama
+from tests.bench.cpu_peers import GUESSES, Found, chosen
+from tests.bench.peers.models import NotMadeError, Tools, fill_zeros, pad_vocabulary, write_llama
+from tests.bench.peers.roster import ROSTER
 from tests.bench.peers.sides import SideError, Worker
 from tests.bench.peers.work import Ask, Prompts, Timeline, decode_rate, interference_figures, latency_p95, whole_rate
 from tests.export.checkpoints import Tiny, write_checkpoint
@@ -132,3 +136,39 @@ def test_a_form_whose_tools_are_not_there_says_so(tiny: Path, tmp_path: Path) ->
     for form, reason in (("gguf-q8_0.gguf", "llama.cpp"), ("genai-int4", "there is no"), ("openvino-int8", "optimum")):
         with pytest.raises(NotMadeError, match=reason):
             tools.make(form)
+
+
+def test_a_small_model_gets_rows_for_all_ids_of_the_large_one_and_its_tokenizer(tiny: Path, tmp_path: Path) -> None:
+    large = shutil.copytree(tiny, tmp_path / "large")
+    config = json.loads((large / "config.json").read_text())
+    (large / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 7}))
+    pad_vocabulary(tiny, large, tmp_path / "padded")
+    name = "model.embed_tokens.weight"
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny, tmp_path / "padded"))
+    rows = len(before[name])
+    assert after[name].shape == (rows + 7, before[name].shape[1])
+    assert np.array_equal(after[name][:rows], before[name])
+    assert not after[name][rows:].any()
+    assert all(np.array_equal(values, after[other]) for other, values in before.items() if other != name)
+    assert json.loads((tmp_path / "padded" / "config.json").read_text()) == config | {"vocab_size": rows + 7}
+    assert (tmp_path / "padded" / "tokenizer.json").read_bytes() == (large / "tokenizer.json").read_bytes()
+
+
+def test_sides_are_chosen_with_guesses_or_without(tmp_path: Path) -> None:
+    choose = chosen(ROSTER, GUESSES)
+    assert choose("ours-int8,ours-int8+drafts,llama-q8_0+small") == [
+        "ours-int8",
+        "ours-int8+drafts",
+        "llama-q8_0+small",
+    ]
+    for wrong in ("ours", "ours-int8+", "ours-int8+other", "+drafts"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is unknown: choose from ours-int8"):
+            choose(wrong)
+    tools = Tools(tmp_path, tmp_path, None, None, None)
+    (tmp_path / "gguf-small.gguf").touch()
+    llama = ROSTER["llama-q8_0"]
+    assert llama.guessing("", tools) == ""
+    assert "ngram-simple" in llama.guessing("drafts", tools)
+    assert f"-md {tmp_path / 'gguf-small.gguf'}" in llama.guessing("small", tools)
+    with pytest.raises(SideError, match="no such guesses"):
+        ROSTER["genai-int8"].guessing("drafts", tools)

@@ -18,6 +18,7 @@ import numpy as np
 from ml_dtypes import bfloat16
 from safetensors.numpy import load_file, save_file
 
+from ortserve.export.bundled import bundled_draft
 from tests.bench.measurement import command
 from tests.export.gguf_writer import interleave, write_gguf
 
@@ -62,6 +63,8 @@ class Tools:
         target = self.work / form
         if form == "checkpoint" and not target.exists():
             fill_zeros(self.source, target)
+        if form == "small" and not target.exists():
+            pad_vocabulary(bundled_draft(), self.source, target)
         if target.exists():
             return target
         family, _, kind = form.partition("-")
@@ -80,11 +83,13 @@ class Tools:
         _run([*command("export", self.checkpoint, target), *words], dict(os.environ))
 
     def _gguf(self, kind: str, target: Path) -> None:
-        if kind == "bf16":
-            write_llama(self.checkpoint, target)
+        """`bf16`, what llama-quantize makes of it, or `small`: the small model in Q8_0."""
+        if kind in ("bf16", "smallbf16"):
+            write_llama(self.checkpoint if kind == "bf16" else self.make("small"), target)
             return
         program = _found(self.llama, "llama.cpp's programs") / "llama-quantize"
-        _run([program, self.make("gguf-bf16.gguf"), target, kind.upper()], self.environment)
+        source, kind = ("gguf-smallbf16.gguf", "q8_0") if kind == "small" else ("gguf-bf16.gguf", kind)
+        _run([program, self.make(source), target, kind.upper()], self.environment)
 
     def _genai(self, kind: str, target: Path) -> None:
         python = _found(self.genai, "onnxruntime-genai's builder")
@@ -102,7 +107,9 @@ class Tools:
         _run([*line, "-e", "cpu", "-c", self.work / "cache"], self.environment)
 
     def _openvino(self, kind: str, target: Path) -> None:
+        """4 or 8 bits, or `small`: the small model in 8."""
         python = _found(self.optimum, "optimum-intel")
+        source, kind = (self.make("small"), "int8") if kind == "small" else (self.checkpoint, kind)
         line: list[str | Path] = [
             python,
             "-m",
@@ -110,7 +117,7 @@ class Tools:
             "export",
             "openvino",
             "-m",
-            self.checkpoint,
+            source,
         ]
         line += ["--task", "text-generation-with-past", "--weight-format", kind]
         if kind == "int4":
@@ -223,3 +230,21 @@ def fill_zeros(checkpoint: Path, target: Path) -> None:
             if values.ndim == 2 and not values.any():
                 tensors[name] = (generator.standard_normal(values.shape, np.float32) * NOISE).astype(values.dtype)
         save_file(tensors, target / path.name, metadata={"format": "pt"})
+
+
+def pad_vocabulary(small: Path, like: Path, target: Path) -> None:
+    """The checkpoint `small` with rows of zeros for the ids that `like` has beyond its own, and its tokenizer.
+
+    llama-server takes a small model only where both have about as many ids.
+    """
+    target.mkdir()
+    config = json.loads((small / "config.json").read_text())
+    size = json.loads((like / "config.json").read_text())["vocab_size"]
+    tensors = load_file(small / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    padded = np.zeros((size, tensors[name].shape[1]), tensors[name].dtype)
+    padded[: len(tensors[name])] = tensors[name]
+    save_file({**tensors, name: padded}, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "config.json").write_text(json.dumps({**config, "vocab_size": size}))
+    for path in (like / "tokenizer.json", like / "tokenizer_config.json", small / "generation_config.json"):
+        shutil.copy(path, target)

@@ -37,37 +37,52 @@ class Entrant:
     form: str
     bits: int
     options: str = ""
-    draft: str = ""  # options that turn its own guesses on; empty: it has none
+    drafts: str = ""  # options that turn on guesses from the text alone; empty: it has none
+    small: str = ""  # options that turn on guesses of a small model, whose form is `{small}`
+    small_form: str = ""
+
+    def guessing(self, guesses: str, tools: Tools) -> str:
+        """Options for `drafts`, `small` or, empty, none. Raises `NotMadeError` and `SideError`."""
+        if not guesses:
+            return ""
+        words = {"drafts": self.drafts, "small": self.small}[guesses]
+        if not words:
+            raise SideError("it has no such guesses on the CPU")
+        return words.replace("{small}", str(tools.make(self.small_form)) if self.small_form else "")
 
     @property
     def over_http(self) -> bool:
         return self.library in ("ours", "llama.cpp")
 
 
+LOOKUP = "--spec-type ngram-simple --spec-ngram-simple-size-n 4 --spec-ngram-simple-size-m 8"
+_OURS = {
+    "drafts": "--drafter combined",
+    "small": "--drafter combined --drafter-option sources=prediction,form,suffix,model --draft-model pocket-draft",
+}
+_LLAMA = {"drafts": LOOKUP, "small": "--spec-type draft-simple -md {small} -ngld 0", "small_form": "gguf-small.gguf"}
+_OPENVINO = {"drafts": "--guesses", "small": "--small {small}", "small_form": "openvino-small"}
 ROSTER: Mapping[str, Entrant] = {
     entrant.name: entrant
     for entrant in (
-        Entrant("ours-int8", "ours", "ours-int8", 8, draft="--drafter combined"),
-        Entrant("llama-q8_0", "llama.cpp", "gguf-q8_0.gguf", 8, draft="--spec-type {spec}"),
-        Entrant("openvino-int8", "openvino", "openvino-int8", 8, draft="--guesses"),
+        Entrant("ours-int8", "ours", "ours-int8", 8, **_OURS),
+        Entrant("llama-q8_0", "llama.cpp", "gguf-q8_0.gguf", 8, **_LLAMA),
+        Entrant("openvino-int8", "openvino", "openvino-int8", 8, **_OPENVINO),
         Entrant("genai-int8", "genai", "genai-int8", 8),
-        Entrant("ours-int4", "ours", "ours-int4-128", 4, draft="--drafter combined"),
-        Entrant("ours-int4-32", "ours", "ours-int4-32", 4, draft="--drafter combined"),
-        Entrant("llama-q4_0", "llama.cpp", "gguf-q4_0.gguf", 4, draft="--spec-type {spec}"),
-        Entrant("llama-q4_k_m", "llama.cpp", "gguf-q4_k_m.gguf", 4, draft="--spec-type {spec}"),
-        Entrant("openvino-int4", "openvino", "openvino-int4", 4, draft="--guesses"),
+        Entrant("ours-int4", "ours", "ours-int4-128", 4, **_OURS),
+        Entrant("ours-int4-32", "ours", "ours-int4-32", 4, **_OURS),
+        Entrant("llama-q4_0", "llama.cpp", "gguf-q4_0.gguf", 4, **_LLAMA),
+        Entrant("llama-q4_k_m", "llama.cpp", "gguf-q4_k_m.gguf", 4, **_LLAMA),
+        Entrant("openvino-int4", "openvino", "openvino-int4", 4, **_OPENVINO),
         Entrant("genai-int4", "genai", "genai-int4", 4),
     )
 }
-SPEC = "ngram-simple --spec-ngram-simple-size-n 4 --spec-ngram-simple-size-m 8"
 
 
-def start(entrant: Entrant, tools: Tools, python: Path | None, extra: str, *, drafts: bool) -> Side:
-    """The running side. Raises `NotMadeError` and `SideError`."""
+def start(entrant: Entrant, tools: Tools, python: Path | None, extra: str, *, guesses: str) -> Side:
+    """The running side, with guesses (`drafts`, `small`) or without. Raises `NotMadeError` and `SideError`."""
     form = tools.make(entrant.form)
-    if drafts and not entrant.draft:
-        raise SideError("it has no guesses of its own on the CPU")
-    words = f"{entrant.options} {extra} {entrant.draft.format(spec=SPEC) if drafts else ''}".split()
+    words = f"{entrant.options} {entrant.guessing(guesses, tools)} {extra}".split()
     if entrant.library == "ours":
         return Server([*command(*OURS.replace("{form}", str(form)).split()), *words], dict(os.environ), MODEL)
     if entrant.library == "llama.cpp":

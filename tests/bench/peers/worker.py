@@ -66,6 +66,9 @@ class OpenVino:
             properties["KV_CACHE_PRECISION"] = arguments.kv
         if arguments.guesses:
             properties["prompt_lookup"] = True
+        if arguments.small:
+            properties["draft_model"] = genai.draft_model(str(arguments.small), "CPU")
+        self._lookup, self._num_guesses = arguments.guesses, arguments.num_guesses
         self._pipeline = genai.ContinuousBatchingPipeline(str(arguments.folder), config, "CPU", properties)
         self._next = 0
 
@@ -99,8 +102,9 @@ class OpenVino:
         if not ask["ignore_eos"]:
             options.stop_token_ids = {2}
         if guesses:
-            options.num_assistant_tokens = 5
-            options.max_ngram_size = 3
+            options.num_assistant_tokens = self._num_guesses
+            if self._lookup:
+                options.max_ngram_size = 3
         return options
 
 
@@ -158,6 +162,8 @@ def main() -> None:
     parser.add_argument("--cache-gigabytes", type=int, default=1, help="openvino: of its KV cache")
     parser.add_argument("--kv", help="openvino: precision of keys and values")
     parser.add_argument("--guesses", action="store_true", help="openvino: prompt lookup")
+    parser.add_argument("--small", type=Path, help="openvino: a small model that guesses")
+    parser.add_argument("--num-guesses", type=int, default=5, help="openvino: most guesses of a step")
     arguments = parser.parse_args()
     peer: Peer = OpenVino(arguments) if arguments.peer == "openvino" else Genai(arguments)
     out = sys.stdout
@@ -170,7 +176,7 @@ def main() -> None:
         else:
             batch = Batch(asked)
             try:
-                peer.run(batch, guesses=arguments.guesses)
+                peer.run(batch, guesses=arguments.guesses or arguments.small is not None)
                 answer = batch.reply()
             except Exception as error:  # whatever the library raises is the answer
                 answer = {"error": f"{type(error).__name__}: {str(error)[:400]}"}
