@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -15,10 +19,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from ortserve.export.open_source import open_source
 from ortserve.export.publish import export_checkpoint
-from tests.bench.cpu_peers import GUESSES, Found, chosen
+from tests.bench.cpu_peers import GUESSES, PARTS, Found, Parts, chosen, quiet_figures
 from tests.bench.peers.models import NotMadeError, Tools, fill_zeros, pad_vocabulary, write_llama
+from tests.bench.peers.quiet import Watch, family, others_seconds
 from tests.bench.peers.roster import ROSTER
-from tests.bench.peers.sides import SideError, Worker
+from tests.bench.peers.sides import Side, SideError, Worker
 from tests.bench.peers.work import Ask, Prompts, Timeline, decode_rate, interference_figures, latency_p95, whole_rate
 from tests.export.checkpoints import Tiny, write_checkpoint
 
@@ -172,3 +177,46 @@ def test_sides_are_chosen_with_guesses_or_without(tmp_path: Path) -> None:
     assert f"-md {tmp_path / 'gguf-small.gguf'}" in llama.guessing("small", tools)
     with pytest.raises(SideError, match="no such guesses"):
         ROSTER["genai-int8"].guessing("drafts", tools)
+
+
+BURNS = """
+import os, sys, time
+if "orphan" in sys.argv and os.fork():
+    os._exit(0)  # whose child is nobody's child then
+while time.process_time() < 0.3:
+    pass
+print(os.getpid(), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kind", ["child", "orphan"])
+def test_a_child_is_not_others_and_a_stranger_is(kind: str) -> None:
+    before = others_seconds()
+    with subprocess.Popen(
+        [sys.executable, "-c", BURNS, kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        busy = int(child.stdout.readline())  # it has used its processor time and lives
+        assert (busy in family(os.getpid())) == (kind == "child")
+        if kind == "orphan":
+            assert others_seconds() - before >= 0.2
+
+
+def test_a_figure_that_others_disturbed_is_measured_again_and_does_not_count_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shares = iter([0.5, 0.0, 0.02, 0.7])
+    asked: list[int] = []
+
+    def figures(parts: Parts) -> Iterator[tuple[str, float]]:
+        asked.append(parts.number)
+        yield "first", float(len(asked))
+        yield "second", float(10 * len(asked))
+
+    monkeypatch.setitem(PARTS, "decode", figures)  # type: ignore[arg-type]
+    monkeypatch.setattr(Watch, "look", lambda watch: next(shares))
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    found = quiet_figures(cast(Side, None), "decode", 4, tokenizer)
+    assert found == {"first": (0.02, 2.0), "second": (0.0, 10.0)}
+    assert len(set(asked)) == 2  # with other prompts

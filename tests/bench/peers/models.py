@@ -246,5 +246,6 @@ def pad_vocabulary(small: Path, like: Path, target: Path) -> None:
     padded[: len(tensors[name])] = tensors[name]
     save_file({**tensors, name: padded}, target / "model.safetensors", metadata={"format": "pt"})
     (target / "config.json").write_text(json.dumps({**config, "vocab_size": size}))
-    for path in (like / "tokenizer.json", like / "tokenizer_config.json", small / "generation_config.json"):
+    beside = (like / "tokenizer.json", like / "tokenizer_config.json", small / "generation_config.json")
+    for path in filter(Path.exists, beside):
         shutil.copy(path, target)
