@@ -214,7 +214,7 @@ def test_a_figure_that_others_disturbed_is_measured_again_and_does_not_count_els
         yield "first", float(len(asked))
         yield "second", float(10 * len(asked))
 
-    monkeypatch.setitem(PARTS, "decode", figures)  # type: ignore[arg-type]
+    monkeypatch.setitem(PARTS, "decode", figures)
     monkeypatch.setattr(Watch, "look", lambda watch: next(shares))
     tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     found = quiet_figures(cast(Side, None), "decode", 4, tokenizer)
