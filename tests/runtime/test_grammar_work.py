@@ -130,8 +130,8 @@ def test_grammars_at_the_bounds_are_compiled(grammars: GuidanceGrammars) -> None
         FOLLOWED["seconds of a day"],
         {"type": "integer", "multipleOf": MAX_REMAINDERS - 1},
     ):
-        grammars.compile(Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema)))
-    grammars.compile(Grammar(GrammarKind.LARK, texts(MAX_MEETING, "~")))
+        assert grammars.compile(Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema))).failure is None
+    assert grammars.compile(Grammar(GrammarKind.LARK, texts(MAX_MEETING, "~"))).failure is None
 
 
 @pytest.mark.parametrize("prefix", ["", "~", "~ "])
