@@ -111,6 +111,14 @@ class Watch:
         self._busy_since = None
         self._last_sent = self._loop.time()
 
+    async def hush(self) -> None:
+        """Send no more signs of life: what comes next is numbered as the last, and may take a while to be kept."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._pinger is not None:
+            await self._pinger
+            self._pinger = None
+
     def stop(self) -> None:
         """Stop watching; after the last piece, so that the end of the reply is not taken for a disconnect."""
         for task in (self._listener, self._pinger):

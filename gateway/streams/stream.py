@@ -100,6 +100,7 @@ class EventStream:
                     )
             if writer.include_usage:
                 await self._generation.settle()
+            await watch.hush()
             last = writer.end(self._generation.usage())
             if self._keep is not None:
                 await self._keep()

@@ -11,7 +11,9 @@ import pytest
 from openai import OpenAI
 from openai.types.responses import ResponseOutputMessage, ResponseOutputText
 
-from ortserve.gateway.http.watch import Patience
+from ortserve.gateway.http.watch import Patience, Watch
+from ortserve.gateway.store.responses import Responses
+from ortserve.gateway.streams import stream as streams
 from ortserve.runtime.request import FinishReason
 from tests.gateway.conftest import REPLY
 from tests.gateway.running import Running, running
@@ -188,6 +190,30 @@ def test_silence_is_filled_with_events_that_count() -> None:
         assert stream.get_final_response().output_text == "ab"
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert [event.type for event in events].count("response.in_progress") >= 3
+
+
+def test_no_sign_of_life_comes_while_the_end_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end has its number by then: an event before it would have a larger one."""
+    watches: list[Watch] = []
+    are_quiet: list[bool] = []
+    add = Responses.add
+
+    class Noted(Watch):
+        def __init__(self, *words: Any, **options: Any) -> None:
+            super().__init__(*words, **options)
+            watches.append(self)
+
+    async def add_noted(self: Responses, *words: Any) -> None:
+        (watch,) = watches
+        are_quiet.append(watch._timer is not None and watch._timer.cancelled())
+        await add(self, *words)
+
+    monkeypatch.setattr(streams, "Watch", Noted)
+    monkeypatch.setattr(Responses, "add", add_noted)
+    with running(make_driver(saying("ab"))) as server:
+        text = httpx.post(f"{server.url}{PATH}", json=call(stream=True)).text
+    assert "response.completed" in text
+    assert are_quiet == [True]
 
 
 def test_every_form_of_input_is_the_prompt_of_chat_completions(http: httpx.Client, server: Running) -> None:
