@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
+import structlog
 from httpx._config import DEFAULT_TIMEOUT_CONFIG
 from hypothesis import HealthCheck, settings
 
@@ -32,6 +34,13 @@ def without_user_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's ORTSERVE_* variables, and those of `serve`, must not change what is tested."""
     for name in [name for name in os.environ if name.startswith("ORTSERVE_") or name in ("HOST", "PORT", "MODEL")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def with_logs_of_its_own() -> Iterator[None]:
+    """A level that one test or folder asks for must not hide what another reads: they share processes."""
+    yield
+    structlog.reset_defaults()
 
 
 # Files of few tests that take long. Tests are handed out file by file: whatever comes last is waited for.

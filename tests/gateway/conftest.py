@@ -18,7 +18,7 @@ from tests.gateway.scripted import make_driver, saying
 REPLY = "hello world, caf\u00e9 \U0001f600!"
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _quiet_logs() -> None:
     configure_logs("error")
 
