@@ -21,9 +21,8 @@ _Integer = TypeVar("_Integer", np.int32, np.int64)
 _NOWHERE = -1  # slot of a token that is not stored
 _FINE_BUCKETS = (1, 2, 4, 8)
 _COARSE_BUCKET = 16  # above: the next multiple
-LONGEST_SPREAD = (
-    17  # tokens of a row, of a draft and one more: a chunk of a prompt has kernels that read its pages once
-)
+# Tokens of a row, those of the longest draft and one more: a chunk of a prompt has kernels that read its pages once.
+LONGEST_SPREAD = 17
 ROOM_FOR_PADDING = _COARSE_BUCKET  # logits rows that padding may need beyond those that a step may ask for
 
 
